@@ -1,0 +1,9 @@
+"""The one exception that speaks to a user instead of a programmer."""
+
+
+class UserError(Exception):
+    """A mistake that the user can correct.
+
+    The message is one clear line that names the file, id or flag concerned and says what to do. Command
+    lines print it on stderr without a traceback and end with exit status 2.
+    """

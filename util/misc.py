@@ -1,0 +1,37 @@
+"""The published import path of helpers that now have homes of their own; nothing in the project uses it."""
+
+from torch.nn.functional import interpolate
+
+from util.distributed import (
+    all_gather,
+    get_rank,
+    get_world_size,
+    init_distributed_mode,
+    is_dist_avail_and_initialized,
+    is_main_process,
+    reduce_dict,
+    save_on_master,
+)
+from util.git_state import get_sha
+from util.meters import MetricLogger, SmoothedValue
+from util.metrics import accuracy
+from util.nested_tensor import NestedTensor, collate_fn, nested_tensor_from_tensor_list
+
+__all__ = [
+    "MetricLogger",
+    "NestedTensor",
+    "SmoothedValue",
+    "accuracy",
+    "all_gather",
+    "collate_fn",
+    "get_rank",
+    "get_sha",
+    "get_world_size",
+    "init_distributed_mode",
+    "interpolate",
+    "is_dist_avail_and_initialized",
+    "is_main_process",
+    "nested_tensor_from_tensor_list",
+    "reduce_dict",
+    "save_on_master",
+]

@@ -1,0 +1,151 @@
+"""What a user sees of a running loop: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections import deque
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from util.distributed import get_world_size, is_main_process
+
+if TYPE_CHECKING:
+    from util.meters import MetricLogger
+
+MEGABYTE = 1024 * 1024
+RECENT = 20  # steps over which speed is averaged
+BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
+NARROW_BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # leaves the room to the numbers
+BAR_WITHOUT_END = "{desc} {n_fmt}  {elapsed}{postfix}"
+
+
+class Progress:
+    """How far a loop is and how fast; only the main process prints.
+
+    Args:
+        logger: its meters are read whenever something is shown, and only then.
+        header: what opens each line.
+        start: steps done before this loop.
+        total: steps at its end, None if unknown.
+    """
+
+    def __init__(self, logger: MetricLogger, header: str, start: int, total: int | None):
+        self.logger, self.header, self.start, self.total = logger, header, start, total
+        self.done = self.last_shown = start
+        self.seconds = 0.0
+        self.recent_seconds: deque[float] = deque(maxlen=RECENT)
+        self.recent_data_seconds: deque[float] = deque(maxlen=RECENT)
+        self.recent_images: deque[int] = deque(maxlen=RECENT)
+        self.prints = is_main_process()
+        self.bar = self._make_bar() if self.prints and sys.stdout.isatty() else None
+
+    def _make_bar(self) -> Any:
+        from tqdm import tqdm
+
+        wide = shutil.get_terminal_size().columns >= 120
+        layout = (BAR if wide else NARROW_BAR) if self.total is not None else BAR_WITHOUT_END
+        return tqdm(
+            desc=self.header,
+            initial=self.start,
+            total=self.total,
+            file=sys.stdout,
+            dynamic_ncols=True,
+            bar_format=layout,
+        )
+
+    def step_done(self, seconds: float, data_seconds: float, batch: Any) -> None:
+        """Count a step that took so long in all, and so long until its batch was there."""
+        self.done += 1
+        self.seconds += seconds
+        self.recent_seconds.append(seconds)
+        self.recent_data_seconds.append(data_seconds)
+        if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], (tuple, list)):
+            self.recent_images.append(len(batch[1]))  # (samples, targets): a target per image
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def show(self) -> None:
+        """Print a line, or refresh the text behind the bar; nothing where this step was shown already."""
+        if not self.prints or self.done == self.last_shown:
+            return
+        self.last_shown = self.done
+        if self.bar is not None:
+            self.bar.set_postfix_str("  ".join(self._bar_fields()))
+        else:
+            print(self.logger.delimiter.join(filter(None, self._line_fields())), flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def summarize(self, seconds: float) -> None:
+        """Say how long the loop took."""
+        if self.prints:
+            per_step = seconds / max(self.done - self.start, 1)
+            print(f"{self.header} Total time: {_clock(seconds)} ({per_step:.4f} s / it)".lstrip(), flush=True)
+
+    def _line_fields(self) -> list[str]:
+        count, eta = f"[{self.done}]", ""
+        if self.total is not None:
+            count = f"[{self.done:{len(str(self.total))}}/{self.total}]"
+            eta = f"eta: {_clock(self.seconds / (self.done - self.start) * (self.total - self.done))}"
+        rate = self._images_per_second()
+        return [
+            self.header,
+            count,
+            eta,
+            str(self.logger),
+            "" if rate is None else f"images/s: {rate:.1f}",
+            f"time: {_mean(self.recent_seconds):.4f}",
+            f"data: {_mean(self.recent_data_seconds):.4f}",
+            f"max mem: {_memory_megabytes():.0f}",
+        ]
+
+    def _bar_fields(self) -> list[str]:
+        shown = self.logger.shown()
+        names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
+        fields = [f"{name} {shown[name].value if name == 'lr' else shown[name].median:.4g}" for name in names]
+        rate = self._images_per_second()
+        if rate is not None:
+            fields.append(f"{rate:.1f} images/s")
+        data_seconds = _mean(self.recent_data_seconds)
+        return [*fields, f"data {data_seconds:.3f} s", f"{_memory_megabytes():.0f} MB"]
+
+    def _images_per_second(self) -> float | None:
+        """Over all processes, in the last steps; None where batch sizes are not known."""
+        if not self.recent_images or not sum(self.recent_seconds):
+            return None
+        return sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
+
+
+def last_step(iterable: Any, start: int) -> int | None:
+    """Number of the last step of a loop over iterable behind `start` steps; None where nobody knows."""
+    try:
+        return start + len(iterable)
+    except TypeError:  # a generator, or a loader over a stream
+        return None
+
+
+def _mean(values: deque[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))
+
+
+def _memory_megabytes() -> float:
+    """Most memory used so far: allocated on the GPU where one is in use, else resident in this process."""
+    if torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    try:
+        import resource
+    except ImportError:  # Windows has no such count
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MEGABYTE if sys.platform == "darwin" else peak / 1024  # bytes there, kilobytes elsewhere
