@@ -1,0 +1,58 @@
+"""Models, losses and post-processors. `build_model(args)` wires them from the flags of main.py."""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import nn
+
+__all__ = ["build_model"]
+
+LOSSES = ("labels", "boxes", "cardinality")
+
+
+def build_model(args: argparse.Namespace) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
+    """Build what the flags describe; no file is read but for the backbone's weights.
+
+    An open `num_classes` is 250 for coco_panoptic and 91 otherwise.
+
+    Returns:
+        The model, its criterion (on `args.device`), and the post-processors by name: `bbox`, and with masks
+        `segm`, and with coco_panoptic `panoptic`.
+    """
+    from models.backbone import build_backbone
+    from models.criterion import SetCriterion
+    from models.detr import DETR
+    from models.matcher import build_matcher
+    from models.postprocess import PostProcess
+    from models.transformer import build_transformer
+
+    num_classes = args.num_classes or default_num_classes(args.dataset_file)
+    model: nn.Module = DETR(
+        build_backbone(args),
+        build_transformer(args),
+        num_classes=num_classes,
+        num_queries=args.num_queries,
+        aux_loss=args.aux_loss,
+    )
+    criterion = SetCriterion(
+        num_classes, build_matcher(args), build_weight_dict(args), args.eos_coef, list(LOSSES)
+    )
+    if args.device is not None:
+        criterion.to(args.device)
+    return model, criterion, {"bbox": PostProcess()}
+
+
+def default_num_classes(dataset_file: str) -> int:
+    """What an open `--num_classes` means where no annotation file is read: highest category id + 1 of COCO.
+
+    Panoptic's 250 is merely large enough for ids to 200.
+    """
+    return 250 if dataset_file == "coco_panoptic" else 91
+
+
+def build_weight_dict(args: argparse.Namespace) -> dict[str, float]:
+    """The factor of each loss by name, auxiliary layers included."""
+    weights = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    earlier = range(args.dec_layers - 1) if args.aux_loss else ()
+    return weights | {f"{name}_{layer}": value for layer in earlier for name, value in weights.items()}

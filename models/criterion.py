@@ -1,0 +1,273 @@
+"""The set loss: match predictions with objects, then compare the pairs (paper, section 3.1).
+
+Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from models.losses import (
+    MatchedPairs,
+    box_losses,
+    cardinality_error,
+    classification_loss,
+    dice_loss,
+    sigmoid_focal_loss,
+)
+from models.matcher import HungarianMatcher, Matches
+from util.distributed import get_world_size
+from util.metrics import accuracy
+
+Outputs = dict[str, Any]
+Targets = list[dict[str, Tensor]]
+Losses = dict[str, Tensor]
+
+
+class SetCriterion(nn.Module):
+    """Matches each image's predictions with its objects and computes the losses of the pairs.
+
+    All decoder layers are matched and compared in one pass. A subclass that overrides a `loss_*` method or
+    `get_loss`, or a matcher of another class, is called once for each layer instead.
+
+    Args:
+        num_classes: C; class C is "no object".
+        matcher: gives for outputs and targets the matched pairs of each image.
+        weight_dict: factor of each loss, by its name; whoever sums the losses applies it.
+        eos_coef: weight of "no object" in the classification loss.
+        losses: which of labels, cardinality, boxes, masks to compute.
+    """
+
+    empty_weight: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: nn.Module,
+        weight_dict: dict[str, float],
+        eos_coef: float,
+        losses: Sequence[str],
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = weight_dict
+        self.eos_coef = eos_coef
+        self.losses = losses
+        weight = torch.ones(num_classes + 1)
+        weight[-1] = eos_coef
+        self.register_buffer("empty_weight", weight)
+
+    def forward(self, outputs: Outputs, targets: Targets, matches: list[Matches] | None = None) -> Losses:
+        """Compute every loss of every layer.
+
+        Args:
+            outputs: `pred_logits` [B, Q, C + 1], `pred_boxes` [B, Q, 4], perhaps `pred_masks`, and perhaps
+                `aux_outputs`, a list of such dicts, one for each earlier layer.
+            targets: for each image `labels` [n] and `boxes` [n, 4] (cxcywh in [0, 1]), perhaps `masks`.
+            matches: what `match` gave for these outputs, if it has been called already.
+
+        Returns:
+            Scalars by name. The last layer's have plain names; an earlier layer's end in _0, _1, ...
+        """
+        layers = [*outputs.get("aux_outputs", []), {k: v for k, v in outputs.items() if k != "aux_outputs"}]
+        suffixes = [f"_{i}" for i in range(len(layers) - 1)] + [""]
+        matches = self.match(outputs, targets) if matches is None else matches
+        num_boxes = self._num_boxes(outputs, targets)
+        together = {loss for loss in self.losses if self._is_plain(loss, matches)}
+        losses: Losses = {}
+        if together:
+            losses.update(self._all_layers(together, layers, suffixes, targets, matches, num_boxes))
+        for layer, suffix, matched in zip(layers, suffixes, matches, strict=True):
+            for loss in self.losses:
+                if loss in together or (loss == "masks" and suffix):
+                    continue  # masks are predicted by the last layer alone
+                options = {"log": False} if loss == "labels" and suffix else {}
+                values = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
+                losses.update({name + suffix: value for name, value in values.items()})
+        return losses
+
+    def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
+        """The matches of every layer, the last one's at the end."""
+        layers = [*outputs.get("aux_outputs", []), outputs]
+        if (
+            isinstance(self.matcher, HungarianMatcher)
+            and type(self.matcher).forward is HungarianMatcher.forward
+        ):
+            logits = torch.stack([layer["pred_logits"].detach() for layer in layers])
+            boxes = torch.stack([layer["pred_boxes"].detach() for layer in layers])
+            return self.matcher.match_layers(logits, boxes, targets)
+        return [
+            self.matcher({k: v for k, v in layer.items() if k != "aux_outputs"}, targets) for layer in layers
+        ]
+
+    def _num_boxes(self, outputs: Outputs, targets: Targets) -> Tensor | float:
+        """The mean number of objects over ranks, at least 1; in evaluation the batch's own number.
+
+        Evaluation has no collective in its loop: ranks hold different numbers of batches.
+        """
+        own = sum(len(target["labels"]) for target in targets)
+        world_size = get_world_size()
+        if world_size == 1 or not self.training:
+            return float(max(own, 1))
+        total = torch.tensor(float(own), device=outputs["pred_logits"].device)
+        torch.distributed.all_reduce(total)
+        return (total / world_size).clamp(min=1)
+
+    def _is_plain(self, loss: str, matches: list[Matches]) -> bool:
+        """Whether a loss is computed for all layers at once: nobody has put another in its place."""
+        method = {"labels": "loss_labels", "cardinality": "loss_cardinality", "boxes": "loss_boxes"}.get(loss)
+        if method is None:
+            return False
+        replaced = any(
+            name in vars(self) or getattr(type(self), name) is not getattr(SetCriterion, name)
+            for name in (method, "get_loss")
+        )
+        same_number = len({sum(len(queries) for queries, _ in layer) for layer in matches}) == 1
+        return same_number and not replaced
+
+    def _all_layers(
+        self,
+        names: set[str],
+        layers: list[Outputs],
+        suffixes: list[str],
+        targets: Targets,
+        matches: list[Matches],
+        num_boxes: Tensor | float,
+    ) -> Losses:
+        """The losses of all layers in one pass."""
+        logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, C + 1]
+        pairs = MatchedPairs.from_matches(matches, [len(t["labels"]) for t in targets], logits.device)
+        losses: Losses = {}
+        if "labels" in names:
+            values, class_error = self._labels(logits, targets, pairs)
+            losses.update(_named("loss_ce", values, suffixes), class_error=class_error)
+        if "cardinality" in names:
+            losses.update(_named("cardinality_error", self._cardinality(logits, targets), suffixes))
+        if "boxes" in names:
+            boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
+            l1, giou = self._boxes(boxes, targets, pairs, num_boxes)
+            losses.update(_named("loss_bbox", l1, suffixes), **_named("loss_giou", giou, suffixes))
+        return losses
+
+    def _labels(self, logits: Tensor, targets: Targets, pairs: MatchedPairs) -> tuple[Tensor, Tensor]:
+        """Classification loss of each layer [L], and the last layer's class_error."""
+        logits = logits.float()
+        labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [L, N]
+        classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        classes[layer, pairs.image, pairs.query] = labels
+        matched = logits[-1, pairs.image[-1], pairs.query[-1]]  # [N, C + 1]
+        class_error = 100 - accuracy(matched.detach(), labels[-1])[0]
+        return classification_loss(logits, classes, self.empty_weight), class_error
+
+    def _cardinality(self, logits: Tensor, targets: Targets) -> Tensor:
+        counts = torch.tensor([float(len(target["labels"])) for target in targets])
+        return cardinality_error(logits, counts.to(logits.device, non_blocking=True))
+
+    def _boxes(
+        self, boxes: Tensor, targets: Targets, pairs: MatchedPairs, num_boxes: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        wanted = torch.cat([target["boxes"] for target in targets])[pairs.object]  # [L, N, 4]
+        return box_losses(pairs.of(boxes).float(), wanted.float(), num_boxes)
+
+    # One layer at a time, under the names and signatures that forks override.
+
+    def loss_labels(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        indices: Matches,
+        num_boxes: Tensor | float,
+        log: bool = True,
+    ) -> Losses:
+        """`loss_ce`, and with `log` also `class_error`, the share in percent of matched queries that err."""
+        logits = outputs["pred_logits"][None]
+        values, class_error = self._labels(logits, targets, self._pairs(indices, targets, logits.device))
+        return {"loss_ce": values[0], "class_error": class_error} if log else {"loss_ce": values[0]}
+
+    def loss_cardinality(
+        self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
+    ) -> Losses:
+        """`cardinality_error`, for logging only: it has no gradient."""
+        return {"cardinality_error": self._cardinality(outputs["pred_logits"][None], targets)[0]}
+
+    def loss_boxes(
+        self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
+    ) -> Losses:
+        """`loss_bbox` (L1) and `loss_giou`, both over `num_boxes`."""
+        boxes = outputs["pred_boxes"][None]
+        l1, giou = self._boxes(boxes, targets, self._pairs(indices, targets, boxes.device), num_boxes)
+        return {"loss_bbox": l1[0], "loss_giou": giou[0]}
+
+    def loss_masks(
+        self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
+    ) -> Losses:
+        """`loss_mask` (focal) and `loss_dice` of `pred_masks` [B, Q, h, w], over the padded canvas."""
+        masks = outputs["pred_masks"][self._get_src_permutation_idx(indices)]  # [N, h, w]
+        wanted = _padded_masks(targets, indices).to(masks)  # [N, H, W]
+        masks = interpolate(masks[:, None], size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+        flat, wanted = masks.flatten(1), wanted.flatten(1)
+        return {
+            "loss_mask": sigmoid_focal_loss(flat, wanted, num_boxes),
+            "loss_dice": dice_loss(flat, wanted, num_boxes),
+        }
+
+    def get_loss(
+        self,
+        loss: str,
+        outputs: Outputs,
+        targets: Targets,
+        indices: Matches,
+        num_boxes: Tensor | float,
+        **kwargs: Any,
+    ) -> Losses:
+        """The losses that go by one name, for one layer.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        methods = {
+            "labels": self.loss_labels,
+            "cardinality": self.loss_cardinality,
+            "boxes": self.loss_boxes,
+            "masks": self.loss_masks,
+        }
+        if loss not in methods:
+            raise ValueError(f"loss {loss!r}: not one of {', '.join(methods)}")
+        return methods[loss](outputs, targets, indices, num_boxes, **kwargs)
+
+    def _pairs(self, indices: Matches, targets: Targets, device: torch.device) -> MatchedPairs:
+        return MatchedPairs.from_matches([indices], [len(target["labels"]) for target in targets], device)
+
+    def _get_src_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
+        """(image, query) of all matched pairs, to index predictions [B, Q, ...] with."""
+        return _flat_index([query for query, _ in indices])
+
+    def _get_tgt_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
+        """(image, object) of all matched pairs, to index padded targets [B, n, ...] with."""
+        return _flat_index([obj for _, obj in indices])
+
+
+def _flat_index(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    image = torch.cat([torch.full_like(row, i) for i, row in enumerate(rows)])
+    return image, torch.cat(rows)
+
+
+def _padded_masks(targets: Targets, indices: Matches) -> Tensor:
+    """The masks of matched objects on the batch's canvas, zero where padded: [N, H, W]."""
+    height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
+    rows = []
+    for target, (_, objects) in zip(targets, indices, strict=True):
+        masks = target["masks"][objects.to(target["masks"].device)]
+        rows.append(pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2])))
+    return torch.cat(rows)
+
+
+def _named(name: str, values: Tensor, suffixes: list[str]) -> Losses:
+    return {name + suffix: value for suffix, value in zip(suffixes, values.unbind(), strict=True)}

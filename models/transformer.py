@@ -1,0 +1,310 @@
+"""The encoder-decoder transformer of DETR (paper, section 3.2 and appendix A.3).
+
+It differs from the original transformer in three ways: position embeddings enter every attention, as
+part of queries and keys but never of values; the decoder decodes all queries at once; and the decoder's
+last norm is applied to a copy of each layer's output, for the auxiliary losses.
+
+Shapes: B batch, D width, S = h * w cells of the feature map, Q queries, L decoder layers. Inside the
+transformer, sequences come first: [S, B, D], [Q, B, D].
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, glu, relu
+
+from models.attention import MultiheadAttention
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "glu": glu}
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder.
+
+    Args:
+        d_model: D.
+        nhead: heads of every attention; divides D.
+        num_encoder_layers, num_decoder_layers: how many of each.
+        dim_feedforward: inner width of the feed-forward networks.
+        dropout: probability, for training.
+        activation: relu, gelu or glu, in the feed-forward networks.
+        normalize_before: norms in front of each sub-layer, and one behind the encoder (pre-norm).
+        return_intermediate_dec: give every decoder layer's output, not the last one's alone.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        normalize_before: bool = False,
+        return_intermediate_dec: bool = False,
+    ):
+        super().__init__()
+        layer = (d_model, nhead, dim_feedforward, dropout, activation, normalize_before)
+        self.encoder = TransformerEncoder(
+            TransformerEncoderLayer(*layer),
+            num_encoder_layers,
+            nn.LayerNorm(d_model) if normalize_before else None,
+        )
+        self.decoder = TransformerDecoder(
+            TransformerDecoderLayer(*layer),
+            num_decoder_layers,
+            nn.LayerNorm(d_model),
+            return_intermediate_dec,
+        )
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        self.d_model = d_model
+        self.nhead = nhead
+
+    def forward(
+        self, src: Tensor, mask: Tensor | None, query_embed: Tensor, pos_embed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the image and decode the queries.
+
+        Args:
+            src: features [B, D, h, w].
+            mask: bool [B, h, w], True where padded; None if nothing is.
+            query_embed: [Q, D], added in every decoder layer.
+            pos_embed: [B, D, h, w].
+
+        Returns:
+            Decoder outputs [L, B, Q, D] (L is 1 without return_intermediate_dec) and the encoder's
+            memory [B, D, h, w].
+        """
+        batch, width, height, columns = src.shape
+        src = src.flatten(2).permute(2, 0, 1)  # [S, B, D]
+        pos = pos_embed.flatten(2).permute(2, 0, 1)  # [S, B, D]
+        padding = mask.flatten(1) if mask is not None else None  # [B, S]
+        query_pos = query_embed[:, None].expand(-1, batch, -1)  # [Q, B, D]
+
+        memory = self.encoder(src, src_key_padding_mask=padding, pos=pos)
+        hs = self.decoder(
+            torch.zeros_like(query_pos),
+            memory,
+            memory_key_padding_mask=padding,
+            pos=pos,
+            query_pos=query_pos,
+        )  # [L, Q, B, D]
+        return hs.transpose(1, 2), memory.permute(1, 2, 0).reshape(batch, width, height, columns)
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of copies of one encoder layer, and a norm behind it if there is one."""
+
+    def __init__(self, encoder_layer: nn.Module, num_layers: int, norm: nn.Module | None = None):
+        super().__init__()
+        self.layers = _copies(encoder_layer, num_layers)
+        self.num_layers = num_layers
+        self.norm = norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+    ) -> Tensor:
+        """[S, B, D] -> [S, B, D]; masks as in MultiheadAttention."""
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, pos=pos)
+        return src if self.norm is None else self.norm(src)
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of copies of one decoder layer, with a shared norm behind each copy's output."""
+
+    def __init__(
+        self,
+        decoder_layer: nn.Module,
+        num_layers: int,
+        norm: nn.Module | None = None,
+        return_intermediate: bool = False,
+    ):
+        super().__init__()
+        self.layers = _copies(decoder_layer, num_layers)
+        self.num_layers = num_layers
+        self.norm = norm
+        self.return_intermediate = return_intermediate
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [Q, B, D] and memory [S, B, D] -> [L, Q, B, D], L = 1 without return_intermediate."""
+        outputs: list[Tensor] = []
+        for layer in self.layers:
+            tgt = layer(
+                tgt,
+                memory,
+                tgt_mask=tgt_mask,
+                memory_mask=memory_mask,
+                tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+                pos=pos,
+                query_pos=query_pos,
+            )
+            outputs.append(tgt)
+        hs = torch.stack(outputs if self.return_intermediate else outputs[-1:])
+        return hs if self.norm is None else self.norm(hs)  # one norm over all layers at once
+
+
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: self-attention, a feed-forward network, and the norms' place."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        normalize_before: bool,
+        cross_attention: bool,
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r}: not one of {', '.join(ACTIVATIONS)}")
+        # The order of registration is the order of parameters in optimizers, those in old checkpoints too.
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
+        if cross_attention:
+            self.multihead_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.activation = ACTIVATIONS[activation]
+        self.normalize_before = normalize_before
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class TransformerEncoderLayer(_Layer):
+    """Self-attention and a feed-forward network, each with dropout, residual and norm."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        normalize_before: bool = False,
+    ):
+        super().__init__(d_model, nhead, dim_feedforward, dropout, activation, normalize_before, False)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+    ) -> Tensor:
+        """[S, B, D] -> [S, B, D]."""
+        x = self.norm1(src) if self.normalize_before else src
+        q = k = _add(x, pos)
+        attended = self.self_attn(q, k, x, key_padding_mask=src_key_padding_mask, attn_mask=src_mask)[0]
+        src = src + self.dropout1(attended)
+        if self.normalize_before:
+            return src + self.dropout2(self._feed_forward(self.norm2(src)))
+        src = self.norm1(src)
+        return self.norm2(src + self.dropout2(self._feed_forward(src)))
+
+
+class TransformerDecoderLayer(_Layer):
+    """Self-attention of the queries, attention to the memory, and a feed-forward network."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        normalize_before: bool = False,
+    ):
+        super().__init__(d_model, nhead, dim_feedforward, dropout, activation, normalize_before, True)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [Q, B, D] and memory [S, B, D] -> [Q, B, D]."""
+        before = self.normalize_before
+        x = self.norm1(tgt) if before else tgt
+        q = k = _add(x, query_pos)
+        attended = self.self_attn(q, k, x, key_padding_mask=tgt_key_padding_mask, attn_mask=tgt_mask)[0]
+        tgt = tgt + self.dropout1(attended)
+        if not before:
+            tgt = self.norm1(tgt)
+
+        x = self.norm2(tgt) if before else tgt
+        attended = self.multihead_attn(
+            _add(x, query_pos),
+            _add(memory, pos),
+            memory,
+            key_padding_mask=memory_key_padding_mask,
+            attn_mask=memory_mask,
+        )[0]
+        tgt = tgt + self.dropout2(attended)
+        if not before:
+            tgt = self.norm2(tgt)
+
+        x = self.norm3(tgt) if before else tgt
+        tgt = tgt + self.dropout3(self._feed_forward(x))
+        return tgt if before else self.norm3(tgt)
+
+
+def _add(x: Tensor, pos: Tensor | None) -> Tensor:
+    return x if pos is None else x + pos
+
+
+def _copies(layer: nn.Module, n: int) -> nn.ModuleList:
+    return nn.ModuleList(copy.deepcopy(layer) for _ in range(n))
+
+
+def build_transformer(args: argparse.Namespace) -> Transformer:
+    """The transformer that the flags describe."""
+    return Transformer(
+        d_model=args.hidden_dim,
+        nhead=args.nheads,
+        num_encoder_layers=args.enc_layers,
+        num_decoder_layers=args.dec_layers,
+        dim_feedforward=args.dim_feedforward,
+        dropout=args.dropout,
+        normalize_before=args.pre_norm,
+        return_intermediate_dec=True,
+    )
