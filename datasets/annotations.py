@@ -1,0 +1,292 @@
+"""A COCO instances file packed in NumPy arrays.
+
+COCO's training set has 860,000 objects; as Python dicts they take gigabytes, and every data worker that
+touches them copies them page by page, because counting references writes to them. Arrays are read without
+being written, so that all workers share one copy.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import io
+import json
+import os
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from util.errors import UserError
+
+# How an annotation's segmentation is kept.
+_ABSENT, _EMPTY, _POLYGONS, _OTHER = range(4)
+_NO_CROWD_FLAG = -1
+_PACKED_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
+
+
+class CocoAnnotations:
+    """The images, objects and categories of a COCO instances file.
+
+    Images are in the order of their ids; the annotations of an image in the file's order, as pycocotools
+    gives them. Annotations whose image the file does not list belong to no image; `dangling` has their ids.
+
+    Attributes:
+        source: the file.
+        categories: category id -> name, by id.
+        image_ids: int64 [images], ascending.
+        heights, widths: int32 [images], in pixels; 0 where the file does not say.
+
+    Raises:
+        UserError: a section or a value is missing, an id is no integer or occurs twice, a box has not four
+            numbers.
+    """
+
+    def __init__(self, content: dict[str, Any], source: str | Path):
+        self.source = Path(source)
+        self._coco: Any = None
+        for section in ("images", "annotations", "categories"):
+            if not isinstance(content.get(section), list):
+                raise self._fault(f"it has no list of {section}, as a COCO instances file must")
+        names = dict(zip(self._ids(content["categories"], "category"), content["categories"], strict=True))
+        self.categories: dict[int, str] = {int(i): str(names[i].get("name", i)) for i in sorted(names)}
+        self._pack_images(content["images"])
+        self._pack_annotations(content["annotations"])
+
+    # ---- what the file holds
+
+    @property
+    def num_images(self) -> int:
+        """Images that the file lists."""
+        return len(self.image_ids)
+
+    @property
+    def num_annotations(self) -> int:
+        """Annotations in the file, crowds and dangling ones included."""
+        return len(self._annotation_ids)
+
+    @property
+    def dangling(self) -> list[int]:
+        """Ids of the annotations whose image the file does not list."""
+        return self._annotation_ids[self._starts[-1] :].tolist()
+
+    @property
+    def highest_category_id(self) -> int:
+        """Over the categories listed and those that annotations use; 0 where there are none."""
+        return max([0, *self.categories, *np.unique(self._category_ids).tolist()])
+
+    def objects_per_category(self) -> dict[int, int]:
+        """Category id -> number of its objects in listed images, crowds not counted; 0 where it has none."""
+        rows = slice(0, self._starts[-1])
+        used = self._category_ids[rows][self._crowds[rows] != 1]
+        counts = dict(zip(*(values.tolist() for values in np.unique(used, return_counts=True)), strict=True))
+        return {category: counts.get(category, 0) for category in sorted({*self.categories, *counts})}
+
+    def file_name(self, index: int) -> str:
+        """The picture of the image at `index` (0 to num_images - 1), below the image folder."""
+        return self._file_names[index].decode()
+
+    def annotations_of(self, image_id: int, segmentation: bool = True) -> list[dict[str, Any]]:
+        """The annotations of an image, equal to pycocotools' view of them; a new list of new dicts.
+
+        Args:
+            image_id: of an image that the file lists.
+            segmentation: False leaves out that key, which costs most.
+
+        Raises:
+            KeyError: the file has no such image.
+        """
+        index = int(np.searchsorted(self.image_ids, image_id))
+        if index == self.num_images or self.image_ids[index] != image_id:
+            raise KeyError(image_id)
+        rows = range(self._starts[index], self._starts[index + 1])
+        return [self._annotation(row, segmentation) for row in rows]
+
+    @property
+    def coco(self) -> Any:
+        """A pycocotools COCO of the same file, built when it is first asked for."""
+        if self._coco is None:
+            from pycocotools.coco import COCO
+
+            with contextlib.redirect_stdout(io.StringIO()):  # it reports each of its steps
+                self._coco = COCO(str(self.source))
+        return self._coco
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_coco": None}  # data workers do not need it, and it is large
+
+    # ---- packing
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(f"{self.source}: {what}")
+
+    def _column(self, records: list[Any], key: str, kind: str) -> list[Any]:
+        try:
+            return [record[key] for record in records]
+        except (KeyError, TypeError):
+            for place, record in enumerate(records):
+                if not isinstance(record, dict):
+                    raise self._fault(f"{kind} number {place} is no object but {record!r:.60}") from None
+                if key not in record:
+                    name = f"{kind} {record['id']}" if "id" in record else f"{kind} number {place}"
+                    raise self._fault(f"{name} has no '{key}'") from None
+            raise
+
+    def _integers(self, records: list[Any], key: str, kind: str) -> np.ndarray:
+        values = self._column(records, key, kind)
+        for place, value in enumerate(values):
+            if type(value) is not int:
+                name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
+                raise self._fault(f"{key} of {name} must be an integer, not {value!r:.60}")
+        return np.array(values, dtype=np.int64)
+
+    def _ids(self, records: list[Any], kind: str) -> list[int]:
+        ids = self._integers(records, "id", kind)
+        values, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            raise self._fault(f"{kind} id {values[counts > 1][0]} occurs {counts[counts > 1][0]} times")
+        return ids.tolist()
+
+    def _floats(self, records: list[Any], key: str, length: int) -> np.ndarray:
+        """Numbers of each annotation, float64 [annotations, length]."""
+        values = self._column(records, key, "annotation")
+        for record, value in zip(records, values, strict=True):
+            numbers = value if length > 1 else [value]
+            valid = isinstance(numbers, list) and len(numbers) == length
+            if not valid or not all(type(number) in (int, float) for number in numbers):
+                wanted = f"{length} numbers" if length > 1 else "a number"
+                raise self._fault(f"{key} of annotation {record['id']} must be {wanted}, not {value!r:.60}")
+        return np.array(values, dtype=np.float64).reshape(-1, length)
+
+    def _pack_images(self, images: list[dict[str, Any]]) -> None:
+        ids = np.array(self._ids(images, "image"), dtype=np.int64)
+        order = np.argsort(ids)
+        self.image_ids = ids[order]
+        names = [str(name).encode() for name in self._column(images, "file_name", "image")]
+        self._file_names = np.array(names, dtype=np.bytes_)[order]
+        sides = [[image.get(side) or 0 for image in images] for side in ("height", "width")]
+        self.heights, self.widths = np.array(sides, dtype=np.int32)[:, order]
+
+    def _pack_annotations(self, records: list[dict[str, Any]]) -> None:
+        ids = np.array(self._ids(records, "annotation"), dtype=np.int64)
+        image_ids = self._integers(records, "image_id", "annotation")
+        index = np.searchsorted(self.image_ids, image_ids)  # of the image; num_images where it is not listed
+        index[~np.isin(image_ids, self.image_ids)] = self.num_images
+        order = np.argsort(index, kind="stable")
+        self._starts = np.searchsorted(index[order], np.arange(self.num_images + 1))  # rows of each image
+        self._annotation_ids, self._annotation_image_ids = ids[order], image_ids[order]
+        self._category_ids = self._integers(records, "category_id", "annotation")[order]
+        self._boxes = self._floats(records, "bbox", 4)[order]
+        self._areas = self._floats(records, "area", 1)[order, 0]
+        crowds = [record.get("iscrowd", _NO_CROWD_FLAG) for record in records]
+        self._crowds = np.array(crowds, dtype=np.int8)[order]
+        self._pack_segmentations([records[row] for row in order])
+
+    def _pack_segmentations(self, records: list[dict[str, Any]]) -> None:
+        """Polygons as numbers; everything else that arrays do not suit (RLE, further keys) as JSON text."""
+        kinds = np.zeros(len(records), dtype=np.int8)
+        coordinates, lengths, polygons = array.array("d"), array.array("q"), array.array("q", [0])
+        texts, text_ends = [], np.zeros(len(records) + 1, dtype=np.int64)
+        for row, record in enumerate(records):
+            rest = {key: value for key, value in record.items() if key not in _PACKED_KEYS}
+            if "segmentation" in rest:
+                kinds[row] = _kind(rest["segmentation"])
+                if kinds[row] == _POLYGONS:
+                    lengths.extend(map(len, rest["segmentation"]))
+                    coordinates.extend(chain.from_iterable(rest["segmentation"]))
+                if kinds[row] != _OTHER:
+                    del rest["segmentation"]
+            polygons.append(len(lengths))
+            if rest:
+                texts.append(json.dumps(rest).encode())
+            text_ends[row + 1] = text_ends[row] + (len(texts[-1]) if rest else 0)
+        self._segmentation_kinds = kinds
+        self._coordinates, self._unit = _pack_coordinates(np.array(coordinates))
+        self._polygon_ends = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
+        self._polygon_starts = np.array(polygons)  # [annotations + 1], into _polygon_ends
+        self._text_ends = text_ends
+        self._texts = np.frombuffer(b"".join(texts), dtype=np.uint8)
+
+    # ---- unpacking
+
+    def _annotation(self, row: int, segmentation: bool) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "id": int(self._annotation_ids[row]),
+            "image_id": int(self._annotation_image_ids[row]),
+            "category_id": int(self._category_ids[row]),
+            "bbox": self._boxes[row].tolist(),
+            "area": float(self._areas[row]),
+        }
+        if self._crowds[row] != _NO_CROWD_FLAG:
+            record["iscrowd"] = int(self._crowds[row])
+        if self._text_ends[row] < self._text_ends[row + 1]:
+            record.update(json.loads(self._texts[self._text_ends[row] : self._text_ends[row + 1]].tobytes()))
+        kind = self._segmentation_kinds[row]
+        if not segmentation:
+            record.pop("segmentation", None)
+        elif kind == _EMPTY:
+            record["segmentation"] = []
+        elif kind == _POLYGONS:
+            record["segmentation"] = self._polygons(row)
+        return record
+
+    def _polygons(self, row: int) -> list[list[float]]:
+        ends = self._polygon_ends[self._polygon_starts[row] : self._polygon_starts[row + 1] + 1]
+        numbers = (self._coordinates[ends[0] : ends[-1]] / self._unit).tolist()
+        ends = (ends - ends[0]).tolist()
+        return [numbers[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _kind(segmentation: Any) -> int:
+    if segmentation == []:
+        return _EMPTY
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        return _OTHER
+    numbers = all(type(number) in (int, float) for number in chain.from_iterable(segmentation))
+    return _POLYGONS if numbers else _OTHER
+
+
+def _pack_coordinates(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Numbers as (packed, unit) with packed / unit equal to them, bit for bit.
+
+    COCO writes hundredths of pixels, and its pictures have at most 640: two bytes instead of eight.
+    """
+    hundredths = np.rint(values * 100)
+    if np.array_equal(hundredths / 100, values):
+        for dtype in (np.uint16, np.int32):
+            limits = np.iinfo(dtype)
+            if values.size == 0 or (hundredths.min() >= limits.min and hundredths.max() <= limits.max):
+                return hundredths.astype(dtype), 100.0
+    return values, 1.0
+
+
+_cache: dict[str, tuple[tuple[int, int], CocoAnnotations]] = {}
+
+
+def load_annotations(path: str | Path) -> CocoAnnotations:
+    """The packed annotations of a file; read once in a process as long as the file does not change.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or CocoAnnotations refuses what it holds.
+    """
+    real_path = os.path.realpath(path)
+    try:
+        status = os.stat(real_path)
+        version = status.st_mtime_ns, status.st_size
+        if real_path in _cache and _cache[real_path][0] == version:
+            return _cache[real_path][1]
+        with open(real_path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} is no valid JSON: {error.msg} at {place}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no JSON text: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a COCO file is one JSON object, not a {type(content).__name__}")
+    annotations = CocoAnnotations(content, path)
+    _cache[real_path] = version, annotations
+    return annotations

@@ -1,0 +1,260 @@
+"""COCO detection data: images with boxes, and with masks where they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import datasets.transforms as T
+from datasets.annotations import CocoAnnotations, load_annotations
+from datasets.geometry import image_size
+from datasets.images import read_pil, read_tensor
+from datasets.masks import LazyMasks, decode, run_lengths
+from datasets.seeding import SharedEpoch, seeded
+from util.errors import UserError
+from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
+
+TRAIN_SCALES = tuple(range(480, 801, 32))
+
+
+class CocoDetection(Dataset):
+    """Pairs (image, target), one for each image of an annotation file, in the order of image ids.
+
+    The target is what ConvertCocoPolysToMask makes, behind the transforms. Where an epoch has been set,
+    the random transforms of an item depend on seed, epoch and index alone; otherwise each call draws anew.
+
+    Args:
+        img_folder: folder of the pictures.
+        ann_file: COCO instances JSON.
+        transforms: called with (image, target); None for the image and target as they are.
+        return_masks: give masks too.
+        seed: of the random transforms.
+        as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
+
+    Attributes:
+        ids: image ids, ascending.
+        annotations: the packed annotation file.
+        seed: may be changed at any time before data workers start.
+
+    Raises:
+        UserError: the annotation file is missing or faulty; on access: an image is missing or damaged, or
+            an object has no usable segmentation where masks are asked for.
+    """
+
+    def __init__(
+        self,
+        img_folder: str | Path,
+        ann_file: str | Path,
+        transforms: T.Transform | None,
+        return_masks: bool,
+        *,
+        seed: int = 0,
+        as_tensors: bool = False,
+    ):
+        self.root = Path(img_folder)
+        self.annotations: CocoAnnotations = load_annotations(ann_file)
+        self.ids: list[int] = self.annotations.image_ids.tolist()
+        self.prepare = ConvertCocoPolysToMask(return_masks, lazy_masks=as_tensors)
+        self.seed = seed
+        self._transforms = transforms
+        self._return_masks = return_masks
+        self._read = read_tensor if as_tensors else read_pil
+        self._epoch = SharedEpoch()
+
+    @property
+    def coco(self) -> Any:
+        """The pycocotools object of the annotation file, built when it is first asked for."""
+        return self.annotations.coco
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
+        self._epoch.value = epoch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        index = range(len(self.ids))[index]  # counts from the end where negative; IndexError beyond
+        image_id = self.ids[index]
+        annotations = self.annotations.annotations_of(image_id, segmentation=self._return_masks)
+        image = self._image(index)
+        image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
+        if self._transforms is not None:
+            epoch = self._epoch.value
+            with contextlib.nullcontext() if epoch is None else seeded(self.seed, epoch, index):
+                image, target = self._transforms(image, target)
+        if isinstance(target.get("masks"), LazyMasks):
+            target = {**target, "masks": target["masks"].tensor()}
+        return image, target
+
+    def _image(self, index: int) -> Image.Image | Tensor:
+        path = self.root / self.annotations.file_name(index)
+        try:
+            return self._read(path)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read image {path} (image id {self.ids[index]}): {error}") from error
+
+
+class ConvertCocoPolysToMask:
+    """COCO annotations of an image -> the target of DETR.
+
+    Called with an image (PIL, or tensor [3, h, w]) and a dict of `image_id` and `annotations`, it returns
+    the image and a new dict of
+        boxes [N, 4] float32: xyxy in pixels, within the image,
+        labels [N] int64: category ids,
+        masks [N, h, w] uint8: 0 or 1 (only with return_masks),
+        keypoints [N, K, 3] float32: x, y, visibility (only where annotations have them),
+        image_id [1], area [N] float32, iscrowd [N] int64, orig_size and size [2]: height, width.
+    Crowds are left out, and so are boxes without width or height inside the image.
+
+    Args:
+        return_masks: give masks too.
+        lazy_masks: give them as datasets.masks.LazyMasks, which the transforms of this project understand.
+
+    Raises:
+        UserError: an object has no usable segmentation, with return_masks.
+    """
+
+    def __init__(self, return_masks: bool = False, *, lazy_masks: bool = False):
+        self.return_masks = return_masks
+        self.lazy_masks = lazy_masks
+
+    def __call__(self, image: Image.Image | Tensor, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        height, width = image_size(image)
+        objects = [a for a in target["annotations"] if a.get("iscrowd", 0) == 0]
+        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        limit = torch.tensor([width, height])
+        boxes = torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], 1)
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        objects = [a for a, kept in zip(objects, keep.tolist(), strict=True) if kept]
+        result: dict[str, Any] = {
+            "boxes": boxes[keep],
+            "labels": torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
+            "image_id": torch.tensor([int(target["image_id"])]),
+            "area": torch.tensor([a["area"] for a in objects], dtype=torch.float32),
+            "iscrowd": torch.tensor([a.get("iscrowd", 0) for a in objects], dtype=torch.int64),
+            "orig_size": torch.tensor([height, width]),
+            "size": torch.tensor([height, width]),
+        }
+        if self.return_masks:
+            runs = _runs(objects, height, width)
+            make = LazyMasks.from_runs if self.lazy_masks else decode
+            result["masks"] = make(runs, height, width)
+        if any("keypoints" in a for a in target["annotations"]):
+            result["keypoints"] = _keypoints(objects, target["annotations"])
+        return image, result
+
+
+def _runs(objects: Sequence[dict[str, Any]], height: int, width: int) -> list[dict[str, Any]]:
+    for annotation in objects:
+        if not annotation.get("segmentation"):
+            raise UserError(
+                f"annotation {annotation.get('id')} has no segmentation to make a mask of: "
+                "add polygons, or train without --masks"
+            )
+    runs = []
+    for annotation in objects:
+        try:
+            runs.append(run_lengths(annotation["segmentation"], height, width))
+        except Exception as error:  # pycocotools raises plain Exception for what it does not understand
+            raise UserError(
+                f"the segmentation of annotation {annotation.get('id')} gives no mask of {height} x {width} "
+                f"pixels ({error}): correct it, or train without --masks"
+            ) from error
+    return runs
+
+
+def _keypoints(objects: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> Tensor:
+    """[N, K, 3]; zeros, which means not labelled, for objects that have none while others do."""
+    none = [0] * max(len(a.get("keypoints", ())) for a in annotations)
+    rows = [a.get("keypoints", none) for a in objects]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(objects), len(none) // 3, 3)
+
+
+def convert_coco_poly_to_mask(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
+    """Masks uint8 [N, height, width], 0 or 1, of COCO segmentations: polygons or run lengths each."""
+    return decode([run_lengths(one, height, width) for one in segmentations], height, width)
+
+
+def make_coco_transforms(
+    image_set: str,
+    scales: Sequence[int] | None = None,
+    eval_scale: int = 800,
+    max_size: int = 1333,
+    normalize_images: bool = True,
+) -> T.Compose:
+    """The transforms of training ('train') or evaluation ('val').
+
+    Args:
+        image_set: 'train' or 'val'.
+        scales: shorter sides in training, each with equal chance; None: 480 to 800 in steps of 32. The
+            sizes of the cropping branch scale with the largest.
+        eval_scale: shorter side in evaluation.
+        max_size: limit of the longer side.
+        normalize_images: end with float32 images, normalised with ImageNet's mean and deviation; False:
+            with uint8 images. Boxes are normalised either way.
+
+    Raises:
+        ValueError: another image_set.
+    """
+    end = T.Normalize(IMAGENET_MEAN, IMAGENET_STD) if normalize_images else T.NormalizeBoxes()
+    finish = [T.ToByteTensor(), end]
+    if image_set == "val":
+        return T.Compose([T.RandomResize([eval_scale], max_size=max_size), *finish])
+    if image_set != "train":
+        raise ValueError(f"image_set is 'train' or 'val', not {image_set!r}")
+    scales = TRAIN_SCALES if scales is None else tuple(scales)
+    ratio = max(scales) / max(TRAIN_SCALES)
+    before_crop = [round(side * ratio) for side in (400, 500, 600)]
+    smallest, largest = round(384 * ratio), round(600 * ratio)
+    whole = T.RandomResize(scales, max_size=max_size)
+    part = T.Compose(
+        [
+            T.RandomResize(before_crop),
+            T.RandomSizeCrop(smallest, largest),
+            T.RandomResize(scales, max_size=max_size),
+        ]
+    )
+    return T.Compose([T.RandomHorizontalFlip(), T.RandomSelect(whole, part), *finish])
+
+
+def build(image_set: str, args: Namespace, normalize_images: bool = True) -> CocoDetection:
+    """The data set below `args.coco_path`; see `datasets.build_dataset`."""
+    img_folder, ann_file = find_coco_files(args.coco_path, image_set)
+    transforms = make_coco_transforms(
+        image_set, args.scales, args.eval_scale, args.max_size, normalize_images=normalize_images
+    )
+    return CocoDetection(img_folder, ann_file, transforms, args.masks, seed=args.seed, as_tensors=True)
+
+
+def read_categories(image_set: str, args: Namespace) -> dict[int, str]:
+    """Category id -> name, from the annotation file alone."""
+    return load_annotations(find_coco_files(args.coco_path, image_set)[1]).categories
+
+
+def find_coco_files(coco_path: str | Path | None, image_set: str) -> tuple[Path, Path]:
+    """The image folder and the instances file of an image set in COCO's layout.
+
+    Raises:
+        UserError: there is none; the message says what was looked for and what lies there.
+    """
+    if not coco_path:
+        raise UserError("--coco_path is missing: the folder that holds annotations/, train2017/ and val2017/")
+    root = Path(coco_path)
+    img_folder, ann_file = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
+    missing = [str(path.relative_to(root)) for path in (img_folder, ann_file) if not path.exists()]
+    if missing and not root.is_dir():
+        raise UserError(f"--coco_path {root}: there is no such folder")
+    if missing:
+        there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+        raise UserError(f"--coco_path {root}: no {' and no '.join(missing)} there; the folder holds {there}")
+    return img_folder, ann_file

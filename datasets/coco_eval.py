@@ -1,0 +1,308 @@
+"""The COCO figures of boxes and instance masks, with pycocotools' interface and C++ speed.
+
+Predictions are kept as arrays. Only when figures are wanted are they turned, one category at a time, into the
+dicts that faster-coco-eval reads: no category's figures depend on another's, so the whole is put together
+from parts, and memory is that of the largest part. What a user reads stays pycocotools': each value of
+`coco_eval` is a `pycocotools.cocoeval.COCOeval` whose `eval` and `stats` are filled.
+
+Shape letters: N predictions; T IoU thresholds, R recall thresholds, K categories, A area ranges, M limits of
+predictions per image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import faster_coco_eval
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from util.distributed import all_gather, is_main_process
+from util.errors import UserError
+
+Columns = dict[str, np.ndarray]  # of N predictions, see _to_columns
+Curves = tuple[np.ndarray, np.ndarray, np.ndarray]  # precision [T, R, …], recall [T, …], scores [T, R, …]
+
+
+class CocoEvaluator:
+    """Collects predictions over a data set and computes the twelve COCO figures.
+
+    Only images given to `update` are evaluated; one without predictions counts with all it should have had.
+    An image given more than once, by one process or by several, counts once, as it was given first. The
+    ground truth is read, never changed.
+
+    Args:
+        coco_gt: ground truth as a pycocotools COCO object, read from a file or built in memory.
+        iou_types: 'bbox', 'segm' or both.
+        max_dets: a further limit of predictions per image, reported beside the standard 1, 10 and 100; the
+            twelve figures do not change.
+
+    Attributes:
+        coco_gt, iou_types, max_dets: as given.
+        img_ids: ids of the images seen; after `synchronize_between_processes` sorted and of all processes.
+        coco_eval: for each IoU type a pycocotools COCOeval. Its `eval` (after `accumulate`) holds params,
+            counts, date, precision [T, R, K, A, M], recall [T, K, A, M] and scores [T, R, K, A, M], -1 where
+            there is no ground truth; its `stats` (after `summarize`) the twelve figures [12].
+        max_dets_stats: for each IoU type AP, AP50, AP75 and AR at `max_dets` (after `accumulate`).
+
+    Raises:
+        ValueError: another IoU type, or a limit below 1.
+    """
+
+    def __init__(self, coco_gt: COCO, iou_types: Sequence[str], max_dets: int | None = None) -> None:
+        if isinstance(iou_types, str) or not set(iou_types) <= {"bbox", "segm"}:
+            raise ValueError(f"iou_types must be a sequence of 'bbox' and 'segm', not {iou_types!r}")
+        if max_dets is not None and max_dets < 1:
+            raise ValueError(f"max_dets must be at least 1, not {max_dets}")
+        self.coco_gt = coco_gt
+        self.iou_types = iou_types
+        self.max_dets = max_dets
+        self.img_ids: list[int] = []
+        self.coco_eval = {iou_type: COCOeval(coco_gt, iouType=iou_type) for iou_type in iou_types}
+        self.max_dets_stats: dict[str, dict[str, float]] = {}
+        self._seen: set[int] = set()
+        self._parts: list[Columns] = [_to_columns({}, iou_types)]
+
+    def update(self, predictions: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+        """Add the predictions of some images.
+
+        Args:
+            predictions: for each image id a dict of `scores` [k], `labels` [k] (category ids), for 'bbox'
+                `boxes` [k, 4] (x0, y0, x1, y1 in pixels of the original image) and for 'segm' `masks`
+                [k, 1, h, w] at the original size. An image without predictions has tensors of length 0 or
+                an empty dict. Any device; scores, labels and boxes of all images travel in one copy.
+
+        Raises:
+            UserError: an image id that the ground truth lacks, a score or box that is not finite.
+        """
+        new = {int(i): entry for i, entry in predictions.items() if int(i) not in self._seen}
+        for image_id in new:
+            if image_id not in self.coco_gt.imgs:
+                raise UserError(f"image id {image_id} was predicted, but the ground truth has no such image")
+        columns = _to_columns(new, self.iou_types)
+        finite = np.isfinite(columns["score"]) & np.isfinite(columns["box"]).all(1)
+        if not finite.all():
+            image_id = columns["image_id"][~finite][0]
+            raise UserError(f"image id {image_id}: a predicted score or box is NaN or infinite")
+        self._parts.append(columns)
+        self._seen.update(new)
+        self.img_ids.extend(new)
+
+    def synchronize_between_processes(self) -> None:
+        """Give every process the predictions of all; without torch.distributed there are no others."""
+        parts, seen = [], np.zeros(0, np.int64)
+        for img_ids, columns in all_gather((self.img_ids, _concatenate(self._parts))):
+            is_new = ~np.isin(columns["image_id"], seen)
+            parts.append({name: values[is_new] for name, values in columns.items()})
+            seen = np.union1d(seen, np.array(img_ids, np.int64))
+        self._parts, self.img_ids = [_concatenate(parts)], seen.tolist()
+        self._seen = set(self.img_ids)
+
+    def accumulate(self) -> None:
+        """Match predictions with ground truth and fill `coco_eval[...].eval`.
+
+        Thresholds, area ranges and limits are those of `coco_eval[...].params`; its useCats must stay 1.
+
+        Raises:
+            UserError: an annotation without the box or the mask that is to be evaluated.
+        """
+        columns = _concatenate(self._parts)
+        for iou_type, result in self.coco_eval.items():
+            params = result.params
+            params.imgIds = sorted(self.img_ids)
+            params.catIds = sorted(set(self.coco_gt.getCatIds()))
+            params.maxDets = sorted(params.maxDets)
+            limits = sorted({*params.maxDets, self.max_dets or params.maxDets[-1]})
+            precision, recall, scores = _evaluate(self.coco_gt, columns, params, limits)
+            if self.max_dets is not None:
+                m = limits.index(self.max_dets)
+                figures = _figures(precision[..., 0, m], recall[..., 0, m], params.iouThrs)
+                self.max_dets_stats[iou_type] = figures
+            standard = [limits.index(limit) for limit in params.maxDets]
+            curves = {"precision": precision, "recall": recall, "scores": scores}
+            result.eval = {
+                "params": params,
+                "counts": [*precision.shape[:-1], len(standard)],
+                "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
+                **{name: values[..., standard] for name, values in curves.items()},
+            }
+
+    def summarize(self) -> None:
+        """Compute `coco_eval[...].stats` and, on the main process, print them as pycocotools does."""
+        for iou_type, result in self.coco_eval.items():
+            with contextlib.nullcontext() if is_main_process() else contextlib.redirect_stdout(io.StringIO()):
+                print(f"IoU metric: {iou_type}")
+                result.summarize()
+                if self.max_dets is not None:
+                    figures = [f"{k} = {v:0.3f}" for k, v in self.max_dets_stats[iou_type].items()]
+                    print(f" With up to {self.max_dets} predictions per image: {', '.join(figures)}")
+
+    def per_class(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
+        """Figures of each category, at the highest standard limit of predictions, over all areas.
+
+        Returns:
+            A dict for each category: `id`, `name`, and in [0, 1] `AP`, `AP50` and `AR`, which are None where
+            the images seen hold no ground truth of the category.
+
+        Raises:
+            RuntimeError: `accumulate` has not been called.
+        """
+        result = self.coco_eval[iou_type]
+        if not result.eval:
+            raise RuntimeError("per_class() reads what accumulate() computes: call it first")
+        rows = []
+        for k, category_id in enumerate(result.params.catIds):
+            precision, recall = result.eval["precision"][:, :, k, 0, -1], result.eval["recall"][:, k, 0, -1]
+            figures = _figures(precision, recall, result.params.iouThrs)
+            row = {"id": category_id, "name": self.coco_gt.cats[category_id].get("name", str(category_id))}
+            rows.append(row | {f: None if figures[f] < 0 else figures[f] for f in ("AP", "AP50", "AR")})
+        return rows
+
+
+def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """COCO's compressed run-length codes of masks.
+
+    Args:
+        masks: [k, 1, h, w] on any device; inside is what is True, a number above 0.5, or an integer not 0.
+
+    Returns:
+        k dicts of `size` [h, w] and `counts` (bytes).
+    """
+    inside = masks[:, 0] > 0.5 if masks.is_floating_point() else masks[:, 0] != 0
+    # The code runs down columns; transposed on the device, the bytes on the host already lie in that order.
+    columns = inside.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)  # [k, w, h]
+    return mask_utils.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # [h, w, k], Fortran order
+
+
+def _to_columns(predictions: Mapping[int, Mapping[str, torch.Tensor]], iou_types: Sequence[str]) -> Columns:
+    """The predictions of some images as columns on the host.
+
+    Returns:
+        image_id, score, label [N]; box [N, 4], x, y, width, height ([N, 0] without 'bbox'); with 'segm' the
+        masks' rle [N] (bytes), size [N, 2] (height, width) and area [N].
+    """
+    entries = [entry for entry in predictions.values() if entry]
+    counts = [len(entry["scores"]) if entry else 0 for entry in predictions.values()]
+    table = np.zeros((0, 6 if "bbox" in iou_types else 2))
+    if entries:
+        parts = [torch.cat([entry[key] for entry in entries])[:, None] for key in ("scores", "labels")]
+        if "bbox" in iou_types:
+            corners = torch.cat([entry["boxes"] for entry in entries])
+            parts += [corners[:, :2], corners[:, 2:] - corners[:, :2]]
+        # float64 holds every float32 and every id up to 2^53; Apple's devices lack it.
+        dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
+        table = torch.cat([part.detach().to(dtype) for part in parts], 1).cpu().double().numpy()
+    columns = {
+        "image_id": np.repeat(np.array(list(predictions), np.int64), counts),
+        "score": table[:, 0],
+        "label": table[:, 1].astype(np.int64),
+        "box": table[:, 2:],
+    }
+    if "segm" in iou_types:
+        rles = [rle for entry in entries for rle in encode_masks(entry["masks"])]
+        columns["rle"] = np.array([rle["counts"] for rle in rles], object)
+        columns["size"] = np.array([rle["size"] for rle in rles], np.int64).reshape(-1, 2)
+        columns["area"] = np.array(mask_utils.area(rles) if rles else [], np.float64)
+    return columns
+
+
+def _concatenate(parts: list[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _ground_truth(coco_gt: COCO, place: dict[int, int], iou_type: str) -> dict[int, list[dict[str, Any]]]:
+    """Copies of the images' annotations by category, with only what the evaluation reads.
+
+    Args:
+        place: the number under which each image id is evaluated (C++ would round large ids).
+    """
+    key = "bbox" if iou_type == "bbox" else "segmentation"
+    truth: dict[int, list[dict[str, Any]]] = {}
+    annotations = coco_gt.loadAnns(coco_gt.getAnnIds(imgIds=list(place))) if place else []
+    for number, annotation in enumerate(annotations, 1):
+        image_id = annotation["image_id"]
+        if image_id not in place:  # where ids are not unique, loadAnns gives the last annotation with one
+            continue
+        if not annotation.get(key):
+            raise UserError(f"annotation id {annotation['id']} has no {key}, and {iou_type} is evaluated")
+        region = annotation[key] if iou_type == "bbox" else coco_gt.annToRLE(annotation)
+        area = annotation.get("area")
+        if area is None:
+            area = region[2] * region[3] if iou_type == "bbox" else mask_utils.area(region)
+        crowd = int(annotation.get("iscrowd") or 0)
+        entry = {"image_id": place[image_id], "category_id": 1, "iscrowd": crowd, "area": area, key: region}
+        entry["id"] = number if annotation["id"] else 0  # pycocotools takes 0 for "not matched"
+        truth.setdefault(annotation["category_id"], []).append(entry)
+    return truth
+
+
+def _as_dicts(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
+    """The predictions of one category in COCO's form, numbered from 1."""
+    if iou_type == "bbox":
+        key, regions, areas = "bbox", columns["box"].tolist(), columns["box"][:, 2] * columns["box"][:, 3]
+    else:
+        codes = zip(columns["size"].tolist(), columns["rle"], strict=True)
+        key, regions, areas = "segmentation", [{"size": s, "counts": c} for s, c in codes], columns["area"]
+    rows = zip(columns["image_id"].tolist(), columns["score"].tolist(), areas.tolist(), regions, strict=True)
+    return [
+        {"id": n, "image_id": i, "category_id": 1, "score": score, "area": area, "iscrowd": 0, key: region}
+        for n, (i, score, area, region) in enumerate(rows, 1)
+    ]
+
+
+def _evaluate(coco_gt: COCO, columns: Columns, params: Any, limits: list[int]) -> Curves:
+    """Precision [T, R, K, A, M], recall [T, K, A, M] and scores [T, R, K, A, M] at the given limits."""
+    place = {image_id: i for i, image_id in enumerate(params.imgIds)}
+    images = [dict(coco_gt.imgs[image_id], id=i) for image_id, i in place.items()]
+    truth = _ground_truth(coco_gt, place, params.iouType)
+    order = np.argsort(columns["label"], kind="stable")  # equal scores rank in the order in which they came
+    columns = {name: values[order] for name, values in columns.items()}
+    columns["image_id"] = np.searchsorted(params.imgIds, columns["image_id"])
+    shape = (len(params.iouThrs), len(params.recThrs), len(params.catIds), len(params.areaRng), len(limits))
+    precision, scores, recall = -np.ones(shape), -np.ones(shape), -np.ones((shape[0], *shape[2:]))
+    for k, category_id in enumerate(params.catIds):
+        if category_id not in truth:
+            continue  # -1, whatever was predicted
+        start, end = np.searchsorted(columns["label"], (category_id, category_id + 1))
+        part = {name: values[start:end] for name, values in columns.items()}
+        predicted = _as_dicts(part, params.iouType)
+        curves = _evaluate_category(images, truth[category_id], predicted, params, limits)
+        precision[:, :, k], recall[:, k], scores[:, :, k] = curves
+    return precision, recall, scores
+
+
+def _evaluate_category(
+    images: list[dict], truth: list[dict], predicted: list[dict], params: Any, limits: list[int]
+) -> Curves:
+    """Precision [T, R, A, M], recall [T, A, M] and scores [T, R, A, M] of one category.
+
+    The image_id of truth and predicted is an index into images, their category_id is 1.
+    """
+    concerned = sorted({entry["image_id"] for entry in [*truth, *predicted]})  # other images add nothing
+    common = {"images": [images[i] for i in concerned], "categories": [{"id": 1}]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an annotation id of 0 counts as in pycocotools
+        both = [faster_coco_eval.COCO({**common, "annotations": part}) for part in (truth, predicted)]
+    evaluation = faster_coco_eval.COCOeval_faster(*both, params.iouType, print_function=lambda *_: None)
+    for name in ("iouThrs", "recThrs", "areaRng", "areaRngLbl"):
+        setattr(evaluation.params, name, getattr(params, name))
+    evaluation.params.maxDets = limits
+    evaluation.evaluate()
+    evaluation.accumulate()
+    curves = evaluation.eval
+    return curves["precision"][:, :, 0], curves["recall"][:, 0], curves["scores"][:, :, 0]
+
+
+def _figures(precision: np.ndarray, recall: np.ndarray, iou_thresholds: np.ndarray) -> dict[str, float]:
+    """AP, AP50, AP75 and AR of precision [T, …] and recall [T, …]; -1 where there is nothing to average."""
+    at_50, at_75 = (precision[np.isclose(iou_thresholds, threshold)] for threshold in (0.5, 0.75))
+    curves = {"AP": precision, "AP50": at_50, "AP75": at_75, "AR": recall}
+    return {k: float(v[v > -1].mean()) if (v > -1).any() else -1.0 for k, v in curves.items()}

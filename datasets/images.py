@@ -1,0 +1,57 @@
+"""Reading pictures: as PIL images, or straight to uint8 tensors by torchvision's decoders.
+
+Both give RGB as PIL's `convert('RGB')` does, and neither turns a picture by its EXIF orientation, because
+annotations of published data sets refer to the pixels as they are stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.io
+from PIL import Image
+from torch import Tensor
+
+# What torchvision decodes as PIL does. CMYK, palettes, alpha and 16 bits are left to PIL.
+_TENSOR_FORMATS = {"JPEG", "MPO", "PNG"}
+_TENSOR_MODES = {"RGB", "L"}
+# Announced to leave torchvision one day; PIL decodes what it did, a little slower.
+_decode_image = getattr(torchvision.io, "decode_image", None)
+
+
+def read_pil(path: Path) -> Image.Image:
+    """A picture as a PIL image in RGB.
+
+    Raises:
+        OSError: it is missing, damaged or of no known format.
+    """
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def read_tensor(path: Path) -> Tensor:
+    """A picture as uint8 [3, h, w]; the channels of a pixel lie together in memory where it was a JPEG.
+
+    Raises:
+        OSError: it is missing, damaged or of no known format.
+    """
+    with Image.open(path) as header:  # reads the header only
+        decodable = header.format in _TENSOR_FORMATS and header.mode in _TENSOR_MODES
+    if decodable and _decode_image is not None:
+        data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+        try:
+            image = _decode_image(data, mode=torchvision.io.ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # PIL reads some files that the decoder refuses, and says better what is wrong with others
+        else:
+            if image.dtype == torch.uint8:
+                return image
+    return pil_to_tensor(read_pil(path))
+
+
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """A PIL image of 8 bits a channel as uint8 [channels, h, w], not rearranged in memory."""
+    pixels = torch.from_numpy(np.array(image))  # [h, w, channels], or [h, w] of a grey image
+    return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
