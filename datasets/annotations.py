@@ -243,8 +243,8 @@ def _kind(segmentation: Any) -> int:
         return _EMPTY
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         return _OTHER
-    numbers = all(type(number) in (int, float) for number in chain.from_iterable(segmentation))
-    return _POLYGONS if numbers else _OTHER
+    types = set(map(type, chain.from_iterable(segmentation)))
+    return _POLYGONS if types <= {int, float} else _OTHER
 
 
 def _pack_coordinates(values: np.ndarray) -> tuple[np.ndarray, float]:

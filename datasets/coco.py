@@ -191,6 +191,7 @@ def make_coco_transforms(
     eval_scale: int = 800,
     max_size: int = 1333,
     normalize_images: bool = True,
+    crop: bool = True,
 ) -> T.Compose:
     """The transforms of training ('train') or evaluation ('val').
 
@@ -202,6 +203,7 @@ def make_coco_transforms(
         max_size: limit of the longer side.
         normalize_images: end with float32 images, normalised with ImageNet's mean and deviation; False:
             with uint8 images. Boxes are normalised either way.
+        crop: in training, crop a random part in half of the cases.
 
     Raises:
         ValueError: another image_set.
@@ -213,10 +215,12 @@ def make_coco_transforms(
     if image_set != "train":
         raise ValueError(f"image_set is 'train' or 'val', not {image_set!r}")
     scales = TRAIN_SCALES if scales is None else tuple(scales)
+    whole = T.RandomResize(scales, max_size=max_size)
+    if not crop:
+        return T.Compose([T.RandomHorizontalFlip(), whole, *finish])
     ratio = max(scales) / max(TRAIN_SCALES)
     before_crop = [round(side * ratio) for side in (400, 500, 600)]
     smallest, largest = round(384 * ratio), round(600 * ratio)
-    whole = T.RandomResize(scales, max_size=max_size)
     part = T.Compose(
         [
             T.RandomResize(before_crop),
@@ -231,7 +235,7 @@ def build(image_set: str, args: Namespace, normalize_images: bool = True) -> Coc
     """The data set below `args.coco_path`; see `datasets.build_dataset`."""
     img_folder, ann_file = find_coco_files(args.coco_path, image_set)
     transforms = make_coco_transforms(
-        image_set, args.scales, args.eval_scale, args.max_size, normalize_images=normalize_images
+        image_set, args.scales, args.eval_scale, args.max_size, normalize_images, args.crop
     )
     return CocoDetection(img_folder, ann_file, transforms, args.masks, seed=args.seed, as_tensors=True)
 

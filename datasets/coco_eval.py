@@ -1,9 +1,9 @@
 """The COCO figures of boxes and instance masks, with pycocotools' interface and C++ speed.
 
 Predictions are kept as arrays. Only when figures are wanted are they turned, one category at a time, into the
-dicts that faster-coco-eval reads: no category's figures depend on another's, so the whole is put together
-from parts, and memory is that of the largest part. What a user reads stays pycocotools': each value of
-`coco_eval` is a `pycocotools.cocoeval.COCOeval` whose `eval` and `stats` are filled.
+dicts that faster-coco-eval reads: no category's figures depend on another's, so memory is that of the largest
+category. What a user reads stays pycocotools': each value of `coco_eval` is a pycocotools COCOeval with `eval`
+and `stats` filled.
 
 Shape letters: N predictions; T IoU thresholds, R recall thresholds, K categories, A area ranges, M limits of
 predictions per image.
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import faster_coco_eval
@@ -29,7 +30,19 @@ from util.distributed import all_gather, is_main_process
 from util.errors import UserError
 
 Columns = dict[str, np.ndarray]  # of N predictions, see _to_columns
-Curves = tuple[np.ndarray, np.ndarray, np.ndarray]  # precision [T, R, …], recall [T, …], scores [T, R, …]
+Curves = dict[str, np.ndarray]  # precision [T, R, K, A, M], recall [T, K, A, M], scores [T, R, K, A, M]
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: a million new dicts, none in a cycle, would make it search the heap often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class CocoEvaluator:
@@ -46,7 +59,6 @@ class CocoEvaluator:
             twelve figures do not change.
 
     Attributes:
-        coco_gt, iou_types, max_dets: as given.
         img_ids: ids of the images seen; after `synchronize_between_processes` sorted and of all processes.
         coco_eval: for each IoU type a pycocotools COCOeval. Its `eval` (after `accumulate`) holds params,
             counts, date, precision [T, R, K, A, M], recall [T, K, A, M] and scores [T, R, K, A, M], -1 where
@@ -62,9 +74,7 @@ class CocoEvaluator:
             raise ValueError(f"iou_types must be a sequence of 'bbox' and 'segm', not {iou_types!r}")
         if max_dets is not None and max_dets < 1:
             raise ValueError(f"max_dets must be at least 1, not {max_dets}")
-        self.coco_gt = coco_gt
-        self.iou_types = iou_types
-        self.max_dets = max_dets
+        self.coco_gt, self.iou_types, self.max_dets = coco_gt, iou_types, max_dets
         self.img_ids: list[int] = []
         self.coco_eval = {iou_type: COCOeval(coco_gt, iouType=iou_type) for iou_type in iou_types}
         self.max_dets_stats: dict[str, dict[str, float]] = {}
@@ -106,6 +116,7 @@ class CocoEvaluator:
         self._parts, self.img_ids = [_concatenate(parts)], seen.tolist()
         self._seen = set(self.img_ids)
 
+    @_collector_paused()
     def accumulate(self) -> None:
         """Match predictions with ground truth and fill `coco_eval[...].eval`.
 
@@ -121,16 +132,14 @@ class CocoEvaluator:
             params.catIds = sorted(set(self.coco_gt.getCatIds()))
             params.maxDets = sorted(params.maxDets)
             limits = sorted({*params.maxDets, self.max_dets or params.maxDets[-1]})
-            precision, recall, scores = _evaluate(self.coco_gt, columns, params, limits)
+            curves = _evaluate(self.coco_gt, columns, params, limits)
             if self.max_dets is not None:
-                m = limits.index(self.max_dets)
-                figures = _figures(precision[..., 0, m], recall[..., 0, m], params.iouThrs)
-                self.max_dets_stats[iou_type] = figures
+                place = ..., 0, limits.index(self.max_dets)  # all categories, all areas
+                self.max_dets_stats[iou_type] = _figures(curves, place, params.iouThrs)
             standard = [limits.index(limit) for limit in params.maxDets]
-            curves = {"precision": precision, "recall": recall, "scores": scores}
             result.eval = {
                 "params": params,
-                "counts": [*precision.shape[:-1], len(standard)],
+                "counts": [*curves["precision"].shape[:-1], len(standard)],
                 "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
                 **{name: values[..., standard] for name, values in curves.items()},
             }
@@ -146,35 +155,24 @@ class CocoEvaluator:
                     print(f" With up to {self.max_dets} predictions per image: {', '.join(figures)}")
 
     def per_class(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
-        """Figures of each category, at the highest standard limit of predictions, over all areas.
+        """Figures of each category after `accumulate`, over all areas, with up to 100 predictions per image.
 
         Returns:
             A dict for each category: `id`, `name`, and in [0, 1] `AP`, `AP50` and `AR`, which are None where
             the images seen hold no ground truth of the category.
-
-        Raises:
-            RuntimeError: `accumulate` has not been called.
         """
-        result = self.coco_eval[iou_type]
-        if not result.eval:
-            raise RuntimeError("per_class() reads what accumulate() computes: call it first")
-        rows = []
+        result, rows = self.coco_eval[iou_type], []
         for k, category_id in enumerate(result.params.catIds):
-            precision, recall = result.eval["precision"][:, :, k, 0, -1], result.eval["recall"][:, k, 0, -1]
-            figures = _figures(precision, recall, result.params.iouThrs)
+            figures = _figures(result.eval, (..., k, 0, -1), result.params.iouThrs)
             row = {"id": category_id, "name": self.coco_gt.cats[category_id].get("name", str(category_id))}
             rows.append(row | {f: None if figures[f] < 0 else figures[f] for f in ("AP", "AP50", "AR")})
         return rows
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
-    """COCO's compressed run-length codes of masks.
+    """COCO's compressed run-length codes of masks [k, 1, h, w]: k dicts of `size` [h, w] and `counts` (bytes).
 
-    Args:
-        masks: [k, 1, h, w] on any device; inside is what is True, a number above 0.5, or an integer not 0.
-
-    Returns:
-        k dicts of `size` [h, w] and `counts` (bytes).
+    Inside is what is True, an integer other than 0, or a floating-point number above 0.5. Any device.
     """
     inside = masks[:, 0] > 0.5 if masks.is_floating_point() else masks[:, 0] != 0
     # The code runs down columns; transposed on the device, the bytes on the host already lie in that order.
@@ -219,28 +217,25 @@ def _concatenate(parts: list[Columns]) -> Columns:
 
 
 def _ground_truth(coco_gt: COCO, place: dict[int, int], iou_type: str) -> dict[int, list[dict[str, Any]]]:
-    """Copies of the images' annotations by category, with only what the evaluation reads.
-
-    Args:
-        place: the number under which each image id is evaluated (C++ would round large ids).
-    """
+    """By category, copies of the annotations of the images that `place` numbers: C++ rounds large ids."""
     key = "bbox" if iou_type == "bbox" else "segmentation"
     truth: dict[int, list[dict[str, Any]]] = {}
     annotations = coco_gt.loadAnns(coco_gt.getAnnIds(imgIds=list(place))) if place else []
     for number, annotation in enumerate(annotations, 1):
-        image_id = annotation["image_id"]
-        if image_id not in place:  # where ids are not unique, loadAnns gives the last annotation with one
-            continue
         if not annotation.get(key):
             raise UserError(f"annotation id {annotation['id']} has no {key}, and {iou_type} is evaluated")
         region = annotation[key] if iou_type == "bbox" else coco_gt.annToRLE(annotation)
-        area = annotation.get("area")
-        if area is None:
-            area = region[2] * region[3] if iou_type == "bbox" else mask_utils.area(region)
-        crowd = int(annotation.get("iscrowd") or 0)
-        entry = {"image_id": place[image_id], "category_id": 1, "iscrowd": crowd, "area": area, key: region}
-        entry["id"] = number if annotation["id"] else 0  # pycocotools takes 0 for "not matched"
-        truth.setdefault(annotation["category_id"], []).append(entry)
+        area = region[2] * region[3] if iou_type == "bbox" else float(mask_utils.area(region))
+        entry = {
+            "id": number if annotation["id"] else 0,  # pycocotools takes 0 for "not matched"
+            "image_id": place.get(annotation["image_id"]),
+            "category_id": 1,
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "area": annotation.get("area", area),
+            key: region,
+        }
+        if entry["image_id"] is not None:  # an annotation id used twice may lead to another image
+            truth.setdefault(annotation["category_id"], []).append(entry)
     return truth
 
 
@@ -253,13 +248,13 @@ def _as_dicts(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
         key, regions, areas = "segmentation", [{"size": s, "counts": c} for s, c in codes], columns["area"]
     rows = zip(columns["image_id"].tolist(), columns["score"].tolist(), areas.tolist(), regions, strict=True)
     return [
-        {"id": n, "image_id": i, "category_id": 1, "score": score, "area": area, "iscrowd": 0, key: region}
+        {"id": n, "image_id": i, "category_id": 1, "score": score, "area": area, key: region}
         for n, (i, score, area, region) in enumerate(rows, 1)
     ]
 
 
 def _evaluate(coco_gt: COCO, columns: Columns, params: Any, limits: list[int]) -> Curves:
-    """Precision [T, R, K, A, M], recall [T, K, A, M] and scores [T, R, K, A, M] at the given limits."""
+    """The curves of all categories at the given limits of predictions per image."""
     place = {image_id: i for i, image_id in enumerate(params.imgIds)}
     images = [dict(coco_gt.imgs[image_id], id=i) for image_id, i in place.items()]
     truth = _ground_truth(coco_gt, place, params.iouType)
@@ -267,25 +262,22 @@ def _evaluate(coco_gt: COCO, columns: Columns, params: Any, limits: list[int]) -
     columns = {name: values[order] for name, values in columns.items()}
     columns["image_id"] = np.searchsorted(params.imgIds, columns["image_id"])
     shape = (len(params.iouThrs), len(params.recThrs), len(params.catIds), len(params.areaRng), len(limits))
-    precision, scores, recall = -np.ones(shape), -np.ones(shape), -np.ones((shape[0], *shape[2:]))
+    curves = {"precision": -np.ones(shape), "recall": -np.ones(shape)[:, 0], "scores": -np.ones(shape)}
     for k, category_id in enumerate(params.catIds):
         if category_id not in truth:
             continue  # -1, whatever was predicted
         start, end = np.searchsorted(columns["label"], (category_id, category_id + 1))
-        part = {name: values[start:end] for name, values in columns.items()}
-        predicted = _as_dicts(part, params.iouType)
-        curves = _evaluate_category(images, truth[category_id], predicted, params, limits)
-        precision[:, :, k], recall[:, k], scores[:, :, k] = curves
-    return precision, recall, scores
+        predicted = _as_dicts({name: v[start:end] for name, v in columns.items()}, params.iouType)
+        of_category = _evaluate_category(images, truth[category_id], predicted, params, limits)
+        for name, values in curves.items():
+            values[..., k, :, :] = of_category[name][..., 0, :, :]
+    return curves
 
 
 def _evaluate_category(
     images: list[dict], truth: list[dict], predicted: list[dict], params: Any, limits: list[int]
 ) -> Curves:
-    """Precision [T, R, A, M], recall [T, A, M] and scores [T, R, A, M] of one category.
-
-    The image_id of truth and predicted is an index into images, their category_id is 1.
-    """
+    """The curves of one category, K = 1; image_id of truth and predicted is an index into images."""
     concerned = sorted({entry["image_id"] for entry in [*truth, *predicted]})  # other images add nothing
     common = {"images": [images[i] for i in concerned], "categories": [{"id": 1}]}
     with warnings.catch_warnings():
@@ -297,12 +289,12 @@ def _evaluate_category(
     evaluation.params.maxDets = limits
     evaluation.evaluate()
     evaluation.accumulate()
-    curves = evaluation.eval
-    return curves["precision"][:, :, 0], curves["recall"][:, 0], curves["scores"][:, :, 0]
+    return evaluation.eval
 
 
-def _figures(precision: np.ndarray, recall: np.ndarray, iou_thresholds: np.ndarray) -> dict[str, float]:
-    """AP, AP50, AP75 and AR of precision [T, …] and recall [T, …]; -1 where there is nothing to average."""
+def _figures(curves: Curves, place: tuple, iou_thresholds: np.ndarray) -> dict[str, float]:
+    """AP, AP50, AP75 and AR at `place` of the last axes, averaged; -1 where there is nothing."""
+    precision, recall = curves["precision"][place], curves["recall"][place]  # [T, ...]
     at_50, at_75 = (precision[np.isclose(iou_thresholds, threshold)] for threshold in (0.5, 0.75))
-    curves = {"AP": precision, "AP50": at_50, "AP75": at_75, "AR": recall}
-    return {k: float(v[v > -1].mean()) if (v > -1).any() else -1.0 for k, v in curves.items()}
+    parts = {"AP": precision, "AP50": at_50, "AP75": at_75, "AR": recall}
+    return {name: float(v[v > -1].mean()) if (v > -1).any() else -1.0 for name, v in parts.items()}

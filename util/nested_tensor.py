@@ -118,7 +118,12 @@ class ByteBatch:
         """Images uint8 [3, h, w] -> a padded batch."""
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height, width = _canvas(sizes)
-        tensors = torch.zeros((len(images), images[0].shape[0], height, width), dtype=torch.uint8)
+        # Decoders give interleaved pixels: a canvas of the same layout is filled row by row.
+        tensors = torch.empty(
+            (len(images), images[0].shape[0], height, width),
+            dtype=torch.uint8,
+            memory_format=torch.channels_last,
+        ).zero_()
         for canvas, image, (h, w) in zip(tensors, images, sizes, strict=True):
             canvas[:, :h, :w] = image
         return cls(tensors, sizes)

@@ -56,7 +56,7 @@ def draw_plates(
     """Write each box's text on a plate beside it -> a new picture; see `arrange_plates`."""
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
-    font = load_font(max(MIN_FONT_SIZE, round(0.026 * math.sqrt(picture.width * picture.height))))
+    font = load_font(max(MIN_FONT_SIZE, round(0.028 * math.sqrt(picture.width * picture.height))))
     margin = max(2, round(font.size / 5))
     texts = [fitted(text, font, picture.width - 2 * margin) for text in texts]
     height = sum(font.getmetrics()) + margin
