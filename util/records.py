@@ -1,0 +1,185 @@
+"""What a run leaves in its output folder beside checkpoints: args.json, log.txt, evaluations, TensorBoard.
+
+Every file appears whole: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from util.errors import UserError
+from util.git_state import get_sha
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pycocotools", "faster-coco-eval")
+COCO_FIGURES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
+EVERY = 50  # epochs between evaluations that are kept under their own number
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is whole or absent.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages that figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+class RunRecords:
+    """Writes the records of one run; without a folder it does nothing.
+
+    Args:
+        folder: the run's --output_dir, or None.
+        tensorboard: also write TensorBoard's files, to `folder/tensorboard`.
+
+    Raises:
+        UserError: TensorBoard is asked for and not installed, or there is no folder for its files.
+    """
+
+    def __init__(self, folder: Path | None, tensorboard: bool = False):
+        self.folder = folder
+        self.board = _open_board(folder) if tensorboard else None
+
+    def write_args(self, args: Mapping[str, Any], **facts: Any) -> None:
+        """args.json: every flag, package versions, git state, and further facts."""
+        if self.folder is not None:
+            content = {"args": dict(args), **facts, "versions": package_versions(), "git": get_sha()}
+            write_whole(self.folder / "args.json", json.dumps(content, indent=2, default=str) + "\n")
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop log lines of this epoch and later ones, and a half-written last one: they come again."""
+        path = None if self.folder is None else self.folder / "log.txt"
+        if path is None or not path.exists():
+            return
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if _epoch_of(line) is not None and _epoch_of(line) < epoch]  # type: ignore
+        if kept != lines:
+            write_whole(path, "".join(line + "\n" for line in kept))
+
+    def finish_epoch(self, line: Mapping[str, Any]) -> None:
+        """Append an epoch's line to log.txt, and its scalars to TensorBoard."""
+        if self.folder is not None:
+            with open(self.folder / "log.txt", "a") as log:
+                log.write(json.dumps(_without_nan(line)) + "\n")
+        if self.board is not None:
+            for name, value in _scalars(line).items():
+                self.board.add_scalar(name, value, line["epoch"])
+            self.board.flush()
+
+    def save_evaluation(self, evaluator: Any, epoch: int | None = None) -> None:
+        """The precision and recall arrays, and the per-class figures as CSV.
+
+        Args:
+            evaluator: a CocoEvaluator.
+            epoch: of training: `eval/latest.pth` and every 50 epochs `eval/{epoch:03}.pth`; None for an
+                evaluation alone: `eval.pth`. Masks go to the same names with `_segm`.
+        """
+        if self.folder is None:
+            return
+        import torch
+
+        folder = self.folder if epoch is None else self.folder / "eval"
+        folder.mkdir(exist_ok=True)
+        for iou_type, result in evaluator.coco_eval.items():
+            suffix = "" if iou_type == "bbox" else f"_{iou_type}"
+            buffer = io.BytesIO()
+            torch.save(result.eval, buffer)
+            names = (
+                ["eval"] if epoch is None else ["latest", *([f"{epoch:03}"] if epoch % EVERY == 0 else [])]
+            )
+            for name in names:
+                write_whole(folder / f"{name}{suffix}.pth", buffer.getvalue())
+            table = io.StringIO()
+            rows = evaluator.per_class(iou_type)
+            writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else ["id"])
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(folder / f"per_class{suffix}.csv", table.getvalue())
+
+    def close(self) -> None:
+        """Finish TensorBoard's files."""
+        if self.board is not None:
+            self.board.close()
+
+
+def per_class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Per-class figures as a table for the screen; n/a where there is no ground truth."""
+    lines = [f"{'id':>6}  {'class':<24}{'AP':>8}{'AP50':>8}{'AR':>8}"]
+    for row in rows:
+        figures = "".join(
+            f"{'n/a' if row[k] is None else format(row[k], '.3f'):>8}" for k in ("AP", "AP50", "AR")
+        )
+        lines.append(f"{row['id']:>6}  {row['name'][:24]:<24}{figures}")
+    return "\n".join(lines)
+
+
+def _open_board(folder: Path | None) -> Any:
+    if folder is None:
+        raise UserError("--tensorboard needs --output_dir: its files go to OUTPUT_DIR/tensorboard")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard: TensorBoard is not installed; run pip install tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _epoch_of(line: str) -> int | None:
+    """The epoch of a log line; None for one that is cut off."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None in place of NaN, which strict JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """An epoch's line as TensorBoard's scalars: train/loss, test/loss, test/bbox_AP50, ..."""
+    scalars: dict[str, float] = {}
+    for key, value in line.items():
+        split, _, name = key.partition("_")
+        if split not in ("train", "test"):
+            continue
+        if name.startswith("coco_eval_"):
+            kind = name.removeprefix("coco_eval_")
+            scalars |= {f"{split}/{kind}_{figure}": v for figure, v in zip(COCO_FIGURES, value, strict=True)}
+        elif isinstance(value, Mapping):  # PQ_all and its like
+            scalars |= {f"{split}/{name}_{k}": v for k, v in value.items() if isinstance(v, (int, float))}
+        elif isinstance(value, (int, float)):
+            scalars[f"{split}/{name}"] = value
+    return scalars
