@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
-from util.errors import UserError
 from util.meters import MetricLogger, SmoothedValue
+from util.step_guard import StepGuard
 
 PRINT_EVERY = 10  # steps
 
@@ -25,6 +26,10 @@ def train_one_epoch(
     max_norm: float = 0,
     *,
     warmup: torch.optim.lr_scheduler.LRScheduler | None = None,
+    accum_steps: int = 1,
+    start_step: int = 0,
+    meters: Mapping[str, Any] | None = None,
+    after_step: Callable[[int, MetricLogger], None] | None = None,
 ) -> dict[str, float]:
     """Train on every batch of a loader once.
 
@@ -33,44 +38,60 @@ def train_one_epoch(
         epoch: its number, for the printed lines.
         max_norm: clip the gradient's norm to this; 0 leaves it alone.
         warmup: a schedule that steps behind every optimizer step.
+        accum_steps: batches to one optimizer step; the gradient is that of one batch of all their images.
+            Batches left over at the end are dropped.
+        start_step, meters: continue inside an epoch, behind this many optimizer steps and with the state of
+            its meters. The loader gives the batches that are left.
+        after_step: called with the number of optimizer steps done in this epoch, and with the meters.
 
     Returns:
         Averages over the epoch and over ranks by name: the weighted `loss` and its weighted terms, every
         term under `*_unscaled`, `class_error` (weighted by matched objects) and `lr`.
 
     Raises:
-        UserError: the loss or the gradient is not finite. The weights are as they were before that step.
+        NotFinite: the loss or the gradient is not finite. The weights are as they were before that step.
+        UserError: out of memory; the message names shape and images.
     """
     model.train()
     criterion.train()
-    logger = MetricLogger(delimiter="  ")
+    logger = _new_logger()
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
-    logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
-    finite = _FiniteCheck(optimizer, device)
+    if meters is not None:
+        logger.load_state_dict(meters)
+    guard = StepGuard(optimizer, device, epoch)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    batches = _Accumulated(data_loader, accum_steps)
 
-    for samples, targets in logger.log_every(data_loader, PRINT_EVERY, f"Epoch: [{epoch}]"):
-        samples, targets = _to_device(samples, targets, device)
-        outputs = model(samples)
-        losses = criterion(outputs, targets)
-        finite.verify_previous()  # the matcher has just waited for the device: this reads without waiting
-        loss, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
-
+    step = start_step
+    for samples_of, targets_of in logger.log_every(batches, PRINT_EVERY, f"Epoch: [{epoch}]", start_step):
+        step += 1
+        guard.begin(step, samples_of, targets_of)
         optimizer.zero_grad()
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if max_norm > 0:
-            norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-            finite.guard(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-        else:
-            finite.guard(torch.isfinite(loss.detach()))
-        optimizer.step()
+        total = torch.zeros((), device=device)
+        options: dict[str, Any] = {}  # a criterion of a user's own takes outputs and targets alone
+        for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
+            with guard, _gradients_shared(model, last=i == accum_steps - 1):
+                samples, targets = _to_device(samples, targets, device)
+                outputs = model(samples)
+                if accum_steps > 1 and not options:
+                    options["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
+                losses = criterion(outputs, targets, **options)
+                guard.verify_previous()  # matching has just waited for the device: this reads without waiting
+                loss, logged = _weigh(losses, criterion.weight_dict, accum_steps)  # type: ignore[arg-type]
+                loss.backward()
+            total += loss.detach()
+            _log(logger, logged, outputs, targets)
 
-        _log(logger, logged, outputs, targets)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm) if max_norm > 0 else None
+        guard.guard(total, norm)
+        optimizer.step()
         logger.update(lr=optimizer.param_groups[0]["lr"])
         if warmup is not None:
             warmup.step()
+        if after_step is not None:
+            after_step(step, logger)
 
-    finite.verify_previous(wait=True)
+    guard.verify_previous(wait=True)
     logger.synchronize_between_processes()
     return {name: meter.global_avg for name, meter in logger.meters.items()}
 
@@ -97,8 +118,7 @@ def evaluate(
     """
     model.eval()
     criterion.eval()
-    logger = MetricLogger(delimiter="  ")
-    logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
+    logger = _new_logger()
     evaluator = CocoEvaluator(base_ds, ("bbox",))
 
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
@@ -122,20 +142,60 @@ def evaluate(
     return stats, evaluator
 
 
+def _new_logger() -> MetricLogger:
+    logger = MetricLogger(delimiter="  ")
+    logger.add_meter("class_error", SmoothedValue(fmt="{median:.2f} ({global_avg:.2f})"))
+    return logger
+
+
+class _Accumulated:
+    """The batches of a loader in groups of one optimizer step each; what is left at the end is dropped."""
+
+    def __init__(self, loader: Iterable, batches: int):
+        self.loader = loader
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.batches  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        group: list[tuple[Any, Any]] = []
+        for samples, targets in self.loader:
+            group.append((samples, targets))
+            if len(group) == self.batches:
+                yield [s for s, _ in group], [t for _, t in group]
+                group = []
+
+
+def _gradients_shared(model: nn.Module, last: bool) -> AbstractContextManager:
+    """Under DistributedDataParallel, gradients travel with the last batch of a step only."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
 def _to_device(samples: Any, targets: Iterable[Mapping], device: torch.device) -> tuple[Any, list[dict]]:
     moved = [{k: v.to(device, non_blocking=True) for k, v in target.items()} for target in targets]
     return samples.to(device, non_blocking=True), moved
 
 
-def _weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the losses, and all that is logged: by name, scaled and unscaled."""
+def _weigh(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], batches: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the losses, and all that is logged: by name, scaled and unscaled.
+
+    Of the `batches` that make up a step each holds a share of every loss; times their number, the shares'
+    average is the step's loss. Figures without a weight are averages already.
+    """
     weighted = [name for name in losses if name in weights]
     terms = torch.stack([losses[name].float() for name in weighted])
     factors = torch.tensor([weights[name] for name in weighted], dtype=terms.dtype)
     scaled = terms * factors.to(terms.device, non_blocking=True)
     loss = scaled.sum()
-    logged = {"loss": loss.detach(), **dict(zip(weighted, scaled.detach().unbind(), strict=True))}
-    logged |= {f"{name}_unscaled": value.detach() for name, value in losses.items()}
+    shares = [loss.detach(), *scaled.detach().unbind()]
+    logged = dict(zip(["loss", *weighted], (share * batches for share in shares), strict=True))
+    for name, value in losses.items():
+        logged[f"{name}_unscaled"] = value.detach() * batches if name in weights else value.detach()
     if "class_error" in losses:
         logged["class_error"] = losses["class_error"].detach()
     return loss, logged
@@ -159,40 +219,3 @@ def _log(
         torch.stack([value.float() for value in logged.values()]),
         weights={"class_error": matched, "class_error_unscaled": matched},
     )
-
-
-class _FiniteCheck:
-    """Stops training at a loss or gradient that is not finite, before it reaches the weights.
-
-    On a CPU the flag is simply looked at. On a GPU looking would wait for the device, so the fused optimizer
-    is told on the device to leave out the step, and the flag is read one step later, when it has arrived.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
-        self.optimizer = optimizer
-        self.deferred = device.type == "cuda" and bool(optimizer.defaults.get("fused"))
-        self.flag = torch.ones((), dtype=torch.bool, pin_memory=self.deferred)
-        self.step = 0
-
-    def guard(self, finite: Tensor) -> None:
-        """Let the next optimizer step happen only if `finite`, a scalar bool on the device, is true."""
-        self.step += 1
-        if self.deferred:
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.flag.copy_(finite, non_blocking=True)
-        elif not bool(finite):
-            self._stop(self.step)
-
-    def verify_previous(self, wait: bool = False) -> None:
-        """Raise if an earlier step was not finite; `wait` for the device first."""
-        if wait and self.deferred:
-            torch.cuda.synchronize()
-        if not bool(self.flag):
-            self._stop(self.step)
-
-    @staticmethod
-    def _stop(step: int) -> None:
-        raise UserError(
-            f"the loss or its gradient is not finite at step {step} of this epoch; the weights are as they "
-            "were before it. Lower --lr, or look for faulty boxes among the annotations"
-        )

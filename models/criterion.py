@@ -6,27 +6,38 @@ Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
 
 from models.losses import (
     MatchedPairs,
     box_losses,
     cardinality_error,
     classification_loss,
-    dice_loss,
-    sigmoid_focal_loss,
+    mask_losses,
 )
 from models.matcher import HungarianMatcher, Matches
+from models.selection import MatchedQueries, Select, flat_index, masks_of
 from util.distributed import get_world_size
 from util.metrics import accuracy
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
+
+
+class Normalizers(NamedTuple):
+    """What losses are divided by.
+
+    Attributes:
+        num_boxes: for boxes and masks, the mean number of objects over ranks, at least 1.
+        class_weight: for the classification loss, the summed class weights; None: the batch's own.
+    """
+
+    num_boxes: Tensor | float
+    class_weight: Tensor | None = None
 
 
 class SetCriterion(nn.Module):
@@ -41,6 +52,8 @@ class SetCriterion(nn.Module):
         weight_dict: factor of each loss, by its name; whoever sums the losses applies it.
         eos_coef: weight of "no object" in the classification loss.
         losses: which of labels, cardinality, boxes, masks to compute.
+        sync_ce: normalise the classification loss over all ranks, not over each rank's own batch as
+            published.
     """
 
     empty_weight: Tensor
@@ -52,8 +65,10 @@ class SetCriterion(nn.Module):
         weight_dict: dict[str, float],
         eos_coef: float,
         losses: Sequence[str],
+        sync_ce: bool = False,
     ):
         super().__init__()
+        self.sync_ce = sync_ce
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
@@ -63,7 +78,13 @@ class SetCriterion(nn.Module):
         weight[-1] = eos_coef
         self.register_buffer("empty_weight", weight)
 
-    def forward(self, outputs: Outputs, targets: Targets, matches: list[Matches] | None = None) -> Losses:
+    def forward(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: list[Matches] | None = None,
+        normalizers: Normalizers | None = None,
+    ) -> Losses:
         """Compute every loss of every layer.
 
         Args:
@@ -71,6 +92,7 @@ class SetCriterion(nn.Module):
                 `aux_outputs`, a list of such dicts, one for each earlier layer.
             targets: for each image `labels` [n] and `boxes` [n, 4] (cxcywh in [0, 1]), perhaps `masks`.
             matches: what `match` gave for these outputs, if it has been called already.
+            normalizers: of a step that accumulates several batches; left out, this batch's.
 
         Returns:
             Scalars by name. The last layer's have plain names; an earlier layer's end in _0, _1, ...
@@ -78,11 +100,12 @@ class SetCriterion(nn.Module):
         layers = [*outputs.get("aux_outputs", []), {k: v for k, v in outputs.items() if k != "aux_outputs"}]
         suffixes = [f"_{i}" for i in range(len(layers) - 1)] + [""]
         matches = self.match(outputs, targets) if matches is None else matches
-        num_boxes = self._num_boxes(outputs, targets)
+        normalizers = normalizers or self.normalizers([targets], outputs)
+        num_boxes = normalizers.num_boxes
         together = {loss for loss in self.losses if self._is_plain(loss, matches)}
         losses: Losses = {}
         if together:
-            losses.update(self._all_layers(together, layers, suffixes, targets, matches, num_boxes))
+            losses.update(self._all_layers(together, layers, suffixes, targets, matches, normalizers))
         for layer, suffix, matched in zip(layers, suffixes, matches, strict=True):
             for loss in self.losses:
                 if loss in together or (loss == "masks" and suffix):
@@ -106,30 +129,58 @@ class SetCriterion(nn.Module):
             self.matcher({k: v for k, v in layer.items() if k != "aux_outputs"}, targets) for layer in layers
         ]
 
-    def _num_boxes(self, outputs: Outputs, targets: Targets) -> Tensor | float:
-        """The mean number of objects over ranks, at least 1; in evaluation the batch's own number.
+    def normalizers(self, batches: Sequence[Targets], outputs: Outputs) -> Normalizers:
+        """What the losses of one optimizer step are divided by, known before its batches are matched.
 
-        Evaluation has no collective in its loop: ranks hold different numbers of batches.
+        Evaluation looks at no other rank: ranks hold different numbers of batches there.
+
+        Args:
+            batches: the targets of every batch that the step accumulates on this rank.
+            outputs: of any of them, for the number of queries and the device.
         """
-        own = sum(len(target["labels"]) for target in targets)
-        world_size = get_world_size()
-        if world_size == 1 or not self.training:
-            return float(max(own, 1))
-        total = torch.tensor(float(own), device=outputs["pred_logits"].device)
-        torch.distributed.all_reduce(total)
-        return (total / world_size).clamp(min=1)
+        logits = outputs["pred_logits"]
+        objects = sum(len(target["labels"]) for targets in batches for target in targets)
+        shared = self.training and get_world_size() > 1
+        weighs_classes = len(batches) > 1 or (shared and self.sync_ce)
+        if not shared and not weighs_classes:
+            return Normalizers(float(max(objects, 1)))
+        sums = [logits.new_tensor(float(objects), dtype=torch.float32)]
+        if weighs_classes:
+            sums.append(self._class_weight(batches, logits.shape[1]).to(sums[0]))
+        own = torch.stack(sums)
+        mean = own.clone()
+        if shared:
+            torch.distributed.all_reduce(mean)
+            mean /= get_world_size()
+        class_weight = (mean if self.sync_ce else own)[1] if weighs_classes else None
+        return Normalizers(mean[0].clamp(min=1), class_weight)
+
+    def _class_weight(self, batches: Sequence[Targets], queries: int) -> Tensor:
+        """The summed class weights of all queries: an image has min(queries, objects) matches."""
+        weight = self.empty_weight
+        total = weight.new_zeros(())
+        for target in (target for targets in batches for target in targets):
+            labels = target["labels"].to(weight.device, non_blocking=True)
+            matched = min(queries, len(labels))
+            # With more objects than queries it is not known which are matched: their mean weight stands in.
+            of_objects = weight[labels].mean() * matched if matched else 0
+            total = total + of_objects + weight[-1] * (queries - matched)
+        return total
 
     def _is_plain(self, loss: str, matches: list[Matches]) -> bool:
         """Whether a loss is computed for all layers at once: nobody has put another in its place."""
         method = {"labels": "loss_labels", "cardinality": "loss_cardinality", "boxes": "loss_boxes"}.get(loss)
         if method is None:
             return False
-        replaced = any(
+        same_number = len({sum(len(queries) for queries, _ in layer) for layer in matches}) == 1
+        return same_number and self._is_own(method)
+
+    def _is_own(self, method: str) -> bool:
+        """Whether a loss is computed by the method of this class: nobody has put another in its place."""
+        return not any(
             name in vars(self) or getattr(type(self), name) is not getattr(SetCriterion, name)
             for name in (method, "get_loss")
         )
-        same_number = len({sum(len(queries) for queries, _ in layer) for layer in matches}) == 1
-        return same_number and not replaced
 
     def _all_layers(
         self,
@@ -138,24 +189,26 @@ class SetCriterion(nn.Module):
         suffixes: list[str],
         targets: Targets,
         matches: list[Matches],
-        num_boxes: Tensor | float,
+        normalizers: Normalizers,
     ) -> Losses:
         """The losses of all layers in one pass."""
         logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, C + 1]
         pairs = MatchedPairs.from_matches(matches, [len(t["labels"]) for t in targets], logits.device)
         losses: Losses = {}
         if "labels" in names:
-            values, class_error = self._labels(logits, targets, pairs)
+            values, class_error = self._labels(logits, targets, pairs, normalizers.class_weight)
             losses.update(_named("loss_ce", values, suffixes), class_error=class_error)
         if "cardinality" in names:
             losses.update(_named("cardinality_error", self._cardinality(logits, targets), suffixes))
         if "boxes" in names:
             boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
-            l1, giou = self._boxes(boxes, targets, pairs, num_boxes)
+            l1, giou = self._boxes(boxes, targets, pairs, normalizers.num_boxes)
             losses.update(_named("loss_bbox", l1, suffixes), **_named("loss_giou", giou, suffixes))
         return losses
 
-    def _labels(self, logits: Tensor, targets: Targets, pairs: MatchedPairs) -> tuple[Tensor, Tensor]:
+    def _labels(
+        self, logits: Tensor, targets: Targets, pairs: MatchedPairs, divisor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classification loss of each layer [L], and the last layer's class_error."""
         logits = logits.float()
         labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [L, N]
@@ -164,7 +217,7 @@ class SetCriterion(nn.Module):
         classes[layer, pairs.image, pairs.query] = labels
         matched = logits[-1, pairs.image[-1], pairs.query[-1]]  # [N, C + 1]
         class_error = 100 - accuracy(matched.detach(), labels[-1])[0]
-        return classification_loss(logits, classes, self.empty_weight), class_error
+        return classification_loss(logits, classes, self.empty_weight, divisor), class_error
 
     def _cardinality(self, logits: Tensor, targets: Targets) -> Tensor:
         counts = torch.tensor([float(len(target["labels"])) for target in targets])
@@ -208,15 +261,19 @@ class SetCriterion(nn.Module):
     def loss_masks(
         self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
     ) -> Losses:
-        """`loss_mask` (focal) and `loss_dice` of `pred_masks` [B, Q, h, w], over the padded canvas."""
-        masks = outputs["pred_masks"][self._get_src_permutation_idx(indices)]  # [N, h, w]
-        wanted = _padded_masks(targets, indices).to(masks)  # [N, H, W]
-        masks = interpolate(masks[:, None], size=wanted.shape[-2:], mode="bilinear", align_corners=False)
-        flat, wanted = masks.flatten(1), wanted.flatten(1)
-        return {
-            "loss_mask": sigmoid_focal_loss(flat, wanted, num_boxes),
-            "loss_dice": dice_loss(flat, wanted, num_boxes),
-        }
+        """`loss_mask` (focal) and `loss_dice` over the padded canvas, both over `num_boxes`.
+
+        `pred_masks` are [B, Q, h, w], or [N, h, w] of the queries under `selected`.
+        """
+        wanted = [
+            target["masks"][objects.to(target["masks"].device)]
+            for target, (_, objects) in zip(targets, indices, strict=True)
+        ]
+        height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
+        masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
+        canvas = outputs.get("canvas") or (height, width)
+        focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
+        return {"loss_mask": focal, "loss_dice": dice}
 
     def get_loss(
         self,
@@ -247,26 +304,11 @@ class SetCriterion(nn.Module):
 
     def _get_src_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, query) of all matched pairs, to index predictions [B, Q, ...] with."""
-        return _flat_index([query for query, _ in indices])
+        return flat_index([query for query, _ in indices])
 
     def _get_tgt_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, object) of all matched pairs, to index padded targets [B, n, ...] with."""
-        return _flat_index([obj for _, obj in indices])
-
-
-def _flat_index(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    image = torch.cat([torch.full_like(row, i) for i, row in enumerate(rows)])
-    return image, torch.cat(rows)
-
-
-def _padded_masks(targets: Targets, indices: Matches) -> Tensor:
-    """The masks of matched objects on the batch's canvas, zero where padded: [N, H, W]."""
-    height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
-    rows = []
-    for target, (_, objects) in zip(targets, indices, strict=True):
-        masks = target["masks"][objects.to(target["masks"].device)]
-        rows.append(pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2])))
-    return torch.cat(rows)
+        return flat_index([obj for _, obj in indices])
 
 
 def _named(name: str, values: Tensor, suffixes: list[str]) -> Losses:

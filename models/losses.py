@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from util.box_ops import box_cxcywh_to_xyxy, paired_generalized_box_iou
 
@@ -65,20 +65,24 @@ class MatchedPairs:
         return predictions[layer, self.image, self.query]
 
 
-def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, classes: Tensor, weight: Tensor, divisor: Tensor | None = None
+) -> Tensor:
     """Cross-entropy, averaged with each class's weight as torch's cross_entropy does it.
 
     Args:
         logits: [L, B, Q, C + 1].
         classes: int64 [L, B, Q], the class of the matched object or C.
         weight: [C + 1].
+        divisor: in place of the summed weights of these classes.
 
     Returns:
         [L].
     """
     layers = len(logits)
     loss = cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
-    return loss.view(layers, -1).sum(1) / weight[classes].view(layers, -1).sum(1)
+    summed = weight[classes].view(layers, -1).sum(1) if divisor is None else divisor
+    return loss.view(layers, -1).sum(1) / summed
 
 
 def box_losses(boxes: Tensor, wanted: Tensor, num_boxes: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -110,6 +114,33 @@ def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
     no_object = logits.shape[-1] - 1
     predicted = (logits.argmax(-1) != no_object).sum(-1)  # [L, B]
     return (predicted.float() - counts.float()).abs().mean(1)
+
+
+def mask_losses(
+    masks: Tensor,
+    wanted: Sequence[Tensor],
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    num_boxes: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss of matched masks, enlarged to the size of the true ones.
+
+    As published, both average over the padding too.
+
+    Args:
+        masks: logits [N, h, w], the first image's first.
+        wanted: for each image the true masks, bool or uint8 [n, H, W], in the order of the logits.
+        size: the largest H and the largest W of the batch.
+        canvas: what the logits cover, at least `size`.
+        num_boxes: the divisor of the sums over masks.
+    """
+    true = torch.zeros((len(masks), *size), device=masks.device)
+    for rows, own in zip(true.split([len(own) for own in wanted]), wanted, strict=True):
+        rows[:, : own.shape[1], : own.shape[2]] = own
+    logits = interpolate(masks[:, None].float(), size=canvas, mode="bilinear", align_corners=False)
+    flat = logits[:, 0, : size[0], : size[1]].flatten(1)
+    true = true.flatten(1)
+    return sigmoid_focal_loss(flat, true, num_boxes), dice_loss(flat, true, num_boxes)
 
 
 def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Tensor:

@@ -64,7 +64,8 @@ class Progress:
         self.recent_seconds.append(seconds)
         self.recent_data_seconds.append(data_seconds)
         if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], (tuple, list)):
-            self.recent_images.append(len(batch[1]))  # (samples, targets): a target per image
+            # (samples, targets): a target an image; several batches of a step hold one more level
+            self.recent_images.append(sum(len(t) if isinstance(t, (tuple, list)) else 1 for t in batch[1]))
         if self.bar is not None:
             self.bar.update(1)
 
