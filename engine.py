@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
+from datasets.panoptic_eval import PanopticEvaluator
+from util.distributed import all_gather
 from util.meters import MetricLogger, SmoothedValue
+from util.records import write_whole
 from util.step_guard import StepGuard
 
 PRINT_EVERY = 10  # steps
@@ -72,10 +76,10 @@ def train_one_epoch(
         for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
             with guard, _gradients_shared(model, last=i == accum_steps - 1):
                 samples, targets = _to_device(samples, targets, device)
-                outputs = model(samples)
+                outputs, known = _forward(model, criterion, samples, targets)
                 if accum_steps > 1 and not options:
                     options["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
-                losses = criterion(outputs, targets, **options)
+                losses = criterion(outputs, targets, **known, **options)
                 guard.verify_previous()  # matching has just waited for the device: this reads without waiting
                 loss, logged = _weigh(losses, criterion.weight_dict, accum_steps)  # type: ignore[arg-type]
                 loss.backward()
@@ -105,41 +109,112 @@ def evaluate(
     base_ds: Any,
     device: torch.device,
     output_dir: Any,
-) -> tuple[dict[str, Any], CocoEvaluator]:
+    *,
+    per_class: bool = False,
+    max_dets: int | None = None,
+) -> tuple[dict[str, Any], CocoEvaluator | None]:
     """Evaluate on every batch of a loader, without a collective before the end.
 
     Args:
-        postprocessors: `bbox`, perhaps more; each adds its figures.
-        base_ds: the ground truth, a pycocotools COCO.
-        output_dir: unused by box evaluation; panoptic evaluation writes its files there.
+        postprocessors: `bbox`, perhaps `segm` and `panoptic`; each adds its figures.
+        base_ds: the ground truth of boxes and masks, a pycocotools COCO; None: neither is evaluated.
+        output_dir: panoptic predictions and figures go to its folder panoptic_eval; empty: nothing is kept.
+        per_class: print panoptic quality of each class, too.
+        max_dets: also report AP and AR with so many detections an image, as `max_dets_bbox`, `max_dets_segm`.
 
     Returns:
-        Averages over batches as in training, with `coco_eval_bbox` (the 12 COCO figures), and the evaluator.
+        Averages over batches as in training, with `coco_eval_bbox` and `coco_eval_masks` (the 12 COCO figures
+        of each), `PQ_all`, `PQ_th` and `PQ_st` (dicts of pq, sq, rq in [0, 1], n), as far as they are
+        evaluated; and the COCO evaluator, if there is one.
     """
     model.eval()
     criterion.eval()
     logger = _new_logger()
-    evaluator = CocoEvaluator(base_ds, ("bbox",))
+    kinds = [kind for kind in ("bbox", "segm") if kind in postprocessors]
+    coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, max_dets)
+    every_mask = coco is not None and "segm" in kinds
+    panoptic = _panoptic_evaluator(data_loader, output_dir) if "panoptic" in postprocessors else None
+    segments: Any = postprocessors["panoptic"].select if panoptic is not None else None
 
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
         image_ids = [int(target["image_id"]) for target in targets]  # still on the host
         samples, targets = _to_device(samples, targets, device)
-        outputs = model(samples)
-        losses = criterion(outputs, targets)
+        outputs, known = _forward(model, criterion, samples, targets, segments, every_mask)
+        losses = criterion(outputs, targets, **known)
         _, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
         _log(logger, logged, outputs, targets)
 
-        original_sizes = torch.stack([target["orig_size"] for target in targets])
-        results = postprocessors["bbox"](outputs, original_sizes)
-        evaluator.update(dict(zip(image_ids, results, strict=True)))
+        sizes, original_sizes = (torch.stack([t[key] for t in targets]) for key in ("size", "orig_size"))
+        if coco is not None:
+            results = postprocessors["bbox"](outputs, original_sizes)
+            if every_mask:
+                results = postprocessors["segm"](results, outputs, original_sizes, sizes)
+            coco.update(dict(zip(image_ids, results, strict=True)))
+        if panoptic is not None:
+            maps = postprocessors["panoptic"](outputs, sizes, original_sizes)
+            panoptic.update(
+                {**one, "image_id": i, "file_name": f"{i:012d}.png"}
+                for i, one in zip(image_ids, maps, strict=True)
+            )
 
     logger.synchronize_between_processes()
+    stats: dict[str, Any] = {name: meter.global_avg for name, meter in logger.meters.items()}
+    if coco is not None:
+        stats |= _coco_figures(coco)
+    if panoptic is not None:
+        stats |= _panoptic_figures(panoptic, per_class)
+    return stats, coco
+
+
+def _forward(
+    model: nn.Module,
+    criterion: nn.Module,
+    samples: Any,
+    targets: list[dict],
+    also: Callable | None = None,
+    every_mask: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs, and what the criterion should be told of them.
+
+    Masks are drawn for the queries that the criterion compares, which are matched on the way, and for those
+    that `also` selects; all of them for `every_mask`, or where model or criterion are a user's own.
+    """
+    takes_selection = getattr(getattr(model, "module", model), "takes_selection", False)
+    select = None
+    if takes_selection and not every_mask and hasattr(criterion, "matched_queries"):
+        select = criterion.matched_queries(targets, also)  # type: ignore[operator]
+    if select is None:
+        return model(samples), {}
+    return model(samples, select=select), {"matches": select.matches}
+
+
+def _coco_figures(evaluator: CocoEvaluator) -> dict[str, Any]:
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     evaluator.summarize()
-    stats: dict[str, Any] = {name: meter.global_avg for name, meter in logger.meters.items()}
-    stats["coco_eval_bbox"] = evaluator.coco_eval["bbox"].stats.tolist()
-    return stats, evaluator
+    names = {"bbox": "coco_eval_bbox", "segm": "coco_eval_masks"}
+    figures: dict[str, Any] = {names[k]: result.stats.tolist() for k, result in evaluator.coco_eval.items()}
+    return figures | {f"max_dets_{kind}": more for kind, more in evaluator.max_dets_stats.items()}
+
+
+def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> PanopticEvaluator:
+    dataset = data_loader.dataset
+    folder = Path(output_dir) / "panoptic_eval" if output_dir else ""
+    return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
+
+
+def _panoptic_figures(evaluator: PanopticEvaluator, per_class: bool) -> dict[str, dict[str, Any]]:
+    """PQ by group, for every process; the main one writes the figures of each class."""
+    evaluator.synchronize_between_processes()
+    figures = all_gather(evaluator.summarize())[0]
+    if evaluator.evaluation is not None:
+        table = evaluator.evaluation.class_table()
+        if per_class:
+            print(table)
+        if evaluator.output_dir:
+            write_whole(Path(evaluator.output_dir) / "per_class.txt", table + "\n")
+    assert figures is not None
+    return {"PQ_all": figures["All"], "PQ_th": figures["Things"], "PQ_st": figures["Stuff"]}
 
 
 def _new_logger() -> MetricLogger:

@@ -12,9 +12,11 @@ asking for help does not load torch.
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
+    from util.records import RunRecords
+
+FEW_STEPS = 100_000
+FEW_STEPS_ADVICE = (
+    "from scratch DETR learns little in fewer than 100,000 steps on real pictures: consider --finetune"
+)
 SHAPES_PATH = "data/shapes"
 
 
@@ -41,6 +49,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag("--lr_drop", default=200, type=int, help="multiply the learning rates by 0.1 every so many epochs")
     flag("--clip_max_norm", default=0.1, type=float, help="clip the gradient's norm; 0 turns it off")
     flag("--warmup_steps", default=0, type=int, help="raise the learning rates linearly over the first steps")
+    flag(
+        "--accum_steps",
+        default=1,
+        type=int,
+        help="batches to one optimizer step, with the gradient of one batch of all their images",
+    )
+    flag("--override_lr", action="store_true", help="on --resume, take the learning rates given here")
+    flag(
+        "--patience", default=0, type=int, help="end after so many epochs without a better AP (PQ); 0: never"
+    )
 
     flag = parser.add_argument_group("backbone").add_argument
     flag("--backbone", default="resnet50", help="resnet18, 34, 50, 101 or another of torchvision's ResNets")
@@ -94,6 +112,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag("--dice_loss_coef", default=1, type=float, help="weight of the masks' dice loss")
     flag("--bbox_loss_coef", default=5, type=float, help="weight of the boxes' L1 loss")
     flag("--giou_loss_coef", default=2, type=float, help="weight of the boxes' GIoU loss")
+    flag(
+        "--sync_ce",
+        action="store_true",
+        help="normalise the class loss over all processes, not over each one's",
+    )
     flag("--eos_coef", default=0.1, type=float, help="weight of the class 'no object' in the class loss")
 
     flag = parser.add_argument_group("data").add_argument
@@ -115,6 +138,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="shorter sides in training, drawn at random; left out: 480 to 800 in steps of 32. The sizes of "
         "the crop branch scale with the largest",
     )
+    flag("--no_crop", dest="crop", action="store_false", help="in training, resize only, never crop")
     flag("--eval_scale", default=800, type=int, help="shorter side in evaluation")
     flag("--max_size", default=1333, type=int, help="longest side in both")
     flag(
@@ -122,13 +146,33 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=int,
         help="images per process and step in evaluation (--batch_size if left out)",
     )
+    flag(
+        "--max_dets",
+        type=int,
+        help="also report AP and AR with so many detections an image, beside the standard 100",
+    )
     flag("--num_workers", default=2, type=int, help="processes that load images; 0 loads in this one")
 
     flag = parser.add_argument_group("run").add_argument
     flag("--output_dir", default="", help="where to save; empty: nothing is saved")
     flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
     flag("--seed", default=42, type=int, help="of initial values, order of images, augmentation and dropout")
-    flag("--resume", default="", help="checkpoint to continue from or to evaluate, a path or a URL")
+    flag(
+        "--resume",
+        default="",
+        metavar="PATH|URL|auto",
+        help="checkpoint to continue from or to evaluate; auto: the newest whole one in --output_dir, if any",
+    )
+    flag(
+        "--finetune",
+        default="",
+        metavar="PATH|URL",
+        help="start from another model's weights: what fits is loaded, the rest is listed and starts anew",
+    )
+    flag("--save_every_minutes", default=15, type=float, help="save inside an epoch too; 0: only behind each")
+    flag("--save_every_steps", default=0, type=int, help="the same, counted in optimizer steps")
+    flag("--keep", default=1, type=int, help="earlier versions of checkpoint.pth to keep")
+    flag("--tensorboard", action="store_true", help="write TensorBoard's files to OUTPUT_DIR/tensorboard")
     flag("--start_epoch", default=0, type=int, metavar="N", help="number of the first epoch")
     flag("--eval", action="store_true", help="evaluate and end")
     flag("--debug", action="store_true", help="show the traceback of an error")
@@ -136,6 +180,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag = parser.add_argument_group("distributed").add_argument
     flag("--world_size", default=1, type=int, help="number of processes; torchrun and Slurm set it")
     flag("--dist_url", default="env://", help="where the processes meet")
+    flag("--dist_timeout", default=10, type=float, help="minutes to wait for a process that has failed")
     return parser
 
 
@@ -169,17 +214,13 @@ def resolve(args: argparse.Namespace, checkpoint: dict | None) -> dict[int, str]
     if args.dataset_file == "shapes":
         args.coco_path = args.coco_path or SHAPES_PATH
         ensure_shapes(args.coco_path)
-    if checkpoint is not None:
+    if args.frozen_weights and not args.masks:
+        raise UserError("--frozen_weights freezes the detector under a mask head: pass --masks too")
+    if checkpoint is not None or args.finetune or args.frozen_weights:
         args.backbone_weights = "none"  # the checkpoint holds the backbone
 
     categories = read_categories(args, ("val",) if args.eval else ("train", "val"))
     args.num_classes = args.num_classes or _infer_num_classes(args, categories, checkpoint)
-    beyond = [i for i in categories if i >= args.num_classes]
-    if beyond:
-        raise UserError(
-            f"category {beyond[0]} ({categories[beyond[0]]}) does not fit --num_classes {args.num_classes}, "
-            f"which means highest category id + 1: pass --num_classes {max(categories) + 1}"
-        )
     return categories
 
 
@@ -271,11 +312,28 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
 
     ranks = get_world_size(), get_rank()
     val = build_dataset("val", args, normalize_images=False)
+    check_labels(val.annotations, args.num_classes)
     val_loader = loader(val, EvalBatchSampler(val, args.eval_batch_size, *ranks))
     if args.eval:
         return None, val_loader
     train = build_dataset("train", args, normalize_images=False)
+    check_labels(train.annotations, args.num_classes)
+    check_objects(train.annotations, args.num_queries)
     return loader(train, TrainBatchSampler(train, args.batch_size, *ranks, seed=args.seed)), val_loader
+
+
+def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
+    """The pycocotools object that boxes and masks are evaluated on.
+
+    For panoptic data that is the file of instances beside the pictures; None if there is none.
+    """
+    from datasets import get_coco_api_from_dataset
+    from datasets.annotations import load_annotations
+
+    if args.dataset_file != "coco_panoptic":
+        return get_coco_api_from_dataset(dataset)
+    instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
+    return load_annotations(instances).coco if instances.exists() else None
 
 
 def build_schedules(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> tuple[Any, Any]:
@@ -288,61 +346,204 @@ def build_schedules(optimizer: torch.optim.Optimizer, args: argparse.Namespace) 
     return drops, LinearLR(optimizer, 1 / args.warmup_steps, total_iters=args.warmup_steps)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch, NumPy and random."""
-    import random
+def build_model_and_weights(
+    args: argparse.Namespace, checkpoint: dict | None, frozen: dict | None = None
+) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
+    """Build the model and fill it from `--resume`, `--finetune` and `--frozen_weights`, if they are given.
 
-    import numpy as np
-    import torch
+    Args:
+        checkpoint: of `--resume`.
+        frozen: of `--frozen_weights`; None where `--resume` brings the detector along.
+    """
+    from models import build_model
+    from models.finetune import detector_state, load_for_finetuning
+    from util.checkpoint import load_checkpoint, load_strictly, model_state
+    from util.distributed import is_main_process
 
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+    is_thing = None
+    if args.dataset_file == "coco_panoptic":
+        from datasets.coco_panoptic import things
+
+        is_thing = things(args, ("val",) if args.eval else ("train", "val"))
+    try:
+        model, criterion, postprocessors = build_model(args, is_thing)
+    except ValueError as error:  # settings that do not fit together
+        raise UserError(str(error)) from error
+    if checkpoint is not None:
+        load_strictly(model, model_state(checkpoint), f"--resume {args.resume}")
+    elif args.finetune:
+        report = load_for_finetuning(model, model_state(load_checkpoint(args.finetune)), args.finetune)
+        if is_main_process():
+            print(f"--finetune {args.finetune}: {report}")
+    if frozen is not None:
+        detector = detector_state(model_state(frozen))
+        load_strictly(model.detr, detector, f"--frozen_weights {args.frozen_weights}")  # type: ignore[arg-type]
+    return model.to(args.device), criterion, postprocessors
 
 
-def load_model(model: nn.Module, checkpoint: dict, location: str) -> None:
-    """Load a checkpoint's weights strictly.
+def output_folder(args: argparse.Namespace) -> Path | None:
+    """`--output_dir` as a folder that exists and can be written to, None where nothing is to be saved.
 
     Raises:
-        UserError: it belongs to another architecture; the first differences are named.
+        UserError: it cannot be made, or nothing can be written there.
     """
-    from util.checkpoint import model_state
+    if not args.output_dir:
+        return None
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output_dir {folder}: nothing can be written there")
+    return folder
 
-    theirs, ours = model_state(checkpoint), model.state_dict()
-    counters = {key for key in ours if key.endswith("num_batches_tracked")}
-    missing = sorted(ours.keys() - theirs.keys() - counters)
-    surplus = sorted(theirs.keys() - ours.keys())
-    shapes = [
-        f"{key} is {tuple(theirs[key].shape)} there, {tuple(ours[key].shape)} here"
-        for key in ours
-        if key in theirs and theirs[key].shape != ours[key].shape
-    ]
-    differences = [f"{k} is missing there" for k in missing[:2]] + [
-        f"{k} is unknown here" for k in surplus[:2]
-    ]
-    if differences or shapes:
-        raise UserError(
-            f"--resume {location}: weights of another model: {'; '.join((shapes + differences)[:3])}. Pass the "
-            "flags it was trained with"
-        )
-    model.load_state_dict(theirs, strict=False)
+
+def find_checkpoint(args: argparse.Namespace) -> dict | None:
+    """The checkpoint that `--resume` names; with auto the newest whole one in `--output_dir`, if any.
+
+    Raises:
+        UserError: it is missing or damaged, or the flags contradict each other.
+    """
+    from util.checkpoint import load_checkpoint, newest_whole
+
+    if args.resume and args.finetune and args.resume != "auto":
+        raise UserError("--resume continues a run and --finetune starts one: pass only one of them")
+    if args.resume != "auto":
+        return load_checkpoint(args.resume) if args.resume else None
+    if not args.output_dir:
+        raise UserError("--resume auto looks for a checkpoint in --output_dir: pass that too")
+    found = newest_whole(Path(args.output_dir))
+    if found is None:
+        args.resume = ""
+        return None
+    args.resume = str(found[0])
+    args.resumes_itself = True
+    return found[1]
+
+
+@dataclasses.dataclass
+class Position:
+    """Where training stands.
+
+    Attributes:
+        epoch: the last finished one, -1 before the first.
+        step: optimizer steps done in the one behind it.
+        meters: this process's meters inside that epoch.
+        unrecorded: averages of the last finished epoch, which may not have been evaluated yet.
+        random: this process's random number generators.
+    """
+
+    epoch: int
+    step: int = 0
+    meters: dict | None = None
+    unrecorded: dict | None = None
+    random: dict | None = None
+
+    def restore_random_state(self) -> None:
+        """Continue this process's random numbers, where they were saved."""
+        from util.random_state import set_random_state
+
+        if self.random is not None:
+            set_random_state(self.random)
 
 
 def resume_training(
-    checkpoint: dict, optimizer: Any, schedules: tuple[Any, Any], args: argparse.Namespace
-) -> None:
-    """Continue optimizer and schedules where a checkpoint left off, if it holds their state."""
+    checkpoint: dict, optimizer: Any, schedules: tuple[Any, Any], args: argparse.Namespace, steps: int
+) -> Position:
+    """Continue where a checkpoint left off: optimizer, schedules, random numbers -> the position.
+
+    A file of weights alone starts at `--start_epoch` with a new optimizer.
+
+    Raises:
+        UserError: the run is over, or its optimizer trains other parameters.
+    """
+    from util.distributed import get_rank, get_world_size, is_main_process
+
     if not {"optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys():
-        return
+        return Position(args.start_epoch - 1)
+    resume_optimisation(checkpoint, optimizer, schedules, args)
+    position = Position(checkpoint["epoch"], checkpoint.get("step", 0))
+    args.start_epoch = position.epoch + 1
+    if position.epoch + 1 >= args.epochs and not getattr(args, "resumes_itself", False):
+        raise UserError(
+            f"--resume {args.resume}: it has finished {position.epoch + 1} epochs, and --epochs "
+            f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
+        )
+    ranks = checkpoint.get("ranks", [])
+    same = len(ranks) == get_world_size() and all(
+        checkpoint["args"].get(name) == getattr(args, name) for name in ("batch_size", "accum_steps")
+    )
+    if same:
+        position.random, position.meters = ranks[get_rank()]["random"], ranks[get_rank()]["meters"]
+    elif position.step:
+        position.step = 0
+        if is_main_process():
+            print(
+                "warning: the checkpoint was written inside an epoch, with another number of processes or "
+                "another batch size: that epoch starts anew",
+                file=sys.stderr,
+            )
+    if args.output_dir and Path(args.resume).resolve().parent == Path(args.output_dir).resolve():
+        position.unrecorded = checkpoint.get("train_stats")
+    return position
+
+
+def resume_optimisation(
+    checkpoint: dict, optimizer: torch.optim.Optimizer, schedules: tuple[Any, Any], args: argparse.Namespace
+) -> None:
+    """Continue optimizer and schedules where a checkpoint left off; `--override_lr` gives them new rates.
+
+    Raises:
+        UserError: the checkpoint's optimizer trains other parameters.
+    """
+    drops, warmup = schedules
     state = checkpoint["optimizer"]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group["params"]) for group in state["param_groups"]] != sizes:
+        raise UserError(
+            f"--resume {args.resume}: its optimizer trains other parameters than this run (is --lr_backbone "
+            "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
+        )
     for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group["fused"] = ours["fused"]  # how a step is computed is this run's choice, not the old one's
+    wanted = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    drops, warmup = schedules
     drops.load_state_dict(checkpoint["lr_scheduler"])
     if warmup is not None and checkpoint.get("warmup"):
         warmup.load_state_dict(checkpoint["warmup"])
-    args.start_epoch = checkpoint["epoch"] + 1
+    if args.override_lr:
+        override_lr(optimizer, schedules, wanted, args.lr_drop)
+    else:
+        warn_of_other_rates(checkpoint, args)
+
+
+def override_lr(
+    optimizer: torch.optim.Optimizer, schedules: tuple[Any, Any], rates: list[float], lr_drop: int
+) -> None:
+    """Give each group a new rate, at the point of the schedule that it has reached; moments are kept."""
+    drops, warmup = schedules
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        reached = group["lr"] / (group["initial_lr"] * drops.gamma ** (drops.last_epoch // drops.step_size))
+        group["initial_lr"] = rate
+        group["lr"] = rate * drops.gamma ** (drops.last_epoch // lr_drop) * reached
+    drops.step_size = lr_drop
+    for schedule in (drops, warmup):
+        if schedule is not None:
+            schedule.base_lrs = list(rates)
+
+
+def warn_of_other_rates(checkpoint: dict, args: argparse.Namespace) -> None:
+    """Say where the checkpoint's rates go on although other ones were given."""
+    old = checkpoint.get("args", {})
+    old = old if isinstance(old, dict) else vars(old)
+    for name in ("lr", "lr_backbone", "lr_drop"):
+        if name in old and old[name] != getattr(args, name):
+            print(
+                f"warning: --{name} {getattr(args, name)} is not used: the checkpoint goes on with "
+                f"{old[name]}; pass --override_lr to change it",
+                file=sys.stderr,
+            )
 
 
 def describe(
@@ -362,23 +563,64 @@ def describe(
     ]
     facts: dict[str, Any] = {"classes": f"{len(categories)}, num_classes {args.num_classes}"}
     if not args.eval:
-        steps = loaders[0][1].batch_sampler.batches_per_epoch  # type: ignore[union-attr]
+        steps = steps_per_epoch(loaders[0][1], args)
         epochs = args.epochs - args.start_epoch
         facts["steps"] = f"{steps * epochs:,} planned: {epochs} epochs of {steps:,}"
-        ranks = get_world_size()
-        facts["batch"] = f"{args.batch_size * ranks} images: {args.batch_size} on each of {ranks} process(es)"
+        ranks, accumulated = get_world_size(), args.accum_steps
+        parts = f"{args.batch_size} on each of {ranks} process(es)"
+        facts["batch"] = f"{args.batch_size * ranks * accumulated} images: {parts}"
+        if accumulated > 1:
+            facts["batch"] += f", {accumulated} batches accumulated"
+        if steps * args.epochs < FEW_STEPS and not (args.finetune or args.resume or args.frozen_weights):
+            facts["advice"] = FEW_STEPS_ADVICE
+    parts_that_train = {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for name, part in model.named_children()
+    }
+    facts["trains"] = ", ".join(f"{name} {count:,}" for name, count in parts_that_train.items() if count)
     facts |= {"device": args.device, "seed": args.seed, "git": get_sha()}
     return run_summary(splits, categories, model, facts)
 
 
-def save_evaluation(evaluator: Any, folder: Path, epoch: int) -> None:
-    """Keep the precision and recall arrays: `eval/latest.pth`, and every 50 epochs under the epoch's number."""
-    import torch
+def steps_per_epoch(loader: DataLoader, args: argparse.Namespace) -> int:
+    """Optimizer steps of a whole epoch."""
+    return loader.batch_sampler.batches_per_epoch // args.accum_steps  # type: ignore[union-attr]
 
-    (folder / "eval").mkdir(exist_ok=True)
-    names = ["latest.pth", f"{epoch:03}.pth"] if epoch % 50 == 0 else ["latest.pth"]
-    for name in names:
-        torch.save(evaluator.coco_eval["bbox"].eval, folder / "eval" / name)
+
+def check_labels(annotations: Any, num_classes: int) -> None:
+    """Every label must have its place in the classification head.
+
+    Raises:
+        UserError: one has not; training would end in an assertion on the device.
+    """
+    found = annotations.first_beyond(num_classes)
+    if found is not None:
+        raise UserError(
+            f"{annotations.source}: annotation {found[0]} has category id {found[1]}, and --num_classes "
+            f"{num_classes} holds ids up to {num_classes - 1}: pass --num_classes "
+            f"{annotations.highest_category_id + 1}"
+        )
+
+
+def check_objects(annotations: Any, num_queries: int) -> None:
+    """There must be something to learn, and it should be possible to find all of it.
+
+    Raises:
+        UserError: no image has any object.
+    """
+    from util.distributed import is_main_process
+
+    if not sum(annotations.objects_per_category().values()):
+        raise UserError(
+            f"{annotations.source}: no image has any object, so there is nothing to learn; does each "
+            "annotation's image_id stand among the images' ids?"
+        )
+    most = annotations.most_objects()
+    if most > num_queries and is_main_process():
+        print(
+            f"warning: an image holds {most} objects, the model can find {num_queries}: raise --num_queries",
+            file=sys.stderr,
+        )
 
 
 # --- The run -----------------------------------------------------------------------------------------
@@ -388,102 +630,163 @@ def main(args: argparse.Namespace) -> None:
     """Train, or with `--eval` evaluate, as the flags say."""
     import torch
 
-    from datasets import get_coco_api_from_dataset
-    from engine import evaluate, train_one_epoch
-    from models import build_model
-    from util.checkpoint import load_checkpoint, save_checkpoint
-    from util.distributed import broadcast_buffers, get_rank, init_distributed_mode, is_main_process
+    from engine import evaluate
+    from util.checkpoint import load_checkpoint
+    from util.distributed import get_rank, init_distributed_mode, is_main_process
+    from util.random_state import seed_everything
+    from util.records import RunRecords, per_class_table
 
     # Processes and devices
     args.device = resolve_device(args.device)
     init_distributed_mode(args)
     device = torch.device(args.device)
-    output_dir = Path(args.output_dir) if args.output_dir else None
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
 
     # Data
-    checkpoint = load_checkpoint(args.resume) if args.resume else None
-    categories = resolve(args, checkpoint)
+    checkpoint = find_checkpoint(args)
+    frozen = load_checkpoint(args.frozen_weights) if args.frozen_weights and checkpoint is None else None
+    categories = resolve(args, checkpoint or frozen)
     train_loader, val_loader = build_data_loaders(args)
-    base_ds = get_coco_api_from_dataset(val_loader.dataset)
+    base_ds = ground_truth(args, val_loader.dataset)
 
     # Model
     seed_everything(args.seed + get_rank())
-    model, criterion, postprocessors = build_model(args)
-    model.to(device)
-    if checkpoint is not None:
-        load_model(model, checkpoint, args.resume)
-    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model, criterion, postprocessors = build_model_and_weights(args, checkpoint, frozen)
 
-    # Evaluation alone
-    if train_loader is None:
-        if is_main_process():
-            print(describe(args, model, [("val", val_loader)], categories))
-        _, evaluator = evaluate(
-            model, criterion, postprocessors, val_loader, base_ds, device, args.output_dir
+    def evaluated() -> tuple[dict[str, Any], Any]:
+        return evaluate(
+            model,
+            criterion,
+            postprocessors,
+            val_loader,
+            base_ds,
+            device,
+            args.output_dir,
+            per_class=args.eval,
+            max_dets=args.max_dets,
         )
-        if output_dir is not None and is_main_process():
-            torch.save(evaluator.coco_eval["bbox"].eval, output_dir / "eval.pth")
+
+    records = RunRecords(output_folder(args) if is_main_process() else None, args.tensorboard)
+    if train_loader is not None:
+        train(args, checkpoint, categories, (train_loader, val_loader), model, criterion, evaluated, records)
         return
+    if is_main_process():
+        print(describe(args, model, [("val", val_loader)], categories))
+    stats, evaluator = evaluated()
+    if evaluator is not None:
+        if is_main_process():
+            print(per_class_table(evaluator.per_class()))
+        records.save_evaluation(evaluator)
+    records.write_stats({f"test_{name}": value for name, value in stats.items()})
+
+
+def train(
+    args: argparse.Namespace,
+    checkpoint: dict | None,
+    categories: dict[int, str],
+    loaders: tuple[DataLoader, DataLoader],
+    model: nn.Module,
+    criterion: nn.Module,
+    evaluated: Callable[[], tuple[dict[str, Any], Any]],
+    records: RunRecords,
+) -> None:
+    """All epochs: train, save, evaluate, record; from the beginning or from where a checkpoint left off."""
+    import torch
+
+    from engine import train_one_epoch
+    from util.best import Best
+    from util.distributed import broadcast_buffers, is_main_process
+    from util.interruption import Interruption
+    from util.records import per_class_table
+    from util.saving import Saver
 
     # Optimisation
+    train_loader, val_loader = loaders
     optimizer = build_optimizer(model, args)
     schedules = drops, warmup = build_schedules(optimizer, args)
+    position = Position(args.start_epoch - 1)
     if checkpoint is not None:
-        resume_training(checkpoint, optimizer, schedules, args)
+        position = resume_training(
+            checkpoint, optimizer, schedules, args, steps_per_epoch(train_loader, args)
+        )
     trained: nn.Module = model
     if args.distributed:
-        # Statistics of trained norms are shared behind each epoch; frozen ones never change.
         trained = torch.nn.parallel.DistributedDataParallel(
             model,
             device_ids=None if args.gpu is None else [args.gpu],
-            broadcast_buffers=False,
+            broadcast_buffers=False,  # frozen norms never change, others are shared behind each epoch
             gradient_as_bucket_view=True,
         )
+
+    # Records
+    best = Best(**(checkpoint or {}).get("best", {}))
+    logged = records.begin(position.epoch + 1, args, categories)
+    best.follow(logged)
+    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if is_main_process():
         print(describe(args, model, [("train", train_loader), ("val", val_loader)], categories))
 
+    def state() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": drops.state_dict(),
+            "warmup": None if warmup is None else warmup.state_dict(),
+            "best": vars(best),
+            "args": vars(args),
+            "categories": categories,
+        }
+
+    def finish(epoch: int, train_stats: dict[str, float]) -> None:
+        """Evaluate an epoch that is trained and saved, and record it."""
+        stats, evaluator = evaluated()
+        line = {f"train_{name}": value for name, value in train_stats.items()}
+        line |= {f"test_{name}": value for name, value in stats.items()}
+        line |= {"epoch": epoch, "n_parameters": n_parameters}
+        if best.improves(line):
+            saver.copy_as("checkpoint_best.pth")
+        if evaluator is not None:
+            records.save_evaluation(evaluator, epoch)
+            if epoch == args.epochs - 1 and is_main_process():
+                print(per_class_table(evaluator.per_class()))
+        records.finish_epoch(line)
+
     # Epochs
     start = time.time()
-    for epoch in range(args.start_epoch, args.epochs):
-        train_loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-        train_stats = train_one_epoch(
-            trained, criterion, train_loader, optimizer, device, epoch, args.clip_max_norm, warmup=warmup
-        )
-        drops.step()
-        broadcast_buffers(model)
-        if output_dir is not None and is_main_process():
-            dated = (
-                [f"checkpoint{epoch:04}.pth"]
-                if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0
-                else []
+    with Interruption() as interruption:
+        folder = output_folder(args)
+        saver = Saver(folder, state, args.save_every_minutes, args.save_every_steps, args.keep, interruption)
+        if position.unrecorded is not None and position.epoch not in [line["epoch"] for line in logged]:
+            finish(position.epoch, position.unrecorded)  # killed between saving and evaluating
+        position.restore_random_state()
+        for epoch in range(position.epoch + 1, args.epochs):
+            if best.out_of_patience(epoch - 1, args.patience):
+                if is_main_process():
+                    print(f"--patience {args.patience}: nothing better since epoch {best.epoch}, ending")
+                break
+            train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+            train_loader.batch_sampler.set_epoch(epoch, position.step * args.accum_steps)  # type: ignore
+            train_stats = train_one_epoch(
+                trained,
+                criterion,
+                train_loader,
+                optimizer,
+                torch.device(args.device),
+                epoch,
+                args.clip_max_norm,
+                warmup=warmup,
+                accum_steps=args.accum_steps,
+                start_step=position.step,
+                meters=position.meters,
+                after_step=saver.inside_epoch(epoch),
             )
-            for name in ["checkpoint.pth", *dated]:
-                save_checkpoint(
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "lr_scheduler": drops.state_dict(),
-                        "warmup": None if warmup is None else warmup.state_dict(),
-                        "epoch": epoch,
-                        "args": vars(args),
-                        "categories": categories,
-                    },
-                    output_dir / name,
-                )
-
-        test_stats, evaluator = evaluate(
-            model, criterion, postprocessors, val_loader, base_ds, device, args.output_dir
-        )
-        if output_dir is not None and is_main_process():
-            line = {f"train_{k}": v for k, v in train_stats.items()}
-            line |= {f"test_{k}": v for k, v in test_stats.items()}
-            line |= {"epoch": epoch, "n_parameters": n_parameters}
-            with open(output_dir / "log.txt", "a") as log:
-                log.write(json.dumps(line) + "\n")
-            save_evaluation(evaluator, output_dir, epoch)
+            position = Position(epoch)
+            drops.step()
+            broadcast_buffers(model)
+            dated = (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0
+            copies = (f"checkpoint{epoch:04}.pth",) if dated else ()
+            saver.save(epoch, copies=copies, train_stats=train_stats)
+            finish(epoch, train_stats)
+    records.close()
     if is_main_process():
         print(f"Training time {timedelta(seconds=int(time.time() - start))}")
 
@@ -496,14 +799,20 @@ def run(argv: list[str] | None = None) -> int:
         parents=[get_args_parser()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    args = parser.parse_args(argv)
+    return guarded(main, parser.parse_args(argv))
+
+
+def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Call a script's main function; tell a user's mistake in one line -> the exit status."""
     try:
-        main(args)
+        function(args)
     except UserError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.one_line()}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

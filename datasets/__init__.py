@@ -61,5 +61,7 @@ def get_coco_api_from_dataset(dataset: Any) -> Any:
 
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
+    if hasattr(dataset, "is_thing"):  # panoptic: its `coco` would be read from the file, in vain
+        return None
     coco = getattr(dataset, "coco", None)
     return coco if hasattr(coco, "getAnnIds") else None

@@ -11,14 +11,13 @@ import array
 import contextlib
 import io
 import json
-import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from util.errors import UserError
+from datasets.annotation_file import AnnotationFile, load_once
 
 # How an annotation's segmentation is kept.
 _ABSENT, _EMPTY, _POLYGONS, _OTHER = range(4)
@@ -26,7 +25,7 @@ _NO_CROWD_FLAG = -1
 _PACKED_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
 
 
-class CocoAnnotations:
+class CocoAnnotations(AnnotationFile):
     """The images, objects and categories of a COCO instances file.
 
     Images are in the order of their ids; the annotations of an image in the file's order, as pycocotools
@@ -43,23 +42,13 @@ class CocoAnnotations:
             numbers.
     """
 
+    form = "instances"
+
     def __init__(self, content: dict[str, Any], source: str | Path):
-        self.source = Path(source)
-        self._coco: Any = None
-        for section in ("images", "annotations", "categories"):
-            if not isinstance(content.get(section), list):
-                raise self._fault(f"it has no list of {section}, as a COCO instances file must")
-        names = dict(zip(self._ids(content["categories"], "category"), content["categories"], strict=True))
-        self.categories: dict[int, str] = {int(i): str(names[i].get("name", i)) for i in sorted(names)}
-        self._pack_images(content["images"])
+        super().__init__(content, source)
         self._pack_annotations(content["annotations"])
 
     # ---- what the file holds
-
-    @property
-    def num_images(self) -> int:
-        """Images that the file lists."""
-        return len(self.image_ids)
 
     @property
     def num_annotations(self) -> int:
@@ -83,9 +72,15 @@ class CocoAnnotations:
         counts = dict(zip(*(values.tolist() for values in np.unique(used, return_counts=True)), strict=True))
         return {category: counts.get(category, 0) for category in sorted({*self.categories, *counts})}
 
-    def file_name(self, index: int) -> str:
-        """The picture of the image at `index` (0 to num_images - 1), below the image folder."""
-        return self._file_names[index].decode()
+    def first_beyond(self, num_classes: int) -> tuple[int, int] | None:
+        """(annotation id, category id) of the first annotation whose category is not below num_classes."""
+        rows = np.flatnonzero(self._category_ids >= num_classes)
+        return (int(self._annotation_ids[rows[0]]), int(self._category_ids[rows[0]])) if len(rows) else None
+
+    def most_objects(self) -> int:
+        """The most objects in one image, crowds not counted."""
+        objects = np.concatenate([[0], np.cumsum(self._crowds != 1)])
+        return int(np.diff(objects[self._starts]).max(initial=0))
 
     def annotations_of(self, image_id: int, segmentation: bool = True) -> list[dict[str, Any]]:
         """The annotations of an image, equal to pycocotools' view of them; a new list of new dicts.
@@ -103,50 +98,14 @@ class CocoAnnotations:
         rows = range(self._starts[index], self._starts[index + 1])
         return [self._annotation(row, segmentation) for row in rows]
 
-    @property
-    def coco(self) -> Any:
-        """A pycocotools COCO of the same file, built when it is first asked for."""
-        if self._coco is None:
-            from pycocotools.coco import COCO
+    def _read_coco(self) -> Any:
+        """The file as pycocotools' COCO."""
+        from pycocotools.coco import COCO
 
-            with contextlib.redirect_stdout(io.StringIO()):  # it reports each of its steps
-                self._coco = COCO(str(self.source))
-        return self._coco
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_coco": None}  # data workers do not need it, and it is large
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports each of its steps
+            return COCO(str(self.source))
 
     # ---- packing
-
-    def _fault(self, what: str) -> UserError:
-        return UserError(f"{self.source}: {what}")
-
-    def _column(self, records: list[Any], key: str, kind: str) -> list[Any]:
-        try:
-            return [record[key] for record in records]
-        except (KeyError, TypeError):
-            for place, record in enumerate(records):
-                if not isinstance(record, dict):
-                    raise self._fault(f"{kind} number {place} is no object but {record!r:.60}") from None
-                if key not in record:
-                    name = f"{kind} {record['id']}" if "id" in record else f"{kind} number {place}"
-                    raise self._fault(f"{name} has no '{key}'") from None
-            raise
-
-    def _integers(self, records: list[Any], key: str, kind: str) -> np.ndarray:
-        values = self._column(records, key, kind)
-        for place, value in enumerate(values):
-            if type(value) is not int:
-                name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
-                raise self._fault(f"{key} of {name} must be an integer, not {value!r:.60}")
-        return np.array(values, dtype=np.int64)
-
-    def _ids(self, records: list[Any], kind: str) -> list[int]:
-        ids = self._integers(records, "id", kind)
-        values, counts = np.unique(ids, return_counts=True)
-        if (counts > 1).any():
-            raise self._fault(f"{kind} id {values[counts > 1][0]} occurs {counts[counts > 1][0]} times")
-        return ids.tolist()
 
     def _floats(self, records: list[Any], key: str, length: int) -> np.ndarray:
         """Numbers of each annotation, float64 [annotations, length]."""
@@ -158,15 +117,6 @@ class CocoAnnotations:
                 wanted = f"{length} numbers" if length > 1 else "a number"
                 raise self._fault(f"{key} of annotation {record['id']} must be {wanted}, not {value!r:.60}")
         return np.array(values, dtype=np.float64).reshape(-1, length)
-
-    def _pack_images(self, images: list[dict[str, Any]]) -> None:
-        ids = np.array(self._ids(images, "image"), dtype=np.int64)
-        order = np.argsort(ids)
-        self.image_ids = ids[order]
-        names = [str(name).encode() for name in self._column(images, "file_name", "image")]
-        self._file_names = np.array(names, dtype=np.bytes_)[order]
-        sides = [[image.get(side) or 0 for image in images] for side in ("height", "width")]
-        self.heights, self.widths = np.array(sides, dtype=np.int32)[:, order]
 
     def _pack_annotations(self, records: list[dict[str, Any]]) -> None:
         ids = np.array(self._ids(records, "annotation"), dtype=np.int64)
@@ -261,32 +211,10 @@ def _pack_coordinates(values: np.ndarray) -> tuple[np.ndarray, float]:
     return values, 1.0
 
 
-_cache: dict[str, tuple[tuple[int, int], CocoAnnotations]] = {}
-
-
 def load_annotations(path: str | Path) -> CocoAnnotations:
     """The packed annotations of a file; read once in a process as long as the file does not change.
 
     Raises:
         UserError: the file is missing, is no JSON, or CocoAnnotations refuses what it holds.
     """
-    real_path = os.path.realpath(path)
-    try:
-        status = os.stat(real_path)
-        version = status.st_mtime_ns, status.st_size
-        if real_path in _cache and _cache[real_path][0] == version:
-            return _cache[real_path][1]
-        with open(real_path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} is no valid JSON: {error.msg} at {place}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no JSON text: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a COCO file is one JSON object, not a {type(content).__name__}")
-    annotations = CocoAnnotations(content, path)
-    _cache[real_path] = version, annotations
-    return annotations
+    return load_once(path, CocoAnnotations)

@@ -2,8 +2,8 @@
 
 Predictions are kept as arrays. Only when figures are wanted are they turned, one category at a time, into the
 dicts that faster-coco-eval reads: no category's figures depend on another's, so memory is that of the largest
-category. What a user reads stays pycocotools': each value of `coco_eval` is a pycocotools COCOeval with `eval`
-and `stats` filled.
+category. What a user reads stays pycocotools': each value of `coco_eval` is a pycocotools COCOeval, with
+`eval` and `stats` filled.
 
 Shape letters: N predictions; T IoU thresholds, R recall thresholds, K categories, A area ranges, M limits of
 predictions per image.
@@ -170,11 +170,11 @@ class CocoEvaluator:
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
-    """COCO's compressed run-length codes of masks [k, 1, h, w]: k dicts of `size` [h, w] and `counts` (bytes).
+    """COCO's compressed run-length codes of masks [k, 1, h, w]: k dicts of `size` [h, w], `counts` (bytes).
 
     Inside is what is True, an integer other than 0, or a floating-point number above 0.5. Any device.
     """
-    inside = masks[:, 0] > 0.5 if masks.is_floating_point() else masks[:, 0] != 0
+    inside = masks[:, 0] > 0.5 if masks.is_floating_point() else masks[:, 0].bool()
     # The code runs down columns; transposed on the device, the bytes on the host already lie in that order.
     columns = inside.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)  # [k, w, h]
     return mask_utils.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # [h, w, k], Fortran order

@@ -5,6 +5,7 @@ N objects, h w the size of the image as it is now, H W its size when the masks w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,8 +83,7 @@ class LazyMasks:
         return len(self._objects)
 
     def _choose(self, objects: Tensor, rows: Tensor, columns: Tensor) -> LazyMasks:
-        chosen = LazyMasks.__new__(LazyMasks)
-        chosen._source, chosen._extents = self._source, self._extents
+        chosen = copy.copy(self)
         chosen._objects, chosen._rows, chosen._columns = objects, rows, columns
         return chosen
 
@@ -115,6 +115,29 @@ class LazyMasks:
             part = self._source[index, top:bottom].t().contiguous()  # [W, bottom - top]
             part = part.index_select(0, self._columns[columns]).t().contiguous()  # [bottom - top, columns]
             mask[rows, columns] = part.index_select(0, self._rows[rows] - top)
+        return masks
+
+
+class LazySegments(LazyMasks):
+    """LazyMasks of objects that do not overlap: one map for all of them, which is moved once.
+
+    Args:
+        places: [H, W] of any integer type: which object a pixel belongs to, from 0; N or above: none.
+        extents: [N, 4] as of LazyMasks.
+    """
+
+    def __init__(self, places: Tensor, extents: Tensor):
+        super().__init__(places[None].expand(len(extents), *places.shape), extents)
+        self._places = places
+
+    def tensor(self) -> Tensor:
+        """The masks as they are now: bool [N, h, w]."""
+        places = self._places.index_select(1, self._columns).index_select(0, self._rows)  # [h, w]
+        masks = torch.zeros(self.shape, dtype=torch.bool)
+        for mask, index in zip(masks, self._objects.tolist(), strict=True):
+            left, top, right, bottom = self._extents[index].tolist()
+            region = _within(self._rows, top, bottom), _within(self._columns, left, right)
+            torch.eq(places[region], index, out=mask[region])
         return masks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -11,36 +12,56 @@ __all__ = ["build_model"]
 LOSSES = ("labels", "boxes", "cardinality")
 
 
-def build_model(args: argparse.Namespace) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
+def build_model(
+    args: argparse.Namespace, is_thing: Mapping[int, bool] | None = None
+) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
     """Build what the flags describe; no file is read but for the backbone's weights.
 
-    An open `num_classes` is 250 for coco_panoptic and 91 otherwise.
+    An open `num_classes` is 250 for coco_panoptic and 91 otherwise. With `frozen_weights` the detector is
+    frozen; whoever trains loads its weights.
+
+    Args:
+        is_thing: category id -> whether it is a thing, for coco_panoptic; left out, COCO's own.
 
     Returns:
         The model, its criterion (on `args.device`), and the post-processors by name: `bbox`, and with masks
         `segm`, and with coco_panoptic `panoptic`.
+
+    Raises:
+        ValueError: settings that do not fit together; see the modules.
     """
     from models.backbone import build_backbone
     from models.criterion import SetCriterion
     from models.detr import DETR
     from models.matcher import build_matcher
-    from models.postprocess import PostProcess
+    from models.postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, coco_is_thing
+    from models.segmentation import DETRsegm
     from models.transformer import build_transformer
 
     num_classes = args.num_classes or default_num_classes(args.dataset_file)
-    model: nn.Module = DETR(
+    model: nn.Module
+    model = detr = DETR(
         build_backbone(args),
         build_transformer(args),
         num_classes=num_classes,
         num_queries=args.num_queries,
         aux_loss=args.aux_loss,
     )
+    losses = list(LOSSES)
+    postprocessors: dict[str, nn.Module] = {"bbox": PostProcess()}
+    if args.masks:
+        model = DETRsegm(detr, freeze_detr=args.frozen_weights is not None)
+        losses.append("masks")
+        postprocessors["segm"] = PostProcessSegm()
+        if args.dataset_file == "coco_panoptic":
+            postprocessors["panoptic"] = PostProcessPanoptic(is_thing or coco_is_thing(num_classes))
+    weight_dict = build_weight_dict(args)
     criterion = SetCriterion(
-        num_classes, build_matcher(args), build_weight_dict(args), args.eos_coef, list(LOSSES)
+        num_classes, build_matcher(args), weight_dict, args.eos_coef, losses, sync_ce=args.sync_ce
     )
     if args.device is not None:
         criterion.to(args.device)
-    return model, criterion, {"bbox": PostProcess()}
+    return model, criterion, postprocessors
 
 
 def default_num_classes(dataset_file: str) -> int:
@@ -54,5 +75,7 @@ def default_num_classes(dataset_file: str) -> int:
 def build_weight_dict(args: argparse.Namespace) -> dict[str, float]:
     """The factor of each loss by name, auxiliary layers included."""
     weights = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    if args.masks:
+        weights |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
     earlier = range(args.dec_layers - 1) if args.aux_loss else ()
     return weights | {f"{name}_{layer}": value for layer in earlier for name, value in weights.items()}

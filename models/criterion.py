@@ -129,6 +129,18 @@ class SetCriterion(nn.Module):
             self.matcher({k: v for k, v in layer.items() if k != "aux_outputs"}, targets) for layer in layers
         ]
 
+    def matched_queries(self, targets: Targets, also: Select | None = None) -> MatchedQueries | None:
+        """A selection of the queries whose masks this criterion compares, for a model that takes one.
+
+        None where a subclass's own loss may read the masks of all queries, or takes no matches.
+
+        Args:
+            targets: of the batch that the model is about to see.
+            also: a further selection to add.
+        """
+        own = self._is_own("forward") and self._is_own("loss_masks")
+        return MatchedQueries(self.match, targets, also) if own else None
+
     def normalizers(self, batches: Sequence[Targets], outputs: Outputs) -> Normalizers:
         """What the losses of one optimizer step are divided by, known before its batches are matched.
 

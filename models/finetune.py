@@ -40,6 +40,13 @@ class FineTuneReport:
         return "\n".join(lines)
 
 
+def detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The detector's weights among those of a detector, or of a mask model with its prefix `detr.`."""
+    if not any(key.startswith("detr.") for key in state):
+        return dict(state)
+    return {key.removeprefix("detr."): value for key, value in state.items() if key.startswith("detr.")}
+
+
 def load_for_finetuning(model: nn.Module, state: Mapping[str, Tensor], source: str) -> FineTuneReport:
     """Load every tensor that fits into a freshly initialised model.
 

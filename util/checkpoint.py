@@ -7,13 +7,17 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
+import sys
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from util.errors import UserError
 
@@ -41,6 +45,7 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     path = fetch(str(location)) if is_url(location) else Path(location)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
+    verify(path)
     try:
         with torch.serialization.safe_globals(_harmless_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -52,6 +57,71 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"checkpoint {path}: holds a {type(checkpoint).__name__}, not a dict of weights")
     return dict(checkpoint)
+
+
+def verify(path: Path) -> None:
+    """Compare every record of a checkpoint with the checksum that torch.save stored beside it.
+
+    torch.load itself does not look at the checksums: a flipped bit would become a wrong weight. Files in the
+    format before torch 1.6 hold none and pass.
+
+    Raises:
+        UserError: damaged, cut off, or empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+        if head != b"PK\x03\x04":
+            if head:
+                return  # not a zip archive: an old checkpoint, or something that torch.load will refuse
+            raise UserError(f"checkpoint {path}: the file is empty")
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, ValueError) as error:
+        raise UserError(f"checkpoint {path}: damaged or cut off ({error})") from error
+    if damaged is not None:
+        raise UserError(f"checkpoint {path}: damaged, the checksum of {damaged} does not match")
+
+
+def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint of a run, `checkpoint.pth` or one of its predecessors; None if none is.
+
+    Damaged ones are named on stderr.
+    """
+    newest = folder / "checkpoint.pth"
+    for path in [newest, *predecessors(newest)]:
+        if not path.exists():
+            continue
+        try:
+            return path, load_checkpoint(path)
+        except UserError as error:
+            print(f"{error}; using the one before it", file=sys.stderr)
+    return None
+
+
+def predecessors(path: Path) -> list[Path]:
+    """The kept earlier versions of a file NAME.pth, the latest first: NAME.1.pth, NAME.2.pth, ..."""
+    numbered = {}
+    for other in path.parent.glob(f"{path.stem}.*{path.suffix}"):
+        number = other.name[len(path.stem) + 1 : -len(path.suffix)]
+        if number.isdigit():
+            numbered[int(number)] = other
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def keep_predecessors(path: Path, keep: int) -> None:
+    """Before a file is replaced, let its present version become number 1 of at most `keep` earlier ones.
+
+    At no moment is the newest version without a name.
+    """
+    for old in reversed(predecessors(path)):
+        number = int(old.suffixes[-2][1:]) + 1
+        if number > keep:
+            old.unlink()
+        else:
+            old.rename(path.with_suffix(f".{number}{path.suffix}"))
+    if path.exists():
+        link_whole(path, path.with_suffix(f".1{path.suffix}"))
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -120,8 +190,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep: int = 0) -> None:
     """Write a checkpoint that is whole or absent: a temporary file beside it is flushed, then renamed.
+
+    Args:
+        checkpoint: what to write.
+        path: where; the folder exists.
+        keep: how many earlier versions stay, as NAME.1.pth, NAME.2.pth, ...
 
     Raises:
         UserError: it cannot be written; an older file of that name is kept.
@@ -133,9 +208,54 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> N
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
+        if keep:
+            keep_predecessors(path, keep)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error}); free some space or choose another --output_dir"
         ) from error
+
+
+def link_whole(path: Path, name: Path) -> None:
+    """Give a file a further name, in place of whatever had it; a copy where the disk knows no links."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.part")
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, name)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{name}: cannot be written ({error.strerror}); check --output_dir") from error
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a model's weights, all of them.
+
+    Args:
+        model: changed in place.
+        state: its state_dict; counters of norms may be missing.
+        source: the flag and file they come from, for messages.
+
+    Raises:
+        UserError: they belong to another architecture; the first differences are named.
+    """
+    ours = model.state_dict()
+    counters = {key for key in ours.keys() | state.keys() if key.endswith("num_batches_tracked")}
+    differences = [
+        f"{key} is {tuple(state[key].shape)} there and {tuple(ours[key].shape)} here"
+        for key in ours
+        if key in state and state[key].shape != ours[key].shape
+    ]
+    differences += [f"{key} is missing there" for key in ours if key not in state and key not in counters]
+    differences += [f"{key} is unknown here" for key in state if key not in ours and key not in counters]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{source}: weights of another architecture: {'; '.join(differences[:3])}{more}. Pass the flags "
+            "it was trained with, or --finetune to take over what fits"
+        )
+    model.load_state_dict(state, strict=False)

@@ -11,11 +11,13 @@ import json
 import math
 import os
 import platform
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from util.distributed import all_gather
 from util.errors import UserError
 from util.git_state import get_sha
 
@@ -74,15 +76,23 @@ class RunRecords:
             content = {"args": dict(args), **facts, "versions": package_versions(), "git": get_sha()}
             write_whole(self.folder / "args.json", json.dumps(content, indent=2, default=str) + "\n")
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop log lines of this epoch and later ones, and a half-written last one: they come again."""
+    def begin(self, epoch: int, args: Namespace, categories: Mapping[int, str]) -> list[dict[str, Any]]:
+        """Start at an epoch: write args.json, and drop from log.txt what will come again.
+
+        That is lines of this epoch and later ones, and a half-written last one.
+
+        Returns:
+            The lines that stay, on the process that writes; the same on the others.
+        """
+        self.write_args(vars(args), categories=categories)
         path = None if self.folder is None else self.folder / "log.txt"
-        if path is None or not path.exists():
-            return
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if _epoch_of(line) is not None and _epoch_of(line) < epoch]  # type: ignore
-        if kept != lines:
-            write_whole(path, "".join(line + "\n" for line in kept))
+        kept: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in map(_parsed, lines) if line is not None and line["epoch"] < epoch]
+            if len(kept) < len(lines):
+                write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        return all_gather(kept)[0]
 
     def finish_epoch(self, line: Mapping[str, Any]) -> None:
         """Append an epoch's line to log.txt, and its scalars to TensorBoard."""
@@ -93,6 +103,11 @@ class RunRecords:
             for name, value in _scalars(line).items():
                 self.board.add_scalar(name, value, line["epoch"])
             self.board.flush()
+
+    def write_stats(self, stats: Mapping[str, Any]) -> None:
+        """eval.json: the figures of an evaluation alone."""
+        if self.folder is not None:
+            write_whole(self.folder / "eval.json", json.dumps(_without_nan(stats), indent=2) + "\n")
 
     def save_evaluation(self, evaluator: Any, epoch: int | None = None) -> None:
         """The precision and recall arrays, and the per-class figures as CSV.
@@ -151,11 +166,12 @@ def _open_board(folder: Path | None) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _epoch_of(line: str) -> int | None:
-    """The epoch of a log line; None for one that is cut off."""
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A log line; None for one that is cut off."""
     try:
-        return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+        parsed = json.loads(line)
+        return parsed if isinstance(parsed.get("epoch"), int) else None
+    except (ValueError, AttributeError):
         return None
 
 

@@ -1,0 +1,145 @@
+"""What COCO's instances and panoptic files have in common: images, categories, and how they are checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from util.errors import UserError
+
+
+class AnnotationFile(ABC):
+    """The images and categories of a COCO file, images in the order of their ids.
+
+    Attributes:
+        source: the file.
+        categories: category id -> name, by id.
+        image_ids: int64 [images], ascending.
+        heights, widths: int32 [images], in pixels; 0 where the file does not say.
+
+    Raises:
+        UserError: a section or a value is missing, an id is no integer or occurs twice.
+    """
+
+    form: str  # what messages call the file
+
+    def __init__(self, content: dict[str, Any], source: str | Path):
+        self.source = Path(source)
+        self._coco: Any = None
+        for section in ("images", "annotations", "categories"):
+            if not isinstance(content.get(section), list):
+                raise self._fault(f"it has no list of {section}, as a COCO {self.form} file must")
+        names = dict(zip(self._ids(content["categories"], "category"), content["categories"], strict=True))
+        self.categories: dict[int, str] = {int(i): str(names[i].get("name", i)) for i in sorted(names)}
+        self._pack_images(content["images"])
+
+    @property
+    def num_images(self) -> int:
+        """Images that the file lists."""
+        return len(self.image_ids)
+
+    def file_name(self, index: int) -> str:
+        """The picture of the image at `index` (0 to num_images - 1), below the image folder."""
+        return self._file_names[index].decode()
+
+    @property
+    def coco(self) -> Any:
+        """The same file as published code sees it, read when it is first asked for."""
+        if self._coco is None:
+            self._coco = self._read_coco()
+        return self._coco
+
+    @abstractmethod
+    def _read_coco(self) -> Any: ...
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_coco": None}  # data workers do not need it, and it is large
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(f"{self.source}: {what}")
+
+    def _column(self, records: list[Any], key: str, kind: str) -> list[Any]:
+        try:
+            return [record[key] for record in records]
+        except (KeyError, TypeError):
+            for place, record in enumerate(records):
+                if not isinstance(record, dict):
+                    raise self._fault(f"{kind} number {place} is no object but {record!r:.60}") from None
+                if key not in record:
+                    name = f"{kind} {record['id']}" if "id" in record else f"{kind} number {place}"
+                    raise self._fault(f"{name} has no '{key}'") from None
+            raise
+
+    def _integers(self, records: list[Any], key: str, kind: str) -> np.ndarray:
+        values = self._column(records, key, kind)
+        for place, value in enumerate(values):
+            if type(value) is not int:
+                name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
+                raise self._fault(f"{key} of {name} must be an integer, not {value!r:.60}")
+        return np.array(values, dtype=np.int64)
+
+    def _ids(self, records: list[Any], kind: str, key: str = "id") -> list[int]:
+        """A column of integers none of which occurs twice."""
+        ids = self._integers(records, key, kind)
+        values, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            raise self._fault(f"{kind} {key} {values[counts > 1][0]} occurs {counts[counts > 1][0]} times")
+        return ids.tolist()
+
+    def _pack_images(self, images: list[dict[str, Any]]) -> None:
+        ids = np.array(self._ids(images, "image"), dtype=np.int64)
+        order = np.argsort(ids)
+        self.image_ids = ids[order]
+        names = [str(name).encode() for name in self._column(images, "file_name", "image")]
+        self._file_names = np.array(names, dtype=np.bytes_)[order]
+        sides = [[image.get(side) or 0 for image in images] for side in ("height", "width")]
+        self.heights, self.widths = np.array(sides, dtype=np.int32)[:, order]
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or holds something other than one object.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} is no valid JSON: {error.msg} at {place}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no JSON text: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a COCO file is one JSON object, not a {type(content).__name__}")
+    return content
+
+
+F = TypeVar("F", bound=AnnotationFile)
+_cache: dict[tuple[str, type], tuple[tuple[int, int], AnnotationFile]] = {}
+
+
+def load_once(path: str | Path, form: type[F]) -> F:
+    """A file as `form`; read once in a process as long as the file does not change.
+
+    Raises:
+        UserError: as read_json, or `form` refuses what the file holds.
+    """
+    key = os.path.realpath(path), form
+    try:
+        status = os.stat(key[0])
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    version = status.st_mtime_ns, status.st_size
+    if key in _cache and _cache[key][0] == version:
+        return _cache[key][1]  # type: ignore[return-value]  # form is part of the key
+    annotations = form(read_json(path), path)
+    _cache[key] = version, annotations
+    return annotations

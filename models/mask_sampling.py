@@ -1,0 +1,122 @@
+"""Masks at the size at which somebody wants them, never stretched by a batch's padding.
+
+A mask covers the padded batch, the canvas, at about a quarter of its size. It is enlarged to the canvas
+(bilinear), cropped to the image as the model saw it, and resized to the wanted size (nearest). Only the
+pixels that the last step keeps are ever computed.
+
+Shapes: B batch, k masks of one image, h w their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from models.selection import Outputs, masks_of, to_device
+
+Size = tuple[int, int]  # height, width
+STRIDE = 4  # of the masks
+
+
+class Resampler:
+    """Gives one image's masks at a wanted size.
+
+    Args:
+        canvas: what the masks cover, in pixels of the model's input.
+        image: the part of it that is the image, from the upper left.
+        target: the wanted size.
+        centred: which pixel is the nearest: the one under the centre of the wanted pixel, as in Pillow; or,
+            by default, under its upper left corner, as in torch's interpolate.
+    """
+
+    def __init__(self, canvas: Size, image: Size, target: Size, centred: bool = False):
+        self.canvas = canvas
+        self.places = [_nearest(i, t, centred) for i, t in zip(image, target, strict=True)]
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Values [k, h, w] -> [k, height, width] of the wanted size."""
+        wide = self._along(masks, 2)
+        return self._along(wide, 1)
+
+    def _along(self, x: Tensor, axis: int) -> Tensor:
+        """Bilinear interpolation along one axis, at the kept pixels of the canvas."""
+        cells, pixels = x.shape[axis], self.canvas[axis - 1]
+        source = ((self.places[axis - 1] + 0.5) * (cells / pixels) - 0.5).clamp(min=0)
+        low = source.long()
+        weight = to_device((source - low).to(x.dtype), x.device)
+        high = to_device((low + 1).clamp(max=cells - 1), x.device)
+        low = to_device(low, x.device)
+        weight = weight if axis == 2 else weight[:, None]
+        return torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)
+
+
+def _nearest(old: int, new: int, centred: bool) -> Tensor:
+    """The pixel that each of `new` pixels is taken from, along an axis of `old`: float32 [new].
+
+    Asked of those whose rounding it must be.
+    """
+    if not centred:
+        return interpolate(torch.arange(old, dtype=torch.float32)[None, None], size=new, mode="nearest")[0, 0]
+    row = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return torch.from_numpy(np.array(row.resize((new, 1), Image.Resampling.NEAREST))[0]).float()
+
+
+def resampled(
+    outputs: Outputs,
+    wanted: Sequence[Tensor],
+    processed_sizes: Any,
+    target_sizes: Any = None,
+    centred: bool = False,
+) -> Iterator[tuple[Tensor, Resampler]]:
+    """For each image the masks of the wanted queries, [k, h, w], and what brings them to its wanted size.
+
+    Args:
+        outputs: of DETRsegm, with all masks or those of a selection.
+        wanted: for each image the queries.
+        processed_sizes: (height, width) of each image as the model saw it, without padding; [B, 2] or pairs.
+        target_sizes: the wanted sizes; None: the processed ones.
+        centred: as in Resampler.
+
+    Raises:
+        ValueError: not one pair for each image, an image larger than its canvas, or a query without a mask.
+    """
+    images = _pairs("processed_sizes", processed_sizes, len(wanted))
+    targets = images if target_sizes is None else _pairs("target_sizes", target_sizes, len(wanted))
+    masks = masks_of(outputs, wanted).split([len(queries) for queries in wanted])
+    canvases = _canvases(outputs, images)
+    for of_image, canvas, image, target in zip(masks, canvases, images, targets, strict=True):
+        yield of_image, Resampler(canvas, image, target, centred)
+
+
+def _pairs(name: str, sizes: Any, images: int) -> list[Size]:
+    rows = sizes.tolist() if isinstance(sizes, Tensor) else [[int(side) for side in size] for size in sizes]
+    if len(rows) != images or any(len(row) != 2 for row in rows):
+        raise ValueError(f"{name}: {rows} where (height, width) of {images} images are expected")
+    return [(height, width) for height, width in rows]
+
+
+def _canvases(outputs: Outputs, images: list[Size]) -> list[Size]:
+    """The canvas of each image: what the model says; or else it is told from the masks' size.
+
+    None is the model's word that nothing is padded: an image's mask covers the image, whatever size is given.
+    """
+    if "canvas" not in outputs:
+        sides = []
+        for axis in (0, 1):
+            cells, largest = outputs["pred_masks"].shape[axis - 2], max(image[axis] for image in images)
+            # A canvas that is no multiple of the stride has a last cell that it does not fill.
+            sides.append(largest if largest > STRIDE * (cells - 1) else STRIDE * cells)
+        return [(sides[0], sides[1])] * len(images)
+    canvas: Size | None = outputs["canvas"]
+    if canvas is None:
+        return images
+    for image in images:
+        if image[0] > canvas[0] or image[1] > canvas[1]:
+            raise ValueError(f"processed_sizes: {image} is larger than the padded batch, {canvas}")
+    return [canvas] * len(images)

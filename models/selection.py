@@ -1,0 +1,111 @@
+"""Which queries get a mask: those that are used, not all of them.
+
+A selection holds for each image the chosen queries, a vector int64 [n]. The model asks for it between its
+boxes and its masks (`DETRsegm.forward(samples, select=...)`) and gives `pred_masks` [N, h, w], the masks of
+all chosen queries in the order of images, with the selection itself under `selected`.
+
+Shapes: B batch, Q queries, N chosen queries of all images, h w mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = dict[str, Any]
+Selection = list[Tensor]
+Select = Callable[[Outputs], Selection]
+
+
+class MatchedQueries:
+    """Selects the queries that are matched with objects, and keeps the matching for the criterion.
+
+    Called by the model, so that the matching is found once, and inside the forward that
+    DistributedDataParallel wraps.
+
+    Args:
+        match: outputs and targets -> the matches of every layer, the last one's at the end.
+        targets: of the batch that the model is about to see.
+        also: a further selection whose queries are added.
+
+    Attributes:
+        matches: what `match` gave; None until the model has called.
+    """
+
+    def __init__(self, match: Callable[[Outputs, Any], list], targets: Any, also: Select | None = None):
+        self.match = match
+        self.targets = targets
+        self.also = also
+        self.matches: list | None = None
+
+    def __call__(self, outputs: Outputs) -> Selection:
+        """The matched queries of each image, in the matching's order; with `also` the union, ascending."""
+        self.matches = self.match(outputs, self.targets)
+        matched = [queries for queries, _ in self.matches[-1]]
+        if self.also is None:
+            return matched
+        pairs = zip(matched, self.also(outputs), strict=True)
+        return [torch.cat([a.cpu(), b.cpu()]).unique() for a, b in pairs]
+
+
+def confident_queries(outputs: Outputs, threshold: float) -> Selection:
+    """The queries whose most probable class other than "no object" has a probability above `threshold`."""
+    scores = outputs["pred_logits"].float().softmax(-1)[..., :-1].amax(-1)  # [B, Q]
+    return [row.nonzero()[:, 0] for row in (scores > threshold).cpu()]
+
+
+def flat_index(selection: Sequence[Tensor], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(image, query) of all chosen queries, two vectors [N], to index [B, Q, ...] with.
+
+    With a device they are brought there, in one copy that nothing waits for.
+    """
+    image = torch.cat([torch.full_like(queries, i) for i, queries in enumerate(selection)])
+    index = torch.stack([image, torch.cat(list(selection))])
+    if device is not None:
+        index = to_device(index, device)
+    return index[0], index[1]
+
+
+def to_device(index: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device, without waiting for the device."""
+    if device.type == "cuda" and not index.is_cuda:
+        index = index.pin_memory()
+    return index.to(device, non_blocking=True)
+
+
+def masks_of(outputs: Outputs, wanted: Sequence[Tensor]) -> Tensor:
+    """The masks of some queries of each image, one image's behind the other's: [N, h, w].
+
+    Args:
+        outputs: with `pred_masks` of all queries, [B, Q, h, w], or of those under `selected`.
+        wanted: a selection.
+
+    Raises:
+        ValueError: a wanted query was not selected.
+    """
+    masks, selected = outputs["pred_masks"], outputs.get("selected")
+    if selected is None:
+        return masks[flat_index(wanted, masks.device)]
+    if all(a is b for a, b in zip(selected, wanted, strict=True)):
+        return masks
+    return masks[to_device(_rows(selected, wanted), masks.device)]
+
+
+def _rows(selected: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Where the wanted queries stand among all selected ones."""
+    rows, first = [], 0
+    for image, (chosen, queries) in enumerate(zip(selected, wanted, strict=True)):
+        chosen, queries = chosen.cpu(), queries.cpu()
+        order = chosen.argsort()
+        place = torch.searchsorted(chosen[order], queries).clamp(max=max(len(chosen) - 1, 0))
+        if len(queries) and (not len(chosen) or bool((chosen[order][place] != queries).any())):
+            raise ValueError(
+                f"image {image}: masks were computed for the queries {chosen.tolist()} alone, and "
+                f"{queries.tolist()} are wanted"
+            )
+        rows.append(first + order[place])
+        first += len(chosen)
+    return torch.cat(rows)

@@ -1,0 +1,48 @@
+"""The best epoch so far, by the metric that a user would choose a checkpoint by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def score(line: Mapping[str, Any]) -> float | None:
+    """The figure that tells which epoch is better: PQ where there is one, else box AP; None without either.
+
+    Args:
+        line: an epoch's line of log.txt.
+    """
+    if "test_PQ_all" in line:
+        return line["test_PQ_all"]["pq"]
+    figures = line.get("test_coco_eval_bbox")
+    return None if figures is None else figures[0]
+
+
+class Best:
+    """Follows the scores of a run's epochs.
+
+    Attributes:
+        value: the highest score, -1 before the first.
+        epoch: where it was reached, None before the first.
+    """
+
+    def __init__(self, value: float = -1.0, epoch: int | None = None):
+        self.value = value
+        self.epoch = epoch
+
+    def improves(self, line: Mapping[str, Any]) -> bool:
+        """Take an epoch's log line; whether it is the best so far (an equal later one is not)."""
+        new = score(line)
+        if new is None or (self.epoch is not None and new <= self.value):
+            return False
+        self.value, self.epoch = new, line["epoch"]
+        return True
+
+    def follow(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Take the log lines of earlier epochs."""
+        for line in lines:
+            self.improves(line)
+
+    def out_of_patience(self, epoch: int, patience: int) -> bool:
+        """Whether `patience` epochs up to and with this one brought nothing better; 0: never."""
+        return patience > 0 and self.epoch is not None and epoch - self.epoch >= patience

@@ -1,0 +1,83 @@
+"""When a run saves itself: behind every epoch, inside one when it is due, and before it obeys a signal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from util.checkpoint import link_whole, save_checkpoint
+from util.distributed import StepVote, all_gather, is_main_process
+from util.interruption import Interruption
+from util.meters import MetricLogger
+from util.random_state import random_state
+
+
+class Saver:
+    """Writes `checkpoint.pth`; every process must call it at the same steps.
+
+    Args:
+        folder: the run's folder; None saves nothing, and a signal ends the run unsaved.
+        state: what to save beside the position: weights, optimizer, schedules, arguments.
+        every_minutes, every_steps: save inside an epoch this often; 0 never.
+        keep: how many earlier versions to keep.
+        interruption: the signals to obey.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        state: Callable[[], Mapping[str, Any]],
+        every_minutes: float,
+        every_steps: int,
+        keep: int,
+        interruption: Interruption,
+    ):
+        self.folder, self.state, self.keep, self.interruption = folder, state, keep, interruption
+        self.every_seconds, self.every_steps = 60 * every_minutes, every_steps
+        self.vote = StepVote()
+        self.saved_at = time.monotonic()
+
+    def inside_epoch(self, epoch: int) -> Callable[[int, MetricLogger], None]:
+        """What to call behind each optimizer step of an epoch, with the steps done and the meters."""
+
+        def after_step(step: int, logger: MetricLogger) -> None:
+            due = 0 < self.every_seconds <= time.monotonic() - self.saved_at
+            due = due or (self.every_steps > 0 and step % self.every_steps == 0)
+            signal, due_anywhere = self.vote(self.interruption.received or 0, int(due))
+            if signal or due_anywhere:
+                self.save(epoch - 1, step, meters=logger.state_dict())
+            if signal:
+                self.interruption.obey(signal)
+
+        return after_step
+
+    def save(
+        self, epoch: int, step: int = 0, meters: dict | None = None, copies: tuple[str, ...] = (), **more: Any
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            epoch: the last finished one.
+            step: optimizer steps done in the one behind it.
+            meters: this process's meters inside that epoch.
+            copies: further names for it.
+            more: further entries.
+        """
+        self.saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        own = {"random": random_state(), "meters": meters}
+        ranks = all_gather(own)
+        if not is_main_process():
+            return
+        checkpoint = {**self.state(), "epoch": epoch, "step": step, "ranks": ranks, **more}
+        save_checkpoint(checkpoint, self.folder / "checkpoint.pth", self.keep)
+        for name in copies:
+            self.copy_as(name)
+
+    def copy_as(self, name: str) -> None:
+        """Keep `checkpoint.pth` as it is now under a further name."""
+        if self.folder is not None and is_main_process():
+            link_whole(self.folder / "checkpoint.pth", self.folder / name)
