@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import io
 import multiprocessing
 import pickle
@@ -62,7 +63,8 @@ def scene(seed, images=30, predictions=40, categories=(1, 3, 90), masks=False, i
     a category that nothing shows, one that ground truth lacks, and scores of few values, hence ties."""
     random = np.random.default_rng(seed)
     ids = list(ids or range(7, 7 + 3 * images, 3))
-    annotations, predicted = [], {}
+    annotations: list[dict] = []
+    predicted: dict[int, dict] = {}
     for index, image_id in enumerate(ids):
         boxes = random_boxes(random, 0 if index % 7 == 3 else random.poisson(6))
         labels = random.choice(categories, len(boxes))
@@ -311,14 +313,19 @@ def test_inputs_stay_as_they_are():
     evaluator.accumulate()
     assert coco.dataset == before
     assert evaluator.coco_gt is coco
+    assert gc.isenabled()  # it rests while dicts are made
     assert all(torch.equal(entry["boxes"], boxes[i]) for i, entry in predicted.items())
 
 
 def test_one_copy_to_the_host_an_update(monkeypatch):
     dataset, predicted = scene(0, images=6)
-    copies = []
-    original = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
+    copies, original = [], torch.Tensor.cpu
+
+    def spy(self):
+        copies.append(self.shape)
+        return original(self)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", spy)
     CocoEvaluator(build_coco(dataset), ["bbox"]).update(predicted)
     assert copies == [(sum(len(entry["scores"]) for entry in predicted.values()), 6)]
 
