@@ -694,10 +694,11 @@ def train(
 
     from engine import train_one_epoch
     from util.best import Best
-    from util.distributed import broadcast_buffers, is_main_process
+    from util.distributed import broadcast_buffers, get_rank, is_main_process
     from util.interruption import Interruption
-    from util.records import per_class_table
+    from util.records import per_class_table, write_crash_report
     from util.saving import Saver
+    from util.step_guard import NotFinite
 
     # Optimisation
     train_loader, val_loader = loaders
@@ -765,20 +766,24 @@ def train(
                 break
             train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
             train_loader.batch_sampler.set_epoch(epoch, position.step * args.accum_steps)  # type: ignore
-            train_stats = train_one_epoch(
-                trained,
-                criterion,
-                train_loader,
-                optimizer,
-                torch.device(args.device),
-                epoch,
-                args.clip_max_norm,
-                warmup=warmup,
-                accum_steps=args.accum_steps,
-                start_step=position.step,
-                meters=position.meters,
-                after_step=saver.inside_epoch(epoch),
-            )
+            try:
+                train_stats = train_one_epoch(
+                    trained,
+                    criterion,
+                    train_loader,
+                    optimizer,
+                    torch.device(args.device),
+                    epoch,
+                    args.clip_max_norm,
+                    warmup=warmup,
+                    accum_steps=args.accum_steps,
+                    start_step=position.step,
+                    meters=position.meters,
+                    after_step=saver.inside_epoch(epoch),
+                )
+            except NotFinite as error:
+                remark = write_crash_report(folder, error.report, get_rank())
+                raise NotFinite(f"{error}{remark}", error.report) from error
             position = Position(epoch)
             drops.step()
             broadcast_buffers(model)

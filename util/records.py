@@ -79,19 +79,24 @@ class RunRecords:
     def begin(self, epoch: int, args: Namespace, categories: Mapping[int, str]) -> list[dict[str, Any]]:
         """Start at an epoch: write args.json, and drop from log.txt what will come again.
 
-        That is lines of this epoch and later ones, and a half-written last one.
+        That is lines of this epoch and later ones, and a half-written last one. Temporary files that a killed
+        process left go, too.
 
         Returns:
             The lines that stay, on the process that writes; the same on the others.
         """
+        if self.folder is not None:
+            for leftover in [*self.folder.glob(".*.part"), *self.folder.glob("eval/.*.part")]:
+                leftover.unlink(missing_ok=True)
         self.write_args(vars(args), categories=categories)
         path = None if self.folder is None else self.folder / "log.txt"
         kept: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in map(_parsed, lines) if line is not None and line["epoch"] < epoch]
-            if len(kept) < len(lines):
-                write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+            text = path.read_text()
+            kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]
+            whole = "".join(json.dumps(line) + "\n" for line in kept)
+            if whole != text:
+                write_whole(path, whole)
         return all_gather(kept)[0]
 
     def finish_epoch(self, line: Mapping[str, Any]) -> None:
@@ -99,6 +104,8 @@ class RunRecords:
         if self.folder is not None:
             with open(self.folder / "log.txt", "a") as log:
                 log.write(json.dumps(_without_nan(line)) + "\n")
+                log.flush()
+                os.fsync(log.fileno())  # the next checkpoint may not outlive a line that belongs before it
         if self.board is not None:
             for name, value in _scalars(line).items():
                 self.board.add_scalar(name, value, line["epoch"])
@@ -143,6 +150,19 @@ class RunRecords:
         """Finish TensorBoard's files."""
         if self.board is not None:
             self.board.close()
+
+
+def write_crash_report(folder: Path | None, report: Mapping[str, Any], rank: int) -> str:
+    """Keep what is known of a step that failed, with its batch -> a remark on where, for the message."""
+    if folder is None:
+        return ""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(report), buffer)
+    path = folder / f"crash_rank{rank}.pth"
+    write_whole(path, buffer.getvalue())
+    return f". The batch, its image ids, learning rates and gradient norm are in {path}"
 
 
 def per_class_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -90,13 +90,15 @@ def _instances(
         is_crowd = index == 3 and position % 2 == 0
         if is_crowd:  # columns 3 and 4 of the picture, run lengths down the columns
             segmentation = {"size": [height, width], "counts": [height * 3, height * 2, height * (width - 5)]}
-        result.append({
-            "category_id": category,
-            "bbox": [-4 if index == 1 else left, top, width if index == 2 else box.width, box.height],
-            "area": float(box.width * box.height * 0.9),
-            "iscrowd": int(is_crowd),
-            "segmentation": segmentation,
-        })
+        result.append(
+            {
+                "category_id": category,
+                "bbox": [-4 if index == 1 else left, top, width if index == 2 else box.width, box.height],
+                "area": float(box.width * box.height * 0.9),
+                "iscrowd": int(is_crowd),
+                "segmentation": segmentation,
+            }
+        )
     without_width = {"category_id": 1, "bbox": [5, 5, 0, 9], "area": 0.0, "iscrowd": 0}
     result.append({**without_width, "segmentation": [[5, 5, 5, 9, 5, 14]]})
     return [{"id": first_id + i, "image_id": image_id, **entry} for i, entry in enumerate(result)]

@@ -53,15 +53,18 @@ def box_functions(seed: int) -> Values:
     masks[2, 4, 5] = True  # a single pixel
     scores = normal(9, 5)
     iou, union = box_ops.box_iou(first, last)
-    return tensors("functions", {
-        "xyxy": corners,
-        "back": box_ops.box_xyxy_to_cxcywh(corners),
-        "iou": iou,
-        "union": union,
-        "giou": box_ops.generalized_box_iou(first, last),
-        "mask_boxes": box_ops.masks_to_boxes(masks),
-        "accuracy": accuracy(scores, torch.arange(9) % 5)[0],
-    })
+    return tensors(
+        "functions",
+        {
+            "xyxy": corners,
+            "back": box_ops.box_xyxy_to_cxcywh(corners),
+            "iou": iou,
+            "union": union,
+            "giou": box_ops.generalized_box_iou(first, last),
+            "mask_boxes": box_ops.masks_to_boxes(masks),
+            "accuracy": accuracy(scores, torch.arange(9) % 5)[0],
+        },
+    )
 
 
 def mask_losses(seed: int) -> Values:
@@ -71,11 +74,14 @@ def mask_losses(seed: int) -> Values:
     _, normal = _normal_tensors("mask_functions", seed)
     logits = normal(3, 7)
     masks = (normal(3, 7) > 0).float()
-    return tensors("mask_functions", {
-        "dice": dice_loss(logits, masks, 2.0),
-        "focal": sigmoid_focal_loss(logits, masks, 2.0),
-        "focal_even": sigmoid_focal_loss(logits, masks, 3.0, alpha=-1, gamma=1),
-    })
+    return tensors(
+        "mask_functions",
+        {
+            "dice": dice_loss(logits, masks, 2.0),
+            "focal": sigmoid_focal_loss(logits, masks, 2.0),
+            "focal_even": sigmoid_focal_loss(logits, masks, 3.0, alpha=-1, gamma=1),
+        },
+    )
 
 
 class GreedyMatcher(nn.Module):

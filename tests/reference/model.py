@@ -118,11 +118,13 @@ def hub(case: str, entry_points: Sequence[str], seed: int) -> Values:
         with quiet():
             model = getattr(hubconf, name)(pretrained=False, pretrained_backbone=False)
         prefix = f"{case}/{name}"
-        values[f"{prefix}/keys"] = np.array(sorted(
-            f"{key} {tuple(tensor.shape)}"
-            for key, tensor in model.state_dict().items()
-            if not key.endswith("num_batches_tracked")
-        ))
+        values[f"{prefix}/keys"] = np.array(
+            sorted(
+                f"{key} {tuple(tensor.shape)}"
+                for key, tensor in model.state_dict().items()
+                if not key.endswith("num_batches_tracked")
+            )
+        )
         sizes = [(p.numel(), p.numel() if p.requires_grad else 0) for p in model.parameters()]
         values[f"{prefix}/params"] = np.array(sizes).sum(0)  # all, trainable
         if name in ENTRY_POINTS_RUN:

@@ -12,16 +12,14 @@ from tests.reference.compare import Values
 from tests.reference.settings import LEARNED, MASKS, NO_AUX, SMALL, SMALL_R50, SMALL_R101
 
 STORED_FILE = Path(__file__).with_name("reference.npz")
-MASK_MODULE = "models.segmentation"
 MATCHED_BATCHES = range(len(criterion.MATCHED_BATCHES))
 KEY_PREFIXES = {"train": "training"} | {f"match{i}": "matching" for i in MATCHED_BATCHES}
 
 
 class Case(NamedTuple):
-    """`compute(seed, empty_folder)` gives the values; `needs` names the module without which it cannot."""
+    """`compute(seed, empty_folder)` gives the values."""
 
     compute: Callable[[int, Path], Values]
-    needs: str | None = None
 
 
 def _models() -> dict[str, Case]:
@@ -45,7 +43,6 @@ def _models() -> dict[str, Case]:
     def case(name: str, flags: str, counts: tuple[int, int]) -> Case:
         return Case(
             lambda seed, _: model.forward_and_loss(name, flags, counts, seed),
-            needs=MASK_MODULE if "--masks" in flags else None,
         )
 
     return {name: case(name, flags, counts) for name, (flags, counts) in settings.items()}
@@ -53,7 +50,7 @@ def _models() -> dict[str, Case]:
 
 def _merges() -> dict[str, Case]:
     def case(kind: str) -> Case:
-        return Case(lambda seed, _: panoptic.merge(kind, seed), needs=MASK_MODULE)
+        return Case(lambda seed, _: panoptic.merge(kind, seed))
 
     return {f"merge_{kind}": case(kind) for kind in panoptic.KINDS}
 
@@ -69,31 +66,24 @@ CASES: dict[str, Case] = {
     **_models(),
     **_merges(),
     "functions": Case(lambda seed, _: criterion.box_functions(seed)),
-    "mask_functions": Case(lambda seed, _: criterion.mask_losses(seed), needs=MASK_MODULE),
+    "mask_functions": Case(lambda seed, _: criterion.mask_losses(seed)),
     "matching": Case(lambda seed, _: criterion.matching(seed)),
     "extension": Case(lambda seed, _: criterion.extension(seed)),
     "training": Case(lambda seed, _: training.train_three_epochs(seed)),
     "whole_run": Case(training.whole_run),
     "hub": Case(lambda seed, _: model.hub("hub", model.DETECTION_ENTRY_POINTS, seed)),
-    "hub_panoptic": Case(
-        lambda seed, _: model.hub("hub_panoptic", model.PANOPTIC_ENTRY_POINTS, seed), needs=MASK_MODULE
-    ),
+    "hub_panoptic": Case(lambda seed, _: model.hub("hub_panoptic", model.PANOPTIC_ENTRY_POINTS, seed)),
     "script": Case(lambda seed, _: model.scripted(seed)),
     "coco_eval": Case(lambda seed, _: evaluation.coco_figures(seed)),
     "initial": Case(_initial),
-    "initial_masks": Case(
-        lambda seed, _: randomness.initial_values("initial_masks", MASKS, seed), needs=MASK_MODULE
-    ),
+    "initial_masks": Case(lambda seed, _: randomness.initial_values("initial_masks", MASKS, seed)),
     "dropout": Case(lambda seed, _: randomness.dropout(seed)),
     "targets": Case(lambda seed, folder: data.targets("targets", "", seed, folder)),
-    "targets_masks": Case(
-        lambda seed, folder: data.targets("targets_masks", "--masks", seed, folder), needs=MASK_MODULE
-    ),
+    "targets_masks": Case(lambda seed, folder: data.targets("targets_masks", "--masks", seed, folder)),
     "targets_panoptic": Case(
         lambda seed, folder: data.targets(
             "targets_panoptic", "--masks --dataset_file coco_panoptic", seed, folder
         ),
-        needs=MASK_MODULE,
     ),
 }
 
