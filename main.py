@@ -296,6 +296,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     from datasets import build_dataset
     from datasets.sampler import EvalBatchSampler, TrainBatchSampler
     from util.distributed import get_rank, get_world_size
+    from util.interruption import leave_to_parent
     from util.nested_tensor import collate_bytes
 
     def loader(dataset: Any, sampler: Any) -> DataLoader:
@@ -307,6 +308,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
             num_workers=args.num_workers,
             pin_memory=args.device.startswith("cuda"),
             persistent_workers=args.num_workers > 0,
+            worker_init_fn=leave_to_parent,
             generator=torch.Generator().manual_seed(args.seed),
         )
 
@@ -326,6 +328,20 @@ def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
     """The pycocotools object that boxes and masks are evaluated on.
 
     For panoptic data that is the file of instances beside the pictures; None if there is none.
+    """
+    from datasets import get_coco_api_from_dataset
+    from datasets.annotations import load_annotations
+
+    if args.dataset_file != "coco_panoptic":
+        return get_coco_api_from_dataset(dataset)
+    instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
+    return load_annotations(instances).coco if instances.exists() else None
+
+
+def box_ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
+    """What boxes and instance masks are evaluated on, a pycocotools COCO; None where there is nothing.
+
+    Panoptic data sets are evaluated on the instances file beside them, if there is one.
     """
     from datasets import get_coco_api_from_dataset
     from datasets.annotations import load_annotations
@@ -405,7 +421,8 @@ def find_checkpoint(args: argparse.Namespace) -> dict | None:
     Raises:
         UserError: it is missing or damaged, or the flags contradict each other.
     """
-    from util.checkpoint import load_checkpoint, newest_whole
+    from util.checkpoint import load_checkpoint, make_newest, newest_whole
+    from util.distributed import all_gather, is_main_process
 
     if args.resume and args.finetune and args.resume != "auto":
         raise UserError("--resume continues a run and --finetune starts one: pass only one of them")
@@ -414,6 +431,11 @@ def find_checkpoint(args: argparse.Namespace) -> dict | None:
     if not args.output_dir:
         raise UserError("--resume auto looks for a checkpoint in --output_dir: pass that too")
     found = newest_whole(Path(args.output_dir))
+    where = None if found is None else (str(found[0]), found[1].get("epoch"), found[1].get("step"))
+    if len(set(all_gather(where))) > 1:
+        raise UserError(f"--resume auto: hosts see different files in --output_dir {args.output_dir}")
+    if found is not None and is_main_process() and not args.eval:
+        make_newest(found[0])  # every process has read its copy
     if found is None:
         args.resume = ""
         return None
@@ -474,14 +496,14 @@ def resume_training(
     same = len(ranks) == get_world_size() and all(
         checkpoint["args"].get(name) == getattr(args, name) for name in ("batch_size", "accum_steps")
     )
-    if same:
+    if same and position.step <= steps:
         position.random, position.meters = ranks[get_rank()]["random"], ranks[get_rank()]["meters"]
     elif position.step:
         position.step = 0
         if is_main_process():
             print(
-                "warning: the checkpoint was written inside an epoch, with another number of processes or "
-                "another batch size: that epoch starts anew",
+                "warning: the checkpoint was written inside an epoch, with another number of processes, "
+                "another batch size or more images: that epoch starts anew",
                 file=sys.stderr,
             )
     if args.output_dir and Path(args.resume).resolve().parent == Path(args.output_dir).resolve():
@@ -632,11 +654,12 @@ def main(args: argparse.Namespace) -> None:
 
     from engine import evaluate
     from util.checkpoint import load_checkpoint
-    from util.distributed import get_rank, init_distributed_mode, is_main_process
+    from util.distributed import get_rank, init_distributed_mode, is_main_process, meet
     from util.random_state import seed_everything
     from util.records import RunRecords, per_class_table
 
     # Processes and devices
+    meet(args)
     args.device = resolve_device(args.device)
     init_distributed_mode(args)
     device = torch.device(args.device)
@@ -738,7 +761,9 @@ def train(
         }
 
     def finish(epoch: int, train_stats: dict[str, float]) -> None:
-        """Evaluate an epoch that is trained and saved, and record it."""
+        """Keep, evaluate and record an epoch that is trained and saved; a kill inside is made up for."""
+        if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0:
+            saver.copy_as(f"checkpoint{epoch:04}.pth")
         stats, evaluator = evaluated()
         line = {f"train_{name}": value for name, value in train_stats.items()}
         line |= {f"test_{name}": value for name, value in stats.items()}
@@ -787,9 +812,7 @@ def train(
             position = Position(epoch)
             drops.step()
             broadcast_buffers(model)
-            dated = (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0
-            copies = (f"checkpoint{epoch:04}.pth",) if dated else ()
-            saver.save(epoch, copies=copies, train_stats=train_stats)
+            saver.save(epoch, train_stats=train_stats)
             finish(epoch, train_stats)
     records.close()
     if is_main_process():
@@ -808,16 +831,33 @@ def run(argv: list[str] | None = None) -> int:
 
 
 def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Call a script's main function; tell a user's mistake in one line -> the exit status."""
+    """Call a script's main function; tell a user's mistake in one line -> the exit status.
+
+    One of several processes that fails tells the others and ends at once: see util.failures.
+    """
+    from util import failures
+
     try:
         function(args)
+        if failures.is_shared():
+            from util.distributed import leave
+
+            leave()
     except UserError as error:
-        if args.debug:
+        if args.debug and not failures.is_shared():
             raise
+        if failures.is_shared():
+            failures.end(error, error.one_line(), args.debug)
         print(f"error: {error.one_line()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not failures.is_shared():
+            raise
+        failures.end(error)
+    finally:
+        failures.stop_watching()
     return 0
 
 
