@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets.panoptic_eval import PanopticEvaluator
 from util.distributed import all_gather
 from util.meters import MetricLogger, SmoothedValue
 from util.records import write_whole
-from util.step_guard import StepGuard
+from util.step_guard import StepGuard, naming
 
 PRINT_EVERY = 10  # steps
 
@@ -56,6 +57,7 @@ def train_one_epoch(
         NotFinite: the loss or the gradient is not finite. The weights are as they were before that step.
         UserError: out of memory; the message names shape and images.
     """
+    device = torch.device(device)
     model.train()
     criterion.train()
     logger = _new_logger()
@@ -63,7 +65,7 @@ def train_one_epoch(
     if meters is not None:
         logger.load_state_dict(meters)
     guard = StepGuard(optimizer, device, epoch)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = _Accumulated(data_loader, accum_steps)
 
     step = start_step
@@ -86,7 +88,7 @@ def train_one_epoch(
             total += loss.detach()
             _log(logger, logged, outputs, targets)
 
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm) if max_norm > 0 else None
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
         guard.guard(total, norm)
         optimizer.step()
         logger.update(lr=optimizer.param_groups[0]["lr"])
@@ -127,6 +129,7 @@ def evaluate(
         of each), `PQ_all`, `PQ_th` and `PQ_st` (dicts of pq, sq, rq in [0, 1], n), as far as they are
         evaluated; and the COCO evaluator, if there is one.
     """
+    device = torch.device(device)
     model.eval()
     criterion.eval()
     logger = _new_logger()
@@ -139,8 +142,9 @@ def evaluate(
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
         image_ids = [int(target["image_id"]) for target in targets]  # still on the host
         samples, targets = _to_device(samples, targets, device)
-        outputs, known = _forward(model, criterion, samples, targets, segments, every_mask)
-        losses = criterion(outputs, targets, **known)
+        with naming(image_ids):
+            outputs, known = _forward(model, criterion, samples, targets, segments, every_mask)
+            losses = criterion(outputs, targets, **known)
         _, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
         _log(logger, logged, outputs, targets)
 

@@ -12,15 +12,14 @@ asking for help does not load torch.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from datasets import SHAPES_PATH
 from util.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,35 +28,62 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from util.records import RunRecords
+    from util.resume import Source
 
 FEW_STEPS = 100_000
 FEW_STEPS_ADVICE = (
     "from scratch DETR learns little in fewer than 100,000 steps on real pictures: consider --finetune"
 )
-SHAPES_PATH = "data/shapes"
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """An argparse type: a number not below `least`, whole if that is."""
+
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return value
+
+    number.__name__ = "whole number" if isinstance(least, int) else "number"  # argparse names it in errors
+    return number
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Every flag of training and evaluation, without --help, to serve as a parent of other parsers."""
     parser = argparse.ArgumentParser("DETR", add_help=False)
+    count, whole, real = at_least(1), at_least(0), at_least(0.0)
     flag = parser.add_argument_group("optimisation").add_argument
-    flag("--lr", default=1e-4, type=float, help="learning rate of all but the backbone")
-    flag("--lr_backbone", default=1e-5, type=float, help="of the backbone; 0 freezes all of it")
-    flag("--batch_size", default=2, type=int, help="images per process and step")
-    flag("--weight_decay", default=1e-4, type=float, help="AdamW's, on every parameter")
-    flag("--epochs", default=300, type=int, help="how many epochs to train")
-    flag("--lr_drop", default=200, type=int, help="multiply the learning rates by 0.1 every so many epochs")
-    flag("--clip_max_norm", default=0.1, type=float, help="clip the gradient's norm; 0 turns it off")
-    flag("--warmup_steps", default=0, type=int, help="raise the learning rates linearly over the first steps")
+    flag("--lr", default=1e-4, type=real, help="learning rate of all but the backbone")
+    flag("--lr_backbone", default=1e-5, type=real, help="of the backbone; 0 freezes all of it")
+    flag("--batch_size", default=2, type=count, help="images per process and step")
+    flag("--weight_decay", default=1e-4, type=real, help="AdamW's, on every parameter")
+    flag("--epochs", default=300, type=count, help="how many epochs to train")
+    flag(
+        "--lr_drop",
+        default=200,
+        type=count,
+        help="multiply the learning rates by 0.1 every so many epochs",
+    )
+    flag("--clip_max_norm", default=0.1, type=real, help="clip the gradient's norm; 0 turns it off")
+    flag(
+        "--warmup_steps",
+        default=0,
+        type=whole,
+        help="raise the learning rates linearly over the first steps",
+    )
     flag(
         "--accum_steps",
         default=1,
-        type=int,
+        type=count,
         help="batches to one optimizer step, with the gradient of one batch of all their images",
     )
     flag("--override_lr", action="store_true", help="on --resume, take the learning rates given here")
     flag(
-        "--patience", default=0, type=int, help="end after so many epochs without a better AP (PQ); 0: never"
+        "--patience",
+        default=0,
+        type=whole,
+        help="end after so many epochs without a better AP (PQ); 0: never",
     )
 
     flag = parser.add_argument_group("backbone").add_argument
@@ -79,20 +105,25 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="frozen: statistics and affine maps are constants; batch: ordinary batch norm, and the whole "
         "backbone trains, for runs from scratch",
     )
-    flag("--backbone_stages", default=4, type=int, help="stop behind this ResNet stage (3: at stride 16)")
+    flag(
+        "--backbone_stages",
+        default=4,
+        type=count,
+        help="stop behind this ResNet stage (3: at stride 16)",
+    )
 
     flag = parser.add_argument_group("transformer").add_argument
-    flag("--enc_layers", default=6, type=int, help="encoder layers")
-    flag("--dec_layers", default=6, type=int, help="decoder layers")
-    flag("--dim_feedforward", default=2048, type=int, help="inner width of the feed-forward networks")
-    flag("--hidden_dim", default=256, type=int, help="width of the transformer")
-    flag("--dropout", default=0.1, type=float, help="dropout in the transformer")
-    flag("--nheads", default=8, type=int, help="attention heads; divide the width")
-    flag("--num_queries", default=100, type=int, help="the most objects that can be found in an image")
+    flag("--enc_layers", default=6, type=whole, help="encoder layers")
+    flag("--dec_layers", default=6, type=count, help="decoder layers")
+    flag("--dim_feedforward", default=2048, type=count, help="inner width of the feed-forward networks")
+    flag("--hidden_dim", default=256, type=count, help="width of the transformer")
+    flag("--dropout", default=0.1, type=real, help="dropout in the transformer")
+    flag("--nheads", default=8, type=count, help="attention heads; divide the width")
+    flag("--num_queries", default=100, type=count, help="the most objects that can be found in an image")
     flag("--pre_norm", action="store_true", help="norms in front of the sub-layers, not behind them")
     flag(
         "--num_classes",
-        type=int,
+        type=count,
         help="highest category id + 1; left out: 91 for COCO's own categories, at least 250 for "
         "coco_panoptic, else read off the annotation files",
     )
@@ -105,19 +136,34 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag(
         "--no_aux_loss", dest="aux_loss", action="store_false", help="no losses on the earlier decoder layers"
     )
-    flag("--set_cost_class", default=1, type=float, help="matching cost: weight of the class probability")
-    flag("--set_cost_bbox", default=5, type=float, help="matching cost: weight of the box distance (L1)")
-    flag("--set_cost_giou", default=2, type=float, help="matching cost: weight of the generalised IoU")
-    flag("--mask_loss_coef", default=1, type=float, help="weight of the masks' focal loss")
-    flag("--dice_loss_coef", default=1, type=float, help="weight of the masks' dice loss")
-    flag("--bbox_loss_coef", default=5, type=float, help="weight of the boxes' L1 loss")
-    flag("--giou_loss_coef", default=2, type=float, help="weight of the boxes' GIoU loss")
+    flag(
+        "--set_cost_class",
+        default=1,
+        type=real,
+        help="matching cost: weight of the class probability",
+    )
+    flag(
+        "--set_cost_bbox",
+        default=5,
+        type=real,
+        help="matching cost: weight of the box distance (L1)",
+    )
+    flag("--set_cost_giou", default=2, type=real, help="matching cost: weight of the generalised IoU")
+    flag("--mask_loss_coef", default=1, type=real, help="weight of the masks' focal loss")
+    flag("--dice_loss_coef", default=1, type=real, help="weight of the masks' dice loss")
+    flag("--bbox_loss_coef", default=5, type=real, help="weight of the boxes' L1 loss")
+    flag("--giou_loss_coef", default=2, type=real, help="weight of the boxes' GIoU loss")
     flag(
         "--sync_ce",
         action="store_true",
         help="normalise the class loss over all processes, not over each one's",
     )
-    flag("--eos_coef", default=0.1, type=float, help="weight of the class 'no object' in the class loss")
+    flag(
+        "--eos_coef",
+        default=0.1,
+        type=real,
+        help="weight of the class 'no object' in the class loss",
+    )
 
     flag = parser.add_argument_group("data").add_argument
     flag(
@@ -132,31 +178,36 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag("--remove_difficult", action="store_true", help="kept for old scripts; has no effect on COCO data")
     flag(
         "--scales",
-        type=int,
+        type=count,
         nargs="+",
         metavar="PIXELS",
         help="shorter sides in training, drawn at random; left out: 480 to 800 in steps of 32. The sizes of "
         "the crop branch scale with the largest",
     )
     flag("--no_crop", dest="crop", action="store_false", help="in training, resize only, never crop")
-    flag("--eval_scale", default=800, type=int, help="shorter side in evaluation")
-    flag("--max_size", default=1333, type=int, help="longest side in both")
+    flag("--eval_scale", default=800, type=count, help="shorter side in evaluation")
+    flag("--max_size", default=1333, type=count, help="longest side in both")
     flag(
         "--eval_batch_size",
-        type=int,
+        type=count,
         help="images per process and step in evaluation (--batch_size if left out)",
     )
     flag(
         "--max_dets",
-        type=int,
+        type=count,
         help="also report AP and AR with so many detections an image, beside the standard 100",
     )
-    flag("--num_workers", default=2, type=int, help="processes that load images; 0 loads in this one")
+    flag("--num_workers", default=2, type=whole, help="processes that load images; 0 loads in this one")
 
     flag = parser.add_argument_group("run").add_argument
     flag("--output_dir", default="", help="where to save; empty: nothing is saved")
     flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
-    flag("--seed", default=42, type=int, help="of initial values, order of images, augmentation and dropout")
+    flag(
+        "--seed",
+        default=42,
+        type=whole,
+        help="of initial values, order of images, augmentation and dropout",
+    )
     flag(
         "--resume",
         default="",
@@ -169,16 +220,21 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="PATH|URL",
         help="start from another model's weights: what fits is loaded, the rest is listed and starts anew",
     )
-    flag("--save_every_minutes", default=15, type=float, help="save inside an epoch too; 0: only behind each")
-    flag("--save_every_steps", default=0, type=int, help="the same, counted in optimizer steps")
-    flag("--keep", default=1, type=int, help="earlier versions of checkpoint.pth to keep")
+    flag(
+        "--save_every_minutes",
+        default=15,
+        type=real,
+        help="save inside an epoch too; 0: only behind each",
+    )
+    flag("--save_every_steps", default=0, type=whole, help="the same, counted in optimizer steps")
+    flag("--keep", default=1, type=whole, help="earlier versions of checkpoint.pth to keep")
     flag("--tensorboard", action="store_true", help="write TensorBoard's files to OUTPUT_DIR/tensorboard")
-    flag("--start_epoch", default=0, type=int, metavar="N", help="number of the first epoch")
+    flag("--start_epoch", default=0, type=whole, metavar="N", help="number of the first epoch")
     flag("--eval", action="store_true", help="evaluate and end")
     flag("--debug", action="store_true", help="show the traceback of an error")
 
     flag = parser.add_argument_group("distributed").add_argument
-    flag("--world_size", default=1, type=int, help="number of processes; torchrun and Slurm set it")
+    flag("--world_size", default=1, type=count, help="number of processes; torchrun and Slurm set it")
     flag("--dist_url", default="env://", help="where the processes meet")
     flag("--dist_timeout", default=10, type=float, help="minutes to wait for a process that has failed")
     return parser
@@ -194,7 +250,14 @@ class RecipeParser(argparse.ArgumentParser):
         """One line of a recipe: any number of words; what follows a # is left out."""
         import shlex
 
-        return shlex.split(arg_line, comments=True)
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"recipe line {arg_line!r}: {error}")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, not the page of usage that this many flags make; exit status 2."""
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 # --- What was left open ------------------------------------------------------------------------------
@@ -250,28 +313,6 @@ def _infer_num_classes(args: argparse.Namespace, categories: dict[int, str], che
     return max(categories, default=0) + 1
 
 
-def resolve_device(device: str | None) -> str:
-    """The device to use; None is a GPU where there is one.
-
-    Raises:
-        UserError: one that this machine does not have.
-    """
-    import torch
-
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no GPU here; pass --device cpu or leave the flag out")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {device}: not available on this machine; pass --device cpu")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: no such device; pass cuda, cpu or mps") from error
-    return device
-
-
 # --- Parts of a run ----------------------------------------------------------------------------------
 
 
@@ -294,6 +335,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     from torch.utils.data import DataLoader
 
     from datasets import build_dataset
+    from datasets.labels import check_labels, check_objects
     from datasets.sampler import EvalBatchSampler, TrainBatchSampler
     from util.distributed import get_rank, get_world_size
     from util.interruption import leave_to_parent
@@ -319,6 +361,11 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     if args.eval:
         return None, val_loader
     train = build_dataset("train", args, normalize_images=False)
+    if len(train) // (ranks[0] * args.batch_size) < args.accum_steps:
+        raise UserError(
+            f"--accum_steps {args.accum_steps}: the training set's {len(train)} images make fewer batches of "
+            f"{args.batch_size}; lower --accum_steps or --batch_size"
+        )
     check_labels(train.annotations, args.num_classes)
     check_objects(train.annotations, args.num_queries)
     return loader(train, TrainBatchSampler(train, args.batch_size, *ranks, seed=args.seed)), val_loader
@@ -338,38 +385,14 @@ def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
     return load_annotations(instances).coco if instances.exists() else None
 
 
-def box_ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
-    """What boxes and instance masks are evaluated on, a pycocotools COCO; None where there is nothing.
-
-    Panoptic data sets are evaluated on the instances file beside them, if there is one.
-    """
-    from datasets import get_coco_api_from_dataset
-    from datasets.annotations import load_annotations
-
-    if args.dataset_file != "coco_panoptic":
-        return get_coco_api_from_dataset(dataset)
-    instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
-    return load_annotations(instances).coco if instances.exists() else None
-
-
-def build_schedules(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> tuple[Any, Any]:
-    """StepLR over epochs, and the warm-up over steps or None; each scales what the other leaves."""
-    from torch.optim.lr_scheduler import LinearLR, StepLR
-
-    drops = StepLR(optimizer, args.lr_drop)
-    if args.warmup_steps <= 0:
-        return drops, None
-    return drops, LinearLR(optimizer, 1 / args.warmup_steps, total_iters=args.warmup_steps)
-
-
 def build_model_and_weights(
-    args: argparse.Namespace, checkpoint: dict | None, frozen: dict | None = None
+    args: argparse.Namespace, source: Source | None, frozen: dict | None
 ) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
     """Build the model and fill it from `--resume`, `--finetune` and `--frozen_weights`, if they are given.
 
     Args:
-        checkpoint: of `--resume`.
-        frozen: of `--frozen_weights`; None where `--resume` brings the detector along.
+        source: the checkpoint of `--resume`.
+        frozen: that of `--frozen_weights`; None where `--resume` brings the detector along.
     """
     from models import build_model
     from models.finetune import detector_state, load_for_finetuning
@@ -380,13 +403,13 @@ def build_model_and_weights(
     if args.dataset_file == "coco_panoptic":
         from datasets.coco_panoptic import things
 
-        is_thing = things(args, ("val",) if args.eval else ("train", "val"))
+        is_thing = things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
     try:
         model, criterion, postprocessors = build_model(args, is_thing)
-    except ValueError as error:  # settings that do not fit together
+    except ValueError as error:  # flags that do not fit together
         raise UserError(str(error)) from error
-    if checkpoint is not None:
-        load_strictly(model, model_state(checkpoint), f"--resume {args.resume}")
+    if source is not None:
+        load_strictly(model, model_state(source.checkpoint), f"--resume {source.path}")
     elif args.finetune:
         report = load_for_finetuning(model, model_state(load_checkpoint(args.finetune)), args.finetune)
         if is_main_process():
@@ -397,184 +420,14 @@ def build_model_and_weights(
     return model.to(args.device), criterion, postprocessors
 
 
-def output_folder(args: argparse.Namespace) -> Path | None:
-    """`--output_dir` as a folder that exists and can be written to, None where nothing is to be saved.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written there.
-    """
-    if not args.output_dir:
-        return None
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {folder}: nothing can be written there")
-    return folder
-
-
-def find_checkpoint(args: argparse.Namespace) -> dict | None:
-    """The checkpoint that `--resume` names; with auto the newest whole one in `--output_dir`, if any.
-
-    Raises:
-        UserError: it is missing or damaged, or the flags contradict each other.
-    """
-    from util.checkpoint import load_checkpoint, make_newest, newest_whole
-    from util.distributed import all_gather, is_main_process
-
-    if args.resume and args.finetune and args.resume != "auto":
-        raise UserError("--resume continues a run and --finetune starts one: pass only one of them")
-    if args.resume != "auto":
-        return load_checkpoint(args.resume) if args.resume else None
-    if not args.output_dir:
-        raise UserError("--resume auto looks for a checkpoint in --output_dir: pass that too")
-    found = newest_whole(Path(args.output_dir))
-    where = None if found is None else (str(found[0]), found[1].get("epoch"), found[1].get("step"))
-    if len(set(all_gather(where))) > 1:
-        raise UserError(f"--resume auto: hosts see different files in --output_dir {args.output_dir}")
-    if found is not None and is_main_process() and not args.eval:
-        make_newest(found[0])  # every process has read its copy
-    if found is None:
-        args.resume = ""
-        return None
-    args.resume = str(found[0])
-    args.resumes_itself = True
-    return found[1]
-
-
-@dataclasses.dataclass
-class Position:
-    """Where training stands.
-
-    Attributes:
-        epoch: the last finished one, -1 before the first.
-        step: optimizer steps done in the one behind it.
-        meters: this process's meters inside that epoch.
-        unrecorded: averages of the last finished epoch, which may not have been evaluated yet.
-        random: this process's random number generators.
-    """
-
-    epoch: int
-    step: int = 0
-    meters: dict | None = None
-    unrecorded: dict | None = None
-    random: dict | None = None
-
-    def restore_random_state(self) -> None:
-        """Continue this process's random numbers, where they were saved."""
-        from util.random_state import set_random_state
-
-        if self.random is not None:
-            set_random_state(self.random)
-
-
-def resume_training(
-    checkpoint: dict, optimizer: Any, schedules: tuple[Any, Any], args: argparse.Namespace, steps: int
-) -> Position:
-    """Continue where a checkpoint left off: optimizer, schedules, random numbers -> the position.
-
-    A file of weights alone starts at `--start_epoch` with a new optimizer.
-
-    Raises:
-        UserError: the run is over, or its optimizer trains other parameters.
-    """
-    from util.distributed import get_rank, get_world_size, is_main_process
-
-    if not {"optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys():
-        return Position(args.start_epoch - 1)
-    resume_optimisation(checkpoint, optimizer, schedules, args)
-    position = Position(checkpoint["epoch"], checkpoint.get("step", 0))
-    args.start_epoch = position.epoch + 1
-    if position.epoch + 1 >= args.epochs and not getattr(args, "resumes_itself", False):
-        raise UserError(
-            f"--resume {args.resume}: it has finished {position.epoch + 1} epochs, and --epochs "
-            f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
-        )
-    ranks = checkpoint.get("ranks", [])
-    same = len(ranks) == get_world_size() and all(
-        checkpoint["args"].get(name) == getattr(args, name) for name in ("batch_size", "accum_steps")
-    )
-    if same and position.step <= steps:
-        position.random, position.meters = ranks[get_rank()]["random"], ranks[get_rank()]["meters"]
-    elif position.step:
-        position.step = 0
-        if is_main_process():
-            print(
-                "warning: the checkpoint was written inside an epoch, with another number of processes, "
-                "another batch size or more images: that epoch starts anew",
-                file=sys.stderr,
-            )
-    if args.output_dir and Path(args.resume).resolve().parent == Path(args.output_dir).resolve():
-        position.unrecorded = checkpoint.get("train_stats")
-    return position
-
-
-def resume_optimisation(
-    checkpoint: dict, optimizer: torch.optim.Optimizer, schedules: tuple[Any, Any], args: argparse.Namespace
-) -> None:
-    """Continue optimizer and schedules where a checkpoint left off; `--override_lr` gives them new rates.
-
-    Raises:
-        UserError: the checkpoint's optimizer trains other parameters.
-    """
-    drops, warmup = schedules
-    state = checkpoint["optimizer"]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in state["param_groups"]] != sizes:
-        raise UserError(
-            f"--resume {args.resume}: its optimizer trains other parameters than this run (is --lr_backbone "
-            "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
-        )
-    for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        group["fused"] = ours["fused"]  # how a step is computed is this run's choice, not the old one's
-    wanted = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    drops.load_state_dict(checkpoint["lr_scheduler"])
-    if warmup is not None and checkpoint.get("warmup"):
-        warmup.load_state_dict(checkpoint["warmup"])
-    if args.override_lr:
-        override_lr(optimizer, schedules, wanted, args.lr_drop)
-    else:
-        warn_of_other_rates(checkpoint, args)
-
-
-def override_lr(
-    optimizer: torch.optim.Optimizer, schedules: tuple[Any, Any], rates: list[float], lr_drop: int
-) -> None:
-    """Give each group a new rate, at the point of the schedule that it has reached; moments are kept."""
-    drops, warmup = schedules
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        reached = group["lr"] / (group["initial_lr"] * drops.gamma ** (drops.last_epoch // drops.step_size))
-        group["initial_lr"] = rate
-        group["lr"] = rate * drops.gamma ** (drops.last_epoch // lr_drop) * reached
-    drops.step_size = lr_drop
-    for schedule in (drops, warmup):
-        if schedule is not None:
-            schedule.base_lrs = list(rates)
-
-
-def warn_of_other_rates(checkpoint: dict, args: argparse.Namespace) -> None:
-    """Say where the checkpoint's rates go on although other ones were given."""
-    old = checkpoint.get("args", {})
-    old = old if isinstance(old, dict) else vars(old)
-    for name in ("lr", "lr_backbone", "lr_drop"):
-        if name in old and old[name] != getattr(args, name):
-            print(
-                f"warning: --{name} {getattr(args, name)} is not used: the checkpoint goes on with "
-                f"{old[name]}; pass --override_lr to change it",
-                file=sys.stderr,
-            )
-
-
 def describe(
     args: argparse.Namespace,
     model: nn.Module,
     loaders: list[tuple[str, DataLoader]],
     categories: dict[int, str],
+    epochs: range,
 ) -> str:
-    """The block that is printed before a run."""
+    """The block that is printed before a run of these epochs, none for an evaluation."""
     from util.distributed import get_world_size
     from util.git_state import get_sha
     from util.run_summary import Split, run_summary
@@ -586,14 +439,15 @@ def describe(
     facts: dict[str, Any] = {"classes": f"{len(categories)}, num_classes {args.num_classes}"}
     if not args.eval:
         steps = steps_per_epoch(loaders[0][1], args)
-        epochs = args.epochs - args.start_epoch
-        facts["steps"] = f"{steps * epochs:,} planned: {epochs} epochs of {steps:,}"
+        facts["steps"] = f"{steps * len(epochs):,} planned: {len(epochs)} epochs of {steps:,}"
         ranks, accumulated = get_world_size(), args.accum_steps
         parts = f"{args.batch_size} on each of {ranks} process(es)"
         facts["batch"] = f"{args.batch_size * ranks * accumulated} images: {parts}"
         if accumulated > 1:
             facts["batch"] += f", {accumulated} batches accumulated"
-        if steps * args.epochs < FEW_STEPS and not (args.finetune or args.resume or args.frozen_weights):
+        starts_somewhere = args.finetune or args.frozen_weights or args.resume not in ("", "auto")
+        real = args.dataset_file != "shapes" and epochs.start == 0
+        if real and steps * len(epochs) < FEW_STEPS and not starts_somewhere:
             facts["advice"] = FEW_STEPS_ADVICE
     parts_that_train = {
         name: sum(p.numel() for p in part.parameters() if p.requires_grad)
@@ -609,42 +463,6 @@ def steps_per_epoch(loader: DataLoader, args: argparse.Namespace) -> int:
     return loader.batch_sampler.batches_per_epoch // args.accum_steps  # type: ignore[union-attr]
 
 
-def check_labels(annotations: Any, num_classes: int) -> None:
-    """Every label must have its place in the classification head.
-
-    Raises:
-        UserError: one has not; training would end in an assertion on the device.
-    """
-    found = annotations.first_beyond(num_classes)
-    if found is not None:
-        raise UserError(
-            f"{annotations.source}: annotation {found[0]} has category id {found[1]}, and --num_classes "
-            f"{num_classes} holds ids up to {num_classes - 1}: pass --num_classes "
-            f"{annotations.highest_category_id + 1}"
-        )
-
-
-def check_objects(annotations: Any, num_queries: int) -> None:
-    """There must be something to learn, and it should be possible to find all of it.
-
-    Raises:
-        UserError: no image has any object.
-    """
-    from util.distributed import is_main_process
-
-    if not sum(annotations.objects_per_category().values()):
-        raise UserError(
-            f"{annotations.source}: no image has any object, so there is nothing to learn; does each "
-            "annotation's image_id stand among the images' ids?"
-        )
-    most = annotations.most_objects()
-    if most > num_queries and is_main_process():
-        print(
-            f"warning: an image holds {most} objects, the model can find {num_queries}: raise --num_queries",
-            file=sys.stderr,
-        )
-
-
 # --- The run -----------------------------------------------------------------------------------------
 
 
@@ -654,9 +472,11 @@ def main(args: argparse.Namespace) -> None:
 
     from engine import evaluate
     from util.checkpoint import load_checkpoint
+    from util.device import resolve_device
     from util.distributed import get_rank, init_distributed_mode, is_main_process, meet
     from util.random_state import seed_everything
     from util.records import RunRecords, per_class_table
+    from util.resume import find_checkpoint, output_folder
 
     # Processes and devices
     meet(args)
@@ -665,15 +485,16 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
 
     # Data
-    checkpoint = find_checkpoint(args)
-    frozen = load_checkpoint(args.frozen_weights) if args.frozen_weights and checkpoint is None else None
-    categories = resolve(args, checkpoint or frozen)
+    source = find_checkpoint(args)
+    reads_frozen = args.frozen_weights and args.masks and source is None
+    frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
+    categories = resolve(args, frozen if source is None else source.checkpoint)
     train_loader, val_loader = build_data_loaders(args)
     base_ds = ground_truth(args, val_loader.dataset)
 
     # Model
     seed_everything(args.seed + get_rank())
-    model, criterion, postprocessors = build_model_and_weights(args, checkpoint, frozen)
+    model, criterion, postprocessors = build_model_and_weights(args, source, frozen)
 
     def evaluated() -> tuple[dict[str, Any], Any]:
         return evaluate(
@@ -690,10 +511,10 @@ def main(args: argparse.Namespace) -> None:
 
     records = RunRecords(output_folder(args) if is_main_process() else None, args.tensorboard)
     if train_loader is not None:
-        train(args, checkpoint, categories, (train_loader, val_loader), model, criterion, evaluated, records)
+        train(args, source, categories, (train_loader, val_loader), model, criterion, evaluated, records)
         return
     if is_main_process():
-        print(describe(args, model, [("val", val_loader)], categories))
+        print(describe(args, model, [("val", val_loader)], categories, range(0)))
     stats, evaluator = evaluated()
     if evaluator is not None:
         if is_main_process():
@@ -704,7 +525,7 @@ def main(args: argparse.Namespace) -> None:
 
 def train(
     args: argparse.Namespace,
-    checkpoint: dict | None,
+    source: Source | None,
     categories: dict[int, str],
     loaders: tuple[DataLoader, DataLoader],
     model: nn.Module,
@@ -717,37 +538,37 @@ def train(
 
     from engine import train_one_epoch
     from util.best import Best
-    from util.distributed import broadcast_buffers, get_rank, is_main_process
+    from util.distributed import broadcast_buffers, data_parallel, get_rank, is_main_process
     from util.interruption import Interruption
+    from util.random_state import random_state_kept
     from util.records import per_class_table, write_crash_report
+    from util.resume import Position, output_folder, position_of
     from util.saving import Saver
+    from util.schedule import build_schedules, resume_optimisation, warmup_steps_of
     from util.step_guard import NotFinite
 
     # Optimisation
     train_loader, val_loader = loaders
     optimizer = build_optimizer(model, args)
-    schedules = drops, warmup = build_schedules(optimizer, args)
-    position = Position(args.start_epoch - 1)
-    if checkpoint is not None:
-        position = resume_training(
-            checkpoint, optimizer, schedules, args, steps_per_epoch(train_loader, args)
-        )
+    drops, warmup = build_schedules(optimizer, args.lr_drop, warmup_steps_of(source, args.warmup_steps))
+    position = position_of(source, args, steps_per_epoch(train_loader, args))
+    if source is not None and position.resumes:
+        resume_optimisation(source, optimizer, drops, warmup, args)
     trained: nn.Module = model
     if args.distributed:
-        trained = torch.nn.parallel.DistributedDataParallel(
-            model,
-            device_ids=None if args.gpu is None else [args.gpu],
-            broadcast_buffers=False,  # frozen norms never change, others are shared behind each epoch
-            gradient_as_bucket_view=True,
-        )
+        trained = data_parallel(model, args.gpu)
 
     # Records
-    best = Best(**(checkpoint or {}).get("best", {}))
+    best = Best() if source is None else Best(**source.checkpoint.get("best", {}))
     logged = records.begin(position.epoch + 1, args, categories)
     best.follow(logged)
     n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    epochs = range(position.epoch + 1, args.epochs)
     if is_main_process():
-        print(describe(args, model, [("train", train_loader), ("val", val_loader)], categories))
+        both = [("train", train_loader), ("val", val_loader)]
+        print(describe(args, model, both, categories, epochs))
+        if not epochs:
+            print(f"finished already: all {args.epochs} epochs are trained")
 
     def state() -> dict[str, Any]:
         return {
@@ -764,7 +585,8 @@ def train(
         """Keep, evaluate and record an epoch that is trained and saved; a kill inside is made up for."""
         if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0:
             saver.copy_as(f"checkpoint{epoch:04}.pth")
-        stats, evaluator = evaluated()
+        with random_state_kept(), interruption.at_once():  # a resumed run may not evaluate again
+            stats, evaluator = evaluated()
         line = {f"train_{name}": value for name, value in train_stats.items()}
         line |= {f"test_{name}": value for name, value in stats.items()}
         line |= {"epoch": epoch, "n_parameters": n_parameters}
@@ -784,7 +606,7 @@ def train(
         if position.unrecorded is not None and position.epoch not in [line["epoch"] for line in logged]:
             finish(position.epoch, position.unrecorded)  # killed between saving and evaluating
         position.restore_random_state()
-        for epoch in range(position.epoch + 1, args.epochs):
+        for epoch in epochs:
             if best.out_of_patience(epoch - 1, args.patience):
                 if is_main_process():
                     print(f"--patience {args.patience}: nothing better since epoch {best.epoch}, ending")

@@ -150,11 +150,12 @@ def _count_chunk(pairs: list[_Pair], category_ids: list[int]) -> Counts:
     for pair in pairs:
         true_ids, predicted_ids = read_ids(pair.true_png), read_ids(pair.predicted_png)
         try:
-            truth, predicted = Table.of(pair.truth), Table.of(pair.predicted)
+            truth = Table.of(pair.truth, with_area=True)
+            predicted = Table.of(pair.predicted, with_area=False)
             counts = counts.plus(count_image(true_ids, predicted_ids, truth, predicted, classes))
         except (KeyError, TypeError, AttributeError) as error:
-            what = f"a segment of {pair.true_png} or {pair.predicted_png} has no valid"
-            raise UserError(f"image {pair.image_id}: {what} id, category_id, area or iscrowd") from error
+            where = f"image {pair.image_id}: a segment of {pair.true_png} or {pair.predicted_png}"
+            raise UserError(f"{where} has no valid id, category_id or area") from error
         except ValueError as error:
             raise UserError(f"image {pair.image_id} ({pair.predicted_png}): {error}") from error
     return counts

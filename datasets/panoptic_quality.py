@@ -12,6 +12,7 @@ G true segments, P predicted ones, M pairs of ids that meet in some pixel, K cla
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,22 +35,25 @@ class Table(NamedTuple):
 
     ids: np.ndarray  # int64
     category_ids: np.ndarray  # int64
-    areas: np.ndarray  # float64, in pixels; not read of predictions
-    crowds: np.ndarray  # bool; not read of predictions
+    areas: np.ndarray  # float64, in pixels; used of true segments only, as are crowds
+    crowds: np.ndarray  # bool
 
     @classmethod
-    def of(cls, segments: Iterable[Mapping[str, Any]]) -> Table:
+    def of(cls, segments: Iterable[Mapping[str, Any]], with_area: bool) -> Table:
         """Of a file's segments_info; of segments with the same id the last counts, as in panopticapi.
 
+        Args:
+            with_area: the segments are true ones, whose areas are needed.
+
         Raises:
-            KeyError: a segment has no id, category_id or (where it has iscrowd) area.
+            KeyError: a segment has no id, no category_id, or no area where it is needed.
+            TypeError: an id is no integer, an area no number.
         """
         records = list({record["id"]: record for record in segments}.values())
-        rows = [
-            (record["id"], record["category_id"], record.get("area", 0), record.get("iscrowd", 0) == 1)
-            for record in records
-        ]
-        ids, category_ids, areas, crowds = zip(*rows, strict=True) if rows else ((), (), (), ())
+        ids = [operator.index(record["id"]) for record in records]
+        category_ids = [operator.index(record["category_id"]) for record in records]
+        areas = [float(record["area"]) for record in records] if with_area else [0.0] * len(records)
+        crowds = [record.get("iscrowd", 0) == 1 for record in records]
         return cls(
             np.array(ids, np.int64),
             np.array(category_ids, np.int64),

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets import SHAPES_PATH
 from datasets.shapes_drawing import (
     COLOURS,
     DEFAULT_SIZE,
@@ -41,7 +42,6 @@ from datasets.shapes_drawing import (
 )
 from util.errors import UserError
 
-DEFAULT_ROOT = "data/shapes"
 DEFAULT_TRAIN = 16_000
 DEFAULT_VAL = 200
 MIN_SIZE = 48  # pixels; below, the smallest shapes are too few pixels to tell apart
@@ -193,7 +193,7 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def write_shapes(
-    root: str | Path = DEFAULT_ROOT,
+    root: str | Path = SHAPES_PATH,
     train: int = DEFAULT_TRAIN,
     val: int = DEFAULT_VAL,
     size: int = DEFAULT_SIZE,
@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", default=DEFAULT_ROOT, help="folder to make")
+    add("--out", default=SHAPES_PATH, help="folder to make")
     add("--train", type=int, default=DEFAULT_TRAIN, help="number of training pictures")
     add("--val", type=int, default=DEFAULT_VAL, help="number of validation pictures")
     add("--size", type=int, default=DEFAULT_SIZE, help="side of the pictures in pixels")

@@ -17,6 +17,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"{num_heads} attention heads (--nheads) do not divide width {embed_dim} (--hidden_dim)"
+            )
         super().__init__(embed_dim, num_heads, dropout=dropout)
 
     def forward(  # type: ignore[override]

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
+from torch.utils.checkpoint import checkpoint
 
 from util.box_ops import box_cxcywh_to_xyxy, paired_generalized_box_iou
+
+PIXELS_AT_ONCE = 1 << 21  # of masks at full size, in the losses of masks
 
 
 @dataclass
@@ -134,13 +137,25 @@ def mask_losses(
         canvas: what the logits cover, at least `size`.
         num_boxes: the divisor of the sums over masks.
     """
+    own = [true for of_image in wanted for true in of_image]  # N times [H, W]
+    step = max(PIXELS_AT_ONCE // (canvas[0] * canvas[1]), 1)
+    parts = []
+    for first in range(0, max(len(own), 1), step):  # at least once: an empty batch has gradients, too
+        part = masks[first : first + step], own[first : first + step], size, canvas
+        # The many pixels between masks and losses are computed anew for the gradient, not kept.
+        parts.append(checkpoint(_sums, *part, use_reentrant=False, preserve_rng_state=False))
+    focal, dice = torch.stack(parts).sum(0) / num_boxes
+    return focal, dice
+
+
+def _sums(masks: Tensor, wanted: list[Tensor], size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
+    """Focal and dice loss of a few masks, summed: [2]."""
     true = torch.zeros((len(masks), *size), device=masks.device)
-    for rows, own in zip(true.split([len(own) for own in wanted]), wanted, strict=True):
-        rows[:, : own.shape[1], : own.shape[2]] = own
+    for row, own in zip(true, wanted, strict=True):
+        row[: own.shape[0], : own.shape[1]] = own
     logits = interpolate(masks[:, None].float(), size=canvas, mode="bilinear", align_corners=False)
-    flat = logits[:, 0, : size[0], : size[1]].flatten(1)
-    true = true.flatten(1)
-    return sigmoid_focal_loss(flat, true, num_boxes), dice_loss(flat, true, num_boxes)
+    flat, true = logits[:, 0, : size[0], : size[1]].flatten(1), true.flatten(1)
+    return torch.stack([sigmoid_focal_loss(flat, true, 1), dice_loss(flat, true, 1)])
 
 
 def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Tensor:
@@ -172,7 +187,7 @@ def sigmoid_focal_loss(
     """
     probability = inputs.sigmoid()
     loss = binary_cross_entropy_with_logits(inputs, targets, reduction="none")
-    wrong = probability * (1 - targets) + (1 - probability) * targets
+    wrong = (probability - targets).abs()
     loss = loss * wrong**gamma
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))

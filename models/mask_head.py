@@ -113,21 +113,23 @@ class MaskHeadSmallConv(nn.Module):
         if image is None:
             image = torch.arange(len(x), device=x.device).repeat_interleave(bbox_mask.shape[1])
             bbox_mask = bbox_mask.flatten(0, 1)
-        x = relu(self.gn1(self._first_layer(x, bbox_mask, image)))
-        x = relu(self.gn2(self.lay2(x)))
-        x = relu(self.gn3(self.lay3(_widen(x, self.adapter1(fpns[0]), image))))
-        x = relu(self.gn4(self.lay4(_widen(x, self.adapter2(fpns[1]), image))))
-        x = relu(self.gn5(self.lay5(_widen(x, self.adapter3(fpns[2]), image))))
+        x = relu(self.gn1(self._first_layer(x, bbox_mask, image)), inplace=True)
+        x = relu(self.gn2(self.lay2(x)), inplace=True)
+        x = relu(self.gn3(self.lay3(_widen(x, self.adapter1(fpns[0]), image))), inplace=True)
+        x = relu(self.gn4(self.lay4(_widen(x, self.adapter2(fpns[1]), image))), inplace=True)
+        x = relu(self.gn5(self.lay5(_widen(x, self.adapter3(fpns[2]), image))), inplace=True)
         return self.out_lay(x)  # [N, 1, H, W]
 
     def _first_layer(self, x: Tensor, maps: Tensor, image: Tensor) -> Tensor:
         """lay1 of each query's image and attention maps, concatenated -> [N, D + n, h, w]."""
         width = x.shape[1]
+        if not self.training:  # a layout that is faster forward, not backward; it stays to the last layer
+            maps = maps.contiguous(memory_format=torch.channels_last)
         of_images = conv2d(x, self.lay1.weight[:, :width], self.lay1.bias, padding=1)  # [B, D + n, h, w]
         of_queries = conv2d(maps, self.lay1.weight[:, width:], padding=1)  # [N, D + n, h, w]
-        return of_queries + of_images.index_select(0, image)
+        return of_queries.add_(of_images.index_select(0, image))
 
 
 def _widen(x: Tensor, finer: Tensor, image: Tensor) -> Tensor:
     """Enlarge [N, C, h, w] to the size of the images' finer map [B, C, h', w'], and add that."""
-    return interpolate(x, size=finer.shape[-2:], mode="nearest") + finer.index_select(0, image)
+    return interpolate(x, size=finer.shape[-2:], mode="nearest").add_(finer.index_select(0, image))

@@ -80,6 +80,8 @@ def resampled(
         outputs: of DETRsegm, with all masks or those of a selection.
         wanted: for each image the queries.
         processed_sizes: (height, width) of each image as the model saw it, without padding; [B, 2] or pairs.
+            Where `canvas` is among the outputs, as DETRsegm leaves it, no mask is stretched in any batch;
+            where it is not, the canvas is told from the masks' size and these sizes.
         target_sizes: the wanted sizes; None: the processed ones.
         centred: as in Resampler.
 
@@ -95,10 +97,15 @@ def resampled(
 
 
 def _pairs(name: str, sizes: Any, images: int) -> list[Size]:
-    rows = sizes.tolist() if isinstance(sizes, Tensor) else [[int(side) for side in size] for size in sizes]
-    if len(rows) != images or any(len(row) != 2 for row in rows):
+    """Sizes as pairs of whole numbers, on the host."""
+    rows = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
+    try:
+        pairs = [(int(height), int(width)) for height, width in rows]
+    except (TypeError, ValueError):
+        pairs = []
+    if len(pairs) != images:
         raise ValueError(f"{name}: {rows} where (height, width) of {images} images are expected")
-    return [(height, width) for height, width in rows]
+    return pairs
 
 
 def _canvases(outputs: Outputs, images: list[Size]) -> list[Size]:

@@ -137,7 +137,7 @@ class PostProcessPanoptic(nn.Module):
 
     def select(self, outputs: Outputs) -> Selection:
         """The queries whose masks this reads, for `DETRsegm.forward(samples, select=...)`."""
-        return panoptic_queries(outputs, self.is_thing_map, self.threshold)
+        return panoptic_queries(outputs, self.is_thing_map, self.threshold)[0]
 
     def forward(
         self, outputs: Outputs, processed_sizes: Any, target_sizes: Any = None

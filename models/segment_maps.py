@@ -89,7 +89,7 @@ def instance_maps(
     scores, labels = outputs["pred_logits"].float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
     kept = confident_queries(outputs, threshold)
     rows = zip(kept, scores.cpu(), strict=True)
-    kept = [queries[row[queries].argsort(descending=True)] for queries, row in rows]
+    kept = [queries[row[queries].argsort(descending=True, stable=True)] for queries, row in rows]
     results = []
     for i, (masks, to_size) in enumerate(resampled(outputs, kept, processed_sizes, target_sizes)):
         inside = to_size(masks.float()) > logit(mask_threshold)  # [k, H, W]
@@ -112,13 +112,20 @@ class PanopticMap(NamedTuple):
     """For each segment `id`, `category_id`, `isthing` and `area` in pixels."""
 
 
-def panoptic_queries(outputs: Outputs, is_thing_map: Mapping[int, bool], threshold: float) -> Selection:
-    """The queries that make segments: their most probable class is one of the map's, and likely enough."""
+def panoptic_queries(
+    outputs: Outputs, is_thing_map: Mapping[int, bool], threshold: float
+) -> tuple[Selection, list[list[int]]]:
+    """The queries that make segments, and their classes.
+
+    Their most probable class, "no object" included, is one of the map's, and likely enough.
+    """
     scores, labels = outputs["pred_logits"].float().softmax(-1).max(-1)  # [B, Q]
     known = torch.zeros(outputs["pred_logits"].shape[-1], dtype=torch.bool)
     known[[c for c in is_thing_map if 0 <= c < len(known) - 1]] = True  # the last is "no object"
-    keep = (scores > threshold).cpu() & known[labels.cpu()]
-    return [row.nonzero()[:, 0] for row in keep]
+    labels = labels.cpu()
+    keep = (scores > threshold).cpu() & known[labels]
+    kept = [row.nonzero()[:, 0] for row in keep]
+    return kept, [of_image[queries].tolist() for queries, of_image in zip(kept, labels, strict=True)]
 
 
 @torch.no_grad()
@@ -138,16 +145,14 @@ def panoptic_maps(
         processed_sizes: (height, width) of each image as the model saw it, without padding: [B, 2] or pairs.
         target_sizes: the wanted sizes; None: the processed ones.
         threshold: least probability of a segment's class.
-        merge_always: segments of one stuff class are one segment. By default, as published, they are merged
-            only in images where that leaves no segment too small: one that has been merged into another
-            counts as too small, and what remains then is not merged anew.
+        merge_always: segments of one stuff class become one segment. By default, as published, only the
+            first of them is kept: those that have been merged into it count as too small and are dropped,
+            and their pixels go to whichever mask is the next highest there.
     """
-    kept = panoptic_queries(outputs, is_thing_map, threshold)
-    labels = outputs["pred_logits"].argmax(-1).cpu()  # [B, Q]
+    kept, classes_of = panoptic_queries(outputs, is_thing_map, threshold)
     maps = []
     samples = resampled(outputs, kept, processed_sizes, target_sizes, centred=True)
-    for queries, of_image, (masks, to_size) in zip(kept, labels, samples, strict=True):
-        classes = of_image[queries].tolist()
+    for classes, (masks, to_size) in zip(classes_of, samples, strict=True):
         ids, areas, classes = _share_out(to_size(masks.float()), classes, is_thing_map, merge_always)
         segments = [
             {"id": i, "category_id": c, "isthing": bool(is_thing_map[c]), "area": area}

@@ -61,7 +61,7 @@ def write_coco(root, annotations=None, count=6):
 
 
 def arguments(root, **more):
-    values = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "scales": None}
+    values = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "scales": None, "crop": True}
     return Namespace(**{**values, "eval_scale": 800, "max_size": 1333, "seed": 42, **more})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ def score(line: Mapping[str, Any]) -> float | None:
         line: an epoch's line of log.txt.
     """
     if "test_PQ_all" in line:
-        return line["test_PQ_all"]["pq"]
-    figures = line.get("test_coco_eval_bbox")
-    return None if figures is None else figures[0]
+        figure = line["test_PQ_all"]["pq"]
+    else:
+        figure = line.get("test_coco_eval_bbox", [None])[0]
+    return None if figure is None or math.isnan(figure) else figure
 
 
 class Best:

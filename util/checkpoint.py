@@ -12,13 +12,14 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
+from util.distributed import is_main_process
 from util.errors import UserError
 
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # name-<first digits of the SHA-256>.pth
@@ -51,7 +52,7 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, error)) from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that happen to look like a pickle can make its reader fail in any way
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: not readable, damaged or cut off ({first_line})") from error
     if not isinstance(checkpoint, Mapping):
@@ -87,16 +88,34 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest readable checkpoint of a run, `checkpoint.pth` or one of its predecessors; None if none is.
 
     Damaged ones are named on stderr.
+
+    Raises:
+        UserError: there are some, and none is readable.
     """
     newest = folder / "checkpoint.pth"
-    for path in [newest, *predecessors(newest)]:
-        if not path.exists():
-            continue
+    paths = [path for path in (newest, *predecessors(newest)) if path.exists()]
+    for path in paths:
         try:
             return path, load_checkpoint(path)
         except UserError as error:
-            print(f"{error}; using the one before it", file=sys.stderr)
+            if is_main_process():
+                print(f"{error}; looking for the one before it", file=sys.stderr)
+    if paths:
+        raise UserError(f"no checkpoint in {folder} is readable: move them away to start afresh")
     return None
+
+
+def make_newest(path: Path) -> None:
+    """Let an earlier version, the newest readable one, be `checkpoint.pth` again; it keeps its old name too.
+
+    Otherwise the next rotation would drop it in favour of the damaged one, which becomes
+    `checkpoint.damaged.pth`.
+    """
+    newest = path.with_name("checkpoint.pth")
+    if newest != path:
+        if newest.exists():
+            link_whole(newest, path.with_name("checkpoint.damaged.pth"))
+        link_whole(path, newest)
 
 
 def predecessors(path: Path) -> list[Path]:
@@ -112,16 +131,20 @@ def predecessors(path: Path) -> list[Path]:
 def keep_predecessors(path: Path, keep: int) -> None:
     """Before a file is replaced, let its present version become number 1 of at most `keep` earlier ones.
 
-    At no moment is the newest version without a name.
+    At no moment is the newest version without a name. Nothing moves where number 1 is the present version
+    already, after a kill between this and the replacement.
     """
+    first = path.with_suffix(f".1{path.suffix}")
+    if first.exists() and path.exists() and first.samefile(path) and keep:
+        return
     for old in reversed(predecessors(path)):
         number = int(old.suffixes[-2][1:]) + 1
         if number > keep:
             old.unlink()
         else:
             old.rename(path.with_suffix(f".{number}{path.suffix}"))
-    if path.exists():
-        link_whole(path, path.with_suffix(f".1{path.suffix}"))
+    if path.exists() and keep:
+        link_whole(path, first)
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -142,7 +165,9 @@ def _harmless_types() -> list[Any]:
     numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bool")]
     # Files written under NumPy 1 name the same function by its former module.
     scalars = [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar")]
-    return [argparse.Namespace, np.dtype, *scalars, *numbers]
+    # Arguments of a Slurm job hold a path; Python 3.13 names its class by another module.
+    paths = [(PosixPath, "pathlib.PosixPath"), (PosixPath, "pathlib._local.PosixPath")]
+    return [argparse.Namespace, np.dtype, *scalars, *numbers, *paths]
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -208,18 +233,32 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
-        if keep:
-            keep_predecessors(path, keep)
+        keep_predecessors(path, keep)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        kept = "; the checkpoint written before is kept" if path.exists() else ""
         raise UserError(
-            f"{path}: cannot be written ({error}); free some space or choose another --output_dir"
+            f"{path}: cannot be written ({_reason(error)}){kept}: free some space or choose another "
+            "--output_dir"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where torch.save's own error hides it."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def link_whole(path: Path, name: Path) -> None:
     """Give a file a further name, in place of whatever had it; a copy where the disk knows no links."""
+    if name.exists() and name.samefile(path):
+        return  # two names of one file cannot be renamed into each other
     temporary = name.with_name(f".{name.name}.{os.getpid()}.part")
     try:
         try:

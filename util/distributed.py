@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import warnings
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from util import failures
 from util.errors import UserError
+from util.launch import Place, find_place
 
 T = TypeVar("T")
+
+# What `meet` found, for the rest of the process's life.
+_store: Any = None
+_place: Place | None = None
+_timeout: timedelta | None = None
 
 
 def is_dist_avail_and_initialized() -> bool:
@@ -74,7 +82,7 @@ class StepVote:
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if get_world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_timeout) if get_world_size() > 1 else None
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def __call__(self, *wishes: int) -> tuple[int, ...]:
@@ -96,32 +104,54 @@ def save_on_master(*args: Any, **kwargs: Any) -> None:
         torch.save(*args, **kwargs)
 
 
-def _from_environment(args: Any) -> bool:
-    """Take rank, world size and local rank from what torchrun or Slurm set; False for a single process."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        args.rank, args.world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        args.gpu = int(env.get("LOCAL_RANK", 0))
-        return True
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
-        args.rank, args.world_size = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"])
-        args.gpu = int(env.get("SLURM_LOCALID", 0))
-        return True
-    return False
+def meet(args: Any) -> None:
+    """Find the other processes of this run, if there are any; from then on, one that fails ends them all.
+
+    Writes `distributed`, `rank`, `world_size` and `gpu` (the local rank) to args.
+
+    Raises:
+        UserError: it is not clear where or which the others are, or they did not come within
+            `--dist_timeout`.
+    """
+    global _store, _place, _timeout
+    _place = place = find_place(args.dist_url, args.world_size)
+    args.distributed = place is not None
+    args.rank, args.gpu = 0, None
+    if place is None:
+        return
+    args.rank, args.world_size, args.gpu = place.rank, place.world_size, place.local_rank
+    _timeout = timedelta(minutes=getattr(args, "dist_timeout", 10))
+    try:
+        found = dist.rendezvous(place.url, place.rank, place.world_size, timeout=_timeout)
+        _store = next(iter(found))[0]
+        _store.set_timeout(_timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _not_met(error) from error
+    failures.watch(_store, place.rank, place.world_size)
+
+
+def _not_met(error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    assert _timeout is not None and _place is not None
+    return UserError(
+        f"rank {_place.rank} of {_place.world_size} did not meet the others at {_place.url} within "
+        f"{_timeout.total_seconds() / 60:g} minutes ({reason}): have all of them been started, and is that "
+        "host reachable from this one? See --dist_url and --dist_timeout"
+    )
 
 
 def init_distributed_mode(args: Any) -> None:
-    """Join the group that torchrun or Slurm describes in the environment.
+    """Join the group of processes that torchrun, Slurm or `--dist_url` describe.
 
-    Writes `distributed`, `rank`, `world_size` and `gpu` (the local rank, None without CUDA) to args. nccl
-    carries CUDA tensors, gloo everything else.
+    Writes what `meet` does to args, with None as `gpu` without CUDA. nccl carries CUDA tensors, gloo
+    everything else; `--dist_timeout` minutes is the longest that one process waits for another.
 
     Raises:
-        UserError: more processes on this host than it has GPUs.
+        UserError: more processes on this host than it has GPUs, or the others did not come.
     """
-    args.distributed = _from_environment(args)
+    if _store is None:
+        meet(args)
     if not args.distributed:
-        args.rank, args.gpu = 0, None
         return
     uses_cuda = torch.device(args.device).type == "cuda"
     if uses_cuda:
@@ -133,14 +163,39 @@ def init_distributed_mode(args: Any) -> None:
         torch.cuda.set_device(args.gpu)
     else:
         args.gpu = None
-    dist.init_process_group(
-        backend="nccl" if uses_cuda else "gloo",
-        init_method=args.dist_url,
-        world_size=args.world_size,
-        rank=args.rank,
-        device_id=torch.device("cuda", args.gpu) if uses_cuda else None,
-    )
-    barrier()
+    try:
+        dist.init_process_group(
+            backend="nccl" if uses_cuda else "gloo",
+            store=dist.PrefixStore("group", _store),
+            world_size=args.world_size,
+            rank=args.rank,
+            device_id=torch.device("cuda", args.gpu) if uses_cuda else None,
+            timeout=_timeout,
+        )
+        barrier()
+    except RuntimeError as error:
+        raise _not_met(error) from error
+
+
+def data_parallel(model: torch.nn.Module, gpu: int | None) -> torch.nn.parallel.DistributedDataParallel:
+    """Let gradients be averaged over all processes; `gpu` is this one's, None without CUDA."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch is renaming broadcast_buffers
+        return torch.nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=None if gpu is None else [gpu],
+            broadcast_buffers=False,  # frozen norms never change, others are shared behind each epoch
+            gradient_as_bucket_view=True,
+        )
+
+
+def leave() -> None:
+    """Leave the group, the work being done."""
+    global _store
+    failures.stop_watching()
+    if is_dist_avail_and_initialized():
+        dist.destroy_process_group()
+    _store = None
 
 
 def broadcast_buffers(model: torch.nn.Module) -> None:

@@ -6,15 +6,21 @@ that was there before (submitit's) is called behind the saving, not displaced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from util.distributed import barrier
+
 REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE_SECONDS = 60  # for the first process to put the job back into the queue, which ends all of them
 EXIT_STATUS = 143  # what a shell reports for a process that SIGTERM ended
 
 
@@ -23,6 +29,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -37,8 +44,30 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            print(f"{signal.Signals(number).name}: saving behind this step", file=sys.stderr, flush=True)
-        self.received = number
+            # Not print: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError):
+                when = "all is saved" if self._at_once else "saving behind this step"
+                os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
+        if self.received not in REQUEUING:  # a SIGTERM that follows does not take the requeue back
+            self.received = number
+        if self._at_once:
+            self._at_once = False
+            self.obey(self.received)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, where there is nothing to save, a signal ends the run without waiting for the next step.
+
+        An evaluation may last longer than the time between the signal and the end. Every process must enter.
+        """
+        barrier()  # the checkpoint is whole
+        if self.received is not None:
+            self.obey(self.received)
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def obey(self, number: int) -> None:
         """End the process, everything having been saved: by the former handler, a requeue, or plainly."""
@@ -53,4 +82,29 @@ class Interruption:
             job = os.environ["SLURM_JOB_ID"]
             print(f"requeuing job {job}", file=sys.stderr, flush=True)
             subprocess.run(["scontrol", "requeue", job], check=False)
+        if number in REQUEUING and os.environ.get("SLURM_PROCID", "0") != "0":
+            time.sleep(REQUEUE_SECONDS)  # a process that ends with an error would take the first one along
         sys.exit(EXIT_STATUS)
+
+
+def leave_to_parent(worker_id: int) -> None:
+    """For data workers: signals meant for the run do not end them, only their parent does.
+
+    Slurm and torchrun signal every process of a job. A worker that died of it would end the run before the
+    step is finished and saved.
+
+    Args:
+        worker_id: as torch's DataLoader gives it to its `worker_init_fn`; not used.
+    """
+    for number in REQUEUING:
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: nothing tells who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
+    threading.Thread(target=_end_with_parents_word, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parents_word(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

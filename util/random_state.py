@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,3 +40,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn within the block, behind it the generators are where they were before."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -41,6 +42,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with open(path, "a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())  # the next checkpoint may not outlive a line that belongs before it
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
 
 
@@ -80,7 +91,8 @@ class RunRecords:
         """Start at an epoch: write args.json, and drop from log.txt what will come again.
 
         That is lines of this epoch and later ones, and a half-written last one. Temporary files that a killed
-        process left go, too.
+        process left go, too. A run that starts at epoch 0 where another has logged keeps the other's log
+        under the next free name, log.1.txt, log.2.txt, ...
 
         Returns:
             The lines that stay, on the process that writes; the same on the others.
@@ -91,7 +103,10 @@ class RunRecords:
         self.write_args(vars(args), categories=categories)
         path = None if self.folder is None else self.folder / "log.txt"
         kept: list[dict[str, Any]] = []
-        if path is not None and path.exists():
+        if path is not None and path.exists() and epoch == 0:
+            names = (path.with_name(f"log.{number}.txt") for number in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists()))
+        elif path is not None and path.exists():
             text = path.read_text()
             kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]
             whole = "".join(json.dumps(line) + "\n" for line in kept)
@@ -100,12 +115,13 @@ class RunRecords:
         return all_gather(kept)[0]
 
     def finish_epoch(self, line: Mapping[str, Any]) -> None:
-        """Append an epoch's line to log.txt, and its scalars to TensorBoard."""
+        """Append an epoch's line to log.txt, and its scalars to TensorBoard.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
         if self.folder is not None:
-            with open(self.folder / "log.txt", "a") as log:
-                log.write(json.dumps(_without_nan(line)) + "\n")
-                log.flush()
-                os.fsync(log.fileno())  # the next checkpoint may not outlive a line that belongs before it
+            _append(self.folder / "log.txt", json.dumps(_without_nan(line)) + "\n")
         if self.board is not None:
             for name, value in _scalars(line).items():
                 self.board.add_scalar(name, value, line["epoch"])

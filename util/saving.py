@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from util.checkpoint import link_whole, save_checkpoint
-from util.distributed import StepVote, all_gather, is_main_process
+from util.distributed import StepVote, all_gather, barrier, is_main_process
 from util.interruption import Interruption
 from util.meters import MetricLogger
 from util.random_state import random_state
@@ -49,20 +49,18 @@ class Saver:
             if signal or due_anywhere:
                 self.save(epoch - 1, step, meters=logger.state_dict())
             if signal:
+                barrier()  # a process that ends before the file is whole may take the others along
                 self.interruption.obey(signal)
 
         return after_step
 
-    def save(
-        self, epoch: int, step: int = 0, meters: dict | None = None, copies: tuple[str, ...] = (), **more: Any
-    ) -> None:
+    def save(self, epoch: int, step: int = 0, meters: dict | None = None, **more: Any) -> None:
         """Write a checkpoint.
 
         Args:
             epoch: the last finished one.
             step: optimizer steps done in the one behind it.
             meters: this process's meters inside that epoch.
-            copies: further names for it.
             more: further entries.
         """
         self.saved_at = time.monotonic()
@@ -74,8 +72,6 @@ class Saver:
             return
         checkpoint = {**self.state(), "epoch": epoch, "step": step, "ranks": ranks, **more}
         save_checkpoint(checkpoint, self.folder / "checkpoint.pth", self.keep)
-        for name in copies:
-            self.copy_as(name)
 
     def copy_as(self, name: str) -> None:
         """Keep `checkpoint.pth` as it is now under a further name."""

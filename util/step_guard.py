@@ -8,7 +8,8 @@ the flag is read one step later, when it has arrived by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,17 @@ class NotFinite(UserError):
     def __init__(self, message: str, report: dict[str, Any]):
         super().__init__(message)
         self.report = report
+
+
+@contextmanager
+def naming(image_ids: Sequence[int]) -> Iterator[None]:
+    """Tell a matching cost that is not finite, outside training, with the images concerned."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(
+            f"{error} ({_list(image_ids)}): the weights give NaN; are they those of a broken run?"
+        ) from error
 
 
 class StepGuard:
@@ -56,9 +68,8 @@ class StepGuard:
         self.now = {
             "epoch": self.epoch,
             "step": step,
-            "image_ids": [int(target["image_id"]) for target in flat if "image_id" in target],
             "learning_rates": [float(group["lr"]) for group in self.optimizer.param_groups],
-            "samples": [batch.tensors for batch in samples],
+            "samples": [getattr(batch, "tensors", batch) for batch in samples],
             "targets": flat,
         }
 
@@ -97,23 +108,30 @@ class StepGuard:
         """
         if wait and self.deferred:
             torch.cuda.synchronize()
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]
         if not bool(self.finite):
             where = self.now if wait else self.before
             raise self._not_finite("the loss or its gradient is not finite", where, self.norm)
 
     def _not_finite(self, what: str, where: dict[str, Any], norm: Tensor | None) -> NotFinite:
         value = math.nan if norm is None else float(norm)
+        if self.deferred:
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]
         message = (
             f"{what} at epoch {self.epoch}, step {where['step']} ({self._images(where)}); the weights are as "
             "they were before that step. Lower --lr, or look for faulty boxes among the annotations"
         )
-        return NotFinite(message, where | {"what": what, "gradient_norm": value})
+        ids = [int(target["image_id"]) for target in where["targets"] if "image_id" in target]
+        return NotFinite(message, where | {"what": what, "gradient_norm": value, "image_ids": ids})
 
     @staticmethod
     def _images(where: dict[str, Any]) -> str:
-        ids = where["image_ids"]
-        more = f" and {len(ids) - IMAGES_NAMED} more" if len(ids) > IMAGES_NAMED else ""
-        return f"image ids {', '.join(map(str, ids[:IMAGES_NAMED]))}{more}"
+        return _list([int(target["image_id"]) for target in where["targets"] if "image_id" in target])
+
+
+def _list(ids: Sequence[int]) -> str:
+    more = f" and {len(ids) - IMAGES_NAMED} more" if len(ids) > IMAGES_NAMED else ""
+    return f"image ids {', '.join(map(str, ids[:IMAGES_NAMED]))}{more}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

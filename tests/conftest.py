@@ -1,0 +1,68 @@
+"""Fixtures that more than one test file uses; nobody may write into what the session's ones give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, annotation, run, trained_flags, write_coco
+from tests.reference.settings import build, parse
+
+
+@pytest.fixture(scope="session")
+def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set with categories of its own."""
+    return write_coco(tmp_path_factory.mktemp("coco") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, coco_root: Path) -> Prepared:
+    """The tiny data set with validation objects near those that a model with filled weights sees."""
+    from datasets import build_dataset  # here, so that a fault in it fails these tests alone
+
+    folder = tmp_path_factory.mktemp("prepared")
+    root, start = folder / "data", folder / "start.pth"
+    shutil.copytree(coco_root, root)
+    flags = f"{TINY} --num_classes {max(CUSTOM_CATEGORIES) + 1}"
+    model = build(flags, seed=0)[0].eval()
+    unknown = [i for i in range(max(CUSTOM_CATEGORIES)) if i not in CUSTOM_CATEGORIES]
+    model.class_embed.bias.data[unknown] -= 10  # no category of the data has these ids
+    torch.save({"model": model.state_dict()}, start)
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = list(
+        _seen_objects(model, build_dataset("val", parse(flags, f"--coco_path={root}")))
+    )
+    path.write_text(json.dumps(content))
+    return Prepared(root, start)
+
+
+@torch.no_grad()
+def _seen_objects(model: torch.nn.Module, data: Any) -> Iterator[dict[str, Any]]:
+    """The four best detections of each image, moved by some pixels."""
+    from models.postprocess import PostProcess
+
+    draw = np.random.default_rng(1)
+    number = 0
+    for image, target in data:
+        found = PostProcess()(model([image]), target["orig_size"][None])[0]
+        for i in found["scores"].argsort(descending=True)[:4].tolist():
+            number += 1
+            x0, y0, x1, y1 = (float(v) for v in found["boxes"][i])
+            moved = [v + float(draw.uniform(-2, 2)) for v in (x0, y0, x1 - x0, y1 - y0)]
+            yield annotation(number, int(target["image_id"]), int(found["labels"][i]), moved)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of three epochs, with a drop of the learning rate behind the second."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert run(*trained_flags(prepared), "--resume", prepared.start, "--epochs", 3, "--output_dir", out) == 0
+    return out

@@ -1,0 +1,301 @@
+"""Checkpoints: what published files hold is read, what would run code is not; written whole or not at all."""
+
+import argparse
+import errno
+import io
+import os
+import pathlib
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import util.checkpoint
+from util.checkpoint import load_checkpoint, model_state, save_checkpoint
+from util.errors import UserError
+
+WEIGHTS = {"head.weight": torch.arange(12.0).view(3, 4), "head.bias": torch.tensor([1.0, -2.0, 0.5])}
+
+
+def written(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+def assert_weights(checkpoint):
+    state = model_state(checkpoint)
+    assert list(state) == list(WEIGHTS)
+    assert all(torch.equal(state[name], value) for name, value in WEIGHTS.items())
+
+
+def training_state():
+    """Optimizer and schedule after a step, as their state_dicts."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-4)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 200)
+    parameter.sum().backward()
+    optimizer.step()
+    schedule.step()
+    return {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
+
+
+# --- What is read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_as_the_published_code_writes_them(tmp_path, zipped):
+    """Before torch 1.6 files were no zip archives."""
+    args = argparse.Namespace(lr=1e-4, backbone="resnet50", masks=False, resume="", num_classes=None)
+    content = {"model": WEIGHTS, **training_state(), "epoch": 7, "args": args}
+    path = written(tmp_path / "checkpoint.pth", content, _use_new_zipfile_serialization=zipped)
+    checkpoint = load_checkpoint(path)
+    assert_weights(checkpoint)
+    assert checkpoint["args"] == args and checkpoint["epoch"] == 7
+    assert checkpoint["optimizer"]["state"][0]["exp_avg"].tolist() == pytest.approx([0.1] * 3)
+    assert checkpoint["lr_scheduler"]["last_epoch"] == 1
+
+
+def test_a_namespace_from_slurm_holds_a_path(tmp_path):
+    """run_with_submitit.py as published replaces output_dir by a Path before it trains."""
+    args = argparse.Namespace(output_dir=pathlib.PurePosixPath("/experiments/17"))
+    content = {"model": WEIGHTS, "args": args}
+    path = written(tmp_path / "checkpoint.pth", content, _use_new_zipfile_serialization=False)
+    names = {type(args.output_dir).__module__, "pathlib"}
+    raw = path.read_bytes()
+    for module in names:  # newer Pythons keep the classes elsewhere
+        raw = raw.replace(f"c{module}\nPurePosixPath\n".encode(), b"cpathlib\nPosixPath\n")
+    path.write_bytes(raw)
+    checkpoint = load_checkpoint(path)
+    assert_weights(checkpoint)
+    assert str(checkpoint["args"].output_dir) == "/experiments/17"
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.int32, np.bool_])
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_numpy_scalars_of_either_numpy(tmp_path, kind, module):
+    number = kind(1)
+    path = tmp_path / "checkpoint.pth"
+    written(path, {"model": WEIGHTS, "best": number}, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert raw.count(b"numpy._core.multiarray") == 1  # where NumPy 2 keeps the function that makes a scalar
+    path.write_bytes(raw.replace(b"numpy._core.multiarray", module))
+    best = load_checkpoint(path)["best"]
+    assert best == number and type(best) is kind
+
+
+def test_a_bare_state_dict(tmp_path):
+    assert_weights(load_checkpoint(written(tmp_path / "weights.pth", WEIGHTS)))
+    module = torch.nn.ModuleDict({"head": torch.nn.Linear(4, 3)})
+    module.load_state_dict(WEIGHTS)
+    assert_weights(load_checkpoint(str(written(tmp_path / "ordered.pth", module.state_dict()))))
+
+
+def test_tensors_arrive_on_the_cpu(tmp_path):
+    checkpoint = load_checkpoint(written(tmp_path / "checkpoint.pth", {"model": WEIGHTS}))
+    assert {value.device.type for value in model_state(checkpoint).values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3, "args": {}}, {"model": {}}, {"model": 3}])
+def test_no_weights_where_they_are_looked_for(content):
+    with pytest.raises(UserError, match=r"holds no weights: no entry `model`"):
+        model_state(content)
+
+
+# --- What is refused ----------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker, through):
+        self.marker, self.through = marker, through
+
+    def __reduce__(self):
+        if self.through == "system":
+            return os.system, (f"touch '{self.marker}'",)
+        if self.through == "eval":
+            return eval, (f"open({str(self.marker)!r}, 'w').close()",)
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+@pytest.mark.parametrize("through", ["system", "eval", "open"])
+def test_a_file_that_would_run_code_does_not(tmp_path, through, kind):
+    marker = tmp_path / "was_here"
+    content = {"model": WEIGHTS, "args": argparse.Namespace(hidden=[Bomb(marker, through)])}
+    path = tmp_path / "checkpoint.pth"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(content["args"], protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(UserError, match=r"checkpoint\.pth: (refused, .* would run code|not a checkpoint)"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    if kind == "zip":  # the bomb is a real one
+        torch.load(path, weights_only=False)
+        assert marker.exists()
+
+
+def test_the_refusal_names_what_would_be_run(tmp_path):
+    path = written(tmp_path / "evil.pth", {"model": WEIGHTS, "x": Bomb(tmp_path / "was_here", "system")})
+    with pytest.raises(UserError, match=r"evil\.pth: refused, .*\bsystem\b"):
+        load_checkpoint(path)
+
+
+def foreign_zip():
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("folder/readme.txt", "hello")
+        return file.getvalue()
+
+
+FOREIGN = {
+    "empty": b"",
+    "text": b"text, and not a checkpoint\n" * 20,
+    "html": b"<!DOCTYPE html>",
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(90),
+    "zip": foreign_zip(),
+    "pickle": pickle.dumps({"model": 1}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_are_named(tmp_path, kind):
+    path = tmp_path / "foreign.pth"
+    path.write_bytes(FOREIGN[kind])
+    with pytest.raises(UserError, match=r"foreign\.pth") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[WEIGHTS], torch.ones(3), 7])
+def test_what_is_no_dict_is_named(tmp_path, content):
+    path = written(tmp_path / "list.pth", content)
+    with pytest.raises(UserError, match=rf"list\.pth: holds a {type(content).__name__}"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path / "missing.pth", tmp_path):
+        with pytest.raises(UserError, match=f"{path}: there is no such file"):
+            load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_never_ends_in_a_traceback(tmp_path, zipped):
+    """Cut off, it is refused with its name; with bytes changed too, unless none of them matters."""
+    random.seed(0)
+    content = {"model": WEIGHTS, "args": argparse.Namespace(a=1), "best": np.float64(2)}
+    whole = written(tmp_path / "whole.pth", content, _use_new_zipfile_serialization=zipped).read_bytes()
+    path = tmp_path / "damaged.pth"
+    for _ in range(60):
+        path.write_bytes(whole[: random.randrange(len(whole))])
+        with pytest.raises(UserError, match=r"damaged\.pth"):
+            load_checkpoint(path)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(random.choice((1, 1, 4))):
+            damaged[random.randrange(len(whole))] = random.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            assert "damaged.pth" in str(error)
+
+
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path):
+    path = written(tmp_path / "flipped.pth", {"model": {"weight": torch.full((1000,), 0.5)}})
+    raw = bytearray(path.read_bytes())
+    place = raw.index(np.float32(0.5).tobytes() * 9) + 3
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"flipped\.pth: damaged"):
+        load_checkpoint(path)
+
+
+# --- Writing ------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    args = {"lr": 1e-4, "resume": None, "scales": [480, 512]}
+    content = {"model": WEIGHTS, **training_state(), "epoch": 3, "args": args}
+    save_checkpoint(content, path)
+    assert torch.load(path, weights_only=True).keys() == content.keys()
+    checkpoint = load_checkpoint(path)
+    assert_weights(checkpoint)
+    assert checkpoint["args"] == args
+    save_checkpoint({"model": WEIGHTS, "epoch": 4}, str(path))  # over the old one
+    assert load_checkpoint(path)["epoch"] == 4
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+def full_disk(monkeypatch):
+    def save(content, file, **options):
+        file.write(b"the first part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def full_at_flush(monkeypatch):
+    def sync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+
+def interrupted(monkeypatch):
+    def save(content, file, **options):
+        file.write(b"the first part")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+@pytest.mark.parametrize(
+    "breaks, content, expected",
+    [
+        (full_disk, {"epoch": 2}, UserError),
+        (full_at_flush, {"epoch": 2}, UserError),
+        (interrupted, {"epoch": 2}, KeyboardInterrupt),
+        (lambda patch: None, {"epoch": lambda: 2}, Exception),  # cannot be pickled: a programmer's mistake
+    ],
+)
+def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, breaks, content, expected):
+    path = tmp_path / "checkpoint.pth"
+    save_checkpoint({"model": WEIGHTS, "epoch": 1}, path)
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(expected) as caught:
+            save_checkpoint(content, path)
+    if expected is UserError:
+        assert "checkpoint.pth: cannot be written" in str(caught.value)
+        assert "No space left on device" in str(caught.value)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pth"
+    save_checkpoint({"model": WEIGHTS, "epoch": 1}, path)
+    seen = []
+    replace = os.replace
+
+    def look(source, destination):
+        seen.append((load_checkpoint(path)["epoch"], torch.load(source, weights_only=True)["epoch"]))
+        replace(source, destination)
+
+    monkeypatch.setattr(util.checkpoint.os, "replace", look)
+    save_checkpoint({"model": WEIGHTS, "epoch": 2}, path)
+    assert seen == [(1, 2)] and load_checkpoint(path)["epoch"] == 2
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path}/gone/checkpoint\.pth: cannot be written.*--output_dir"):
+        save_checkpoint({"model": WEIGHTS}, tmp_path / "gone" / "checkpoint.pth")

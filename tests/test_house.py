@@ -1,0 +1,153 @@
+"""How the project is laid out: who may import whom, what must not be loaded for --help, documented names."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import main
+
+ROOT = Path(main.__file__).resolve().parent
+
+# --- Who imports whom ----------------------------------------------------------------------------------
+
+PACKAGES = ("util", "models", "datasets")
+# A folder or file -> what of ours it may import.
+ALLOWED = {
+    "util": ("util",),
+    "models": ("models", "util"),
+    "datasets": ("datasets", "util"),
+    "engine": ("datasets.coco_eval", "datasets.panoptic_eval", "util"),
+    "hubconf": ("models", "util"),
+    "main": ("datasets", "engine", "models", "util"),
+}
+NOT_OURS = {".venv", "tests", "data", "demo", "demo-panoptic", "outputs", "notebooks"}
+
+
+def source_files() -> list[Path]:
+    """Every Python file of the project but its tests."""
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in NOT_OURS]
+    visible = [folder for folder in folders if not folder.name.startswith(".")]
+    return sorted([*ROOT.glob("*.py"), *(path for folder in visible for path in folder.rglob("*.py"))])
+
+
+SOURCES = {path.relative_to(ROOT).as_posix(): path for path in source_files()}
+
+
+def module_name(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_name(file) for file in SOURCES}
+
+
+@functools.cache
+def syntax(file: str) -> ast.Module:
+    return ast.parse(SOURCES[file].read_text(encoding="utf-8"))
+
+
+def imported(file: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that a file imports, inside functions and by import_module too."""
+    package = module_name(file) if file.endswith("__init__.py") else module_name(file).rpartition(".")[0]
+    for node in ast.walk(syntax(file)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Constant) and "." in str(node.value) and node.value in MODULES:
+            yield node.lineno, str(node.value)  # what import_module is given
+
+
+def is_within(name: str, parents: tuple[str, ...]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def test_the_walk_sees_imports_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import util.misc\ndef f():\n    from models import detr\nfrom . import coco\nX = 'datasets.coco'"
+    monkeypatch.setattr(sys.modules[__name__], "syntax", lambda file: ast.parse(text))
+    found = [name for _, name in imported("datasets/made_up.py")]
+    assert sorted(found) == ["datasets.coco", "datasets.coco", "models.detr", "util.misc"]
+
+
+@pytest.mark.parametrize("importer", ALLOWED)
+def test_import_directions(importer: str) -> None:
+    files = [file for file in SOURCES if file == f"{importer}.py" or file.startswith(f"{importer}/")]
+    assert files, f"{importer} is not there"
+    ours = tuple({name.partition(".")[0] for name in MODULES})
+    forbidden = [
+        f"{file}:{line} imports {name}"
+        for file in files
+        for line, name in imported(file)
+        if is_within(name, ours) and not is_within(name, ALLOWED[importer])
+    ]
+    assert forbidden == []
+
+
+def test_nobody_imports_util_misc() -> None:
+    """It is the published name for users; the project knows where things are."""
+    found = [f"{f}:{line}" for f in SOURCES for line, name in imported(f) if is_within(name, ("util.misc",))]
+    assert found == []
+
+
+def test_only_scripts_import_main() -> None:
+    scripts = ("main", "hubconf")
+    importers = {file for file in SOURCES for _, name in imported(file) if is_within(name, scripts)}
+    assert not [file for file in importers if file.startswith(PACKAGES) or file == "engine.py"]
+
+
+# --- Habits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_public_names_have_docstrings(file: str) -> None:
+    """The module, and its functions and classes that do not begin with an underscore."""
+    tree = syntax(file)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    named = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    missing = [f"{node.name}, line {node.lineno}" for node in named if not ast.get_docstring(node)]
+    if tree.body and not ast.get_docstring(tree):
+        missing.append("the module itself")
+    assert missing == []
+
+
+HELP = """
+import sys, main
+try:
+    main.run(["--help"])
+except SystemExit as end:
+    slow = {"torch", "torchvision", "numpy", "scipy", "PIL", "pycocotools", "matplotlib"}
+    print("loaded:", *sorted(slow & set(sys.modules)))
+    sys.exit(end.code)
+"""
+
+
+def test_help_loads_nothing_slow() -> None:
+    command = [sys.executable, "-c", HELP]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    assert "--coco_path" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    """Of processor time, and the best of three: other processes on the machine do not matter."""
+    resource = pytest.importorskip("resource")
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, check=True)
+        seconds.append(spent() - before)
+    assert min(seconds) < 0.5

@@ -1,0 +1,50 @@
+"""The losses of masks: a few at a time or all at once, on canvases that are rounded up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models.losses
+
+
+def straight_mask_losses(masks: Tensor, wanted: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Both losses of all masks at once, by their formulas, divided by 3."""
+    true = torch.stack(
+        [nn.functional.pad(m, (0, size[1] - m.shape[1], 0, size[0] - m.shape[0])) for m in wanted]
+    )
+    logits = nn.functional.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    p, t = logits.sigmoid(), true.float()
+    right, weight = torch.where(true, p, 1 - p), torch.where(true, 0.25, 0.75)
+    focal = (-weight * (1 - right) ** 2 * right.log()).mean((1, 2)).sum() / 3
+    overlap, total = (p * t).sum((1, 2)), p.sum((1, 2)) + t.sum((1, 2))
+    return focal, (1 - (2 * overlap + 1) / (total + 1)).sum() / 3
+
+
+@pytest.mark.parametrize("pixels", [1, 2 * 40 * 56, 1 << 30])
+def test_mask_losses_do_not_depend_on_how_many_are_computed_at_once(
+    pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.losses, "PIXELS_AT_ONCE", pixels)
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(5, 10, 14, generator=generator, requires_grad=True)
+    wanted = [torch.rand(n, *size, generator=generator) > 0.6 for n, size in ((3, (40, 50)), (2, (37, 56)))]
+    found = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
+    expected = straight_mask_losses(masks, [m for of_image in wanted for m in of_image], (40, 56))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(
+            torch.autograd.grad(a, masks, retain_graph=True)[0],
+            torch.autograd.grad(b, masks, retain_graph=True)[0],
+        )
+
+
+def test_mask_losses_on_a_canvas_that_is_rounded_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(3, 10, 14, generator=generator)
+    wanted = [torch.rand(3, 40, 56, generator=generator) > 0.6]
+    expected = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
+    larger = nn.functional.pad(masks, (0, 2, 0, 6), mode="replicate")
+    found = models.losses.mask_losses(larger, wanted, (40, 56), (64, 64), 3)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))

@@ -1,0 +1,177 @@
+"""A user's mistakes on main.py's command line: one line on stderr, exit status 2, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import main
+from tests.helpers import FIRST_ID, TRAIN_SIZES, Prepared, assert_one_line, command, files, load, run
+
+
+def edited(
+    coco_root: Path, folder: Path, edit: Callable[[dict[str, Any]], Any], split: str = "train"
+) -> Path:
+    """A copy of the tiny data with one of its annotation files changed."""
+    shutil.copytree(coco_root, folder)
+    path = folder / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return folder
+
+
+MISTAKES = {
+    "unknown data set": (["--dataset_file", "voc"], ["--dataset_file voc", "coco", "shapes"]),
+    "no folder named": (["--coco_path", ""], ["--coco_path", "annotations/"]),
+    "folder missing": (["--coco_path", "{tmp}/nowhere"], ["--coco_path", "nowhere"]),
+    "another layout": (["--coco_path", "{tmp}/flat"], ["train2017", "instances_train2017.json", "pictures"]),
+    "checkpoint missing": (["--resume", "{tmp}/none.pth"], ["none.pth"]),
+    "another width": (
+        ["--resume", "{start}", "--hidden_dim", "64"],
+        ["--resume", "(32,", "(64,", "transformer."],
+    ),
+    "fewer layers": (
+        ["--resume", "{start}", "--dec_layers", "1"],
+        ["--resume", "transformer.decoder.layers.1."],
+    ),
+    "more layers": (["--resume", "{start}", "--enc_layers", "2"], ["transformer.encoder.layers.1."]),
+    "too few classes": (["--num_classes", "1"], ["category id ", "--num_classes 1,", "--num_classes 6"]),
+    "batch too large": (["--batch_size", "6"], ["--batch_size", "5 images"]),
+    "unknown backbone": (["--backbone", "vgg16"], ["--backbone vgg16", "resnet50"]),
+    "undilatable": (["--dilation"], ["--dilation", "resnet18"]),
+    "unknown device": (["--device", "gpu"], ["--device gpu", "cuda"]),
+}
+
+
+ONLY_IN_TRAINING = {"batch too large"}  # evaluation takes a smaller batch
+CASES = [(name, how) for name in MISTAKES for how in ("train", "evaluate")]
+
+
+@pytest.mark.parametrize(
+    "name, how", [case for case in CASES if case not in {(name, "evaluate") for name in ONLY_IN_TRAINING}]
+)
+def test_mistakes_are_told_in_one_line(
+    name: str, how: str, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, fragments = MISTAKES[name]
+    if how == "evaluate":
+        words = [*words, "--eval"]
+        fragments = [fragment.replace("train2017", "val2017") for fragment in fragments]
+    (tmp_path / "flat" / "pictures").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    places = {"tmp": tmp_path, "start": prepared.start}
+    filled = [word.format(**places) for word in words]
+    assert run("--coco_path", prepared.root, "--output_dir", tmp_path / "out", *filled) == 2
+    assert_one_line(capsys, *fragments)
+    assert files(tmp_path / "out") == {}, "nothing is half written"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_as_typed(coco_root: Path) -> None:
+    answer = command("--coco_path", coco_root, "--device", "cuda")
+    assert answer.returncode == 2
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: --device cuda") and "--device cpu" in line
+
+
+def test_an_annotation_file_that_is_no_json(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(coco_root, tmp_path / "data")
+    (tmp_path / "data" / "annotations" / "instances_val2017.json").write_text('{"images": [')
+    assert run("--coco_path", tmp_path / "data") == 2
+    assert_one_line(capsys, "instances_val2017.json", "line 1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_image_is_named(
+    workers: int, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(coco_root, root)
+    name = f"{FIRST_ID['train']:012d}.jpg"
+    (root / "train2017" / name).unlink()
+    flags = ["--coco_path", root, "--batch_size", len(TRAIN_SIZES), "--num_workers", workers]
+    assert run(*flags) == 2
+    assert_one_line(capsys, name, f"image id {FIRST_ID['train']}")
+
+
+def test_an_annotation_of_an_undeclared_category_is_named(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = edited(
+        coco_root, tmp_path / "data", lambda content: content["annotations"][0].update(category_id=9)
+    )
+    assert run("--coco_path", root, "--num_classes", 6) == 2
+    assert_one_line(capsys, "9", "--num_classes")
+
+
+def test_evaluating_weights_that_are_not_finite_is_told(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load(prepared.start)["model"]
+    state["bbox_embed.layers.2.bias"].fill_(math.nan)
+    torch.save({"model": state}, tmp_path / "nan.pth")
+    assert run("--coco_path", prepared.root, "--eval", "--resume", tmp_path / "nan.pth") == 2
+    assert_one_line(capsys, "not finite")
+
+
+OUT_OF_RANGE = {
+    "--batch_size": 0, "--eval_batch_size": 0, "--lr_drop": 0, "--num_workers": -1, "--nheads": 5,
+    "--scales": 0, "--dec_layers": 0, "--seed": -1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", OUT_OF_RANGE)
+def test_values_out_of_range_are_told(flag: str, coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--coco_path", coco_root, "--epochs", 1, flag, OUT_OF_RANGE[flag]) == 2
+    assert_one_line(capsys, flag)
+
+
+def test_more_accumulation_than_an_epoch_has_batches_is_told(
+    coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--coco_path", coco_root, "--epochs", 1, "--accum_steps", 3) == 2
+    assert_one_line(capsys, "--accum_steps")
+
+
+def test_evaluating_the_newest_checkpoint_where_there_is_none_is_told(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--coco_path", coco_root, "--eval", "--output_dir", tmp_path]
+    assert run(*flags, "--resume", "auto") == 2
+    assert_one_line(capsys, "--resume auto")
+
+
+def test_resuming_with_another_set_of_trained_parameters_is_told(
+    prepared: Prepared, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--coco_path", prepared.root, "--epochs", 4, "--lr_backbone", 0]
+    assert run(*flags, "--resume", trained / "checkpoint.pth") == 2
+    assert_one_line(capsys, "--lr_backbone")
+
+
+def test_an_output_folder_that_is_a_file_is_told(
+    prepared: Prepared, coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", prepared.start) == 2
+    assert_one_line(capsys, "--output_dir")
+
+
+def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--learning_rate", "@no/such.args"):
+        assert run(word) == 2
+        assert word.strip("@") in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(main.UserError, match="nowhere"):
+        run("--coco_path", tmp_path / "nowhere", "--debug")

@@ -1,0 +1,210 @@
+"""The transformer against torch's layers, against its formulas, and cell by cell."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+    build_transformer,
+)
+from tests.reference.settings import parse
+
+D, HEADS, INNER = 16, 4, 24
+CELLS, QUERIES, BATCH = 6, 5, 2
+
+
+def filled(module):
+    """The module in float64 with all parameters drawn anew, biases and norms too."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.double()
+
+
+def sequences(*lengths):
+    torch.manual_seed(1)
+    return [torch.randn(n, BATCH, D, dtype=torch.float64) for n in lengths]
+
+
+def padding():
+    mask = torch.zeros(BATCH, CELLS, dtype=torch.bool)
+    mask[1, 4:] = True
+    return mask
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_layers_without_positions_equal_those_of_torch(norm_first, activation):
+    options = {"dim_feedforward": INNER, "dropout": 0.0, "activation": activation}
+    src, tgt = sequences(CELLS, QUERIES)
+
+    theirs = filled(nn.TransformerEncoderLayer(D, HEADS, norm_first=norm_first, **options))
+    encoder = TransformerEncoderLayer(D, HEADS, normalize_before=norm_first, **options).double()
+    encoder.load_state_dict(theirs.state_dict())
+    expected = theirs(src, src_key_padding_mask=padding())
+    torch.testing.assert_close(encoder(src, src_key_padding_mask=padding()), expected)
+
+    their_decoder = filled(nn.TransformerDecoderLayer(D, HEADS, norm_first=norm_first, **options))
+    decoder = TransformerDecoderLayer(D, HEADS, normalize_before=norm_first, **options).double()
+    decoder.load_state_dict(their_decoder.state_dict())
+    causal = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
+    masks = {"tgt_mask": causal, "memory_key_padding_mask": padding()}
+    torch.testing.assert_close(decoder(tgt, src, **masks), their_decoder(tgt, src, **masks))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_positions_enter_queries_and_keys_and_never_values(before):
+    """Both layers written out, with attention by torch (paper, figure 10)."""
+    memory, pos, tgt, query_pos = sequences(CELLS, CELLS, QUERIES, QUERIES)
+    layer = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=before))
+    attend = as_torch(layer.self_attn)
+    x = layer.norm1(memory) if before else memory
+    out = memory + attend(x + pos, x + pos, x)
+    if before:
+        out = out + feed_forward(layer, layer.norm2(out))
+    else:
+        out = layer.norm1(out)
+        out = layer.norm2(out + feed_forward(layer, out))
+    torch.testing.assert_close(layer(memory, pos=pos), out)
+
+    decoder = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=before))
+    attend, cross = as_torch(decoder.self_attn), as_torch(decoder.multihead_attn)
+    norms = [decoder.norm1, decoder.norm2, decoder.norm3]
+    front, behind = (norms, [nn.Identity()] * 3) if before else ([nn.Identity()] * 3, norms)
+    x = front[0](tgt)
+    out = behind[0](tgt + attend(x + query_pos, x + query_pos, x))
+    out = behind[1](out + cross(front[1](out) + query_pos, memory + pos, memory))
+    out = behind[2](out + feed_forward(decoder, front[2](out)))
+    torch.testing.assert_close(decoder(tgt, memory, pos=pos, query_pos=query_pos), out)
+
+
+def as_torch(attention):
+    module = nn.MultiheadAttention(D, HEADS).double()
+    module.load_state_dict(attention.state_dict())
+    return lambda *arguments: module(*arguments)[0]
+
+
+def feed_forward(layer, x):
+    return layer.linear2(layer.linear1(x).relu())
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_stacks_run_their_layers_and_norm_a_copy_of_each_output(before):
+    src, tgt, pos, query_pos = sequences(CELLS, QUERIES, CELLS, QUERIES)
+    norm = nn.LayerNorm(D)
+    layer = TransformerEncoderLayer(D, HEADS, INNER, normalize_before=before)
+    encoder = filled(TransformerEncoder(layer, 3, norm if before else None)).eval()
+    memory = src
+    for each in encoder.layers:
+        memory = each(memory, pos=pos)
+    torch.testing.assert_close(encoder(src, pos=pos), norm(memory) if before else memory)
+
+    decoder_layer = TransformerDecoderLayer(D, HEADS, INNER, normalize_before=before)
+    decoder = filled(TransformerDecoder(decoder_layer, 3, norm, return_intermediate=True)).eval()
+    expected, x = [], tgt
+    for each in decoder.layers:
+        x = each(x, memory, pos=pos, query_pos=query_pos)
+        expected.append(norm(x))
+    hs = decoder(tgt, memory, pos=pos, query_pos=query_pos)
+    torch.testing.assert_close(hs, torch.stack(expected))
+    decoder.return_intermediate = False
+    torch.testing.assert_close(decoder(tgt, memory, pos=pos, query_pos=query_pos), hs[-1:])
+
+
+def small_transformer(**options):
+    options = {"dim_feedforward": INNER, "return_intermediate_dec": True, **options}
+    return filled(Transformer(D, HEADS, 2, 3, **options)).eval()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_whole_decodes_zeros_with_query_embeddings(before):
+    model = small_transformer(normalize_before=before)
+    src, pos = (x.permute(1, 2, 0).reshape(BATCH, D, 2, 3) for x in sequences(CELLS, CELLS))
+    query_embed = sequences(QUERIES)[0][:, 0]
+    mask = padding().view(BATCH, 2, 3)
+    hs, memory = model(src, mask, query_embed, pos)
+    assert hs.shape == (3, BATCH, QUERIES, D) and memory.shape == src.shape
+
+    flat_pos = pos.flatten(2).permute(2, 0, 1)
+    encoded = model.encoder(src.flatten(2).permute(2, 0, 1), src_key_padding_mask=padding(), pos=flat_pos)
+    torch.testing.assert_close(memory.flatten(2).permute(2, 0, 1), encoded)
+    query_pos = query_embed[:, None].repeat(1, BATCH, 1)
+    decoded = model.decoder(
+        torch.zeros(QUERIES, BATCH, D).double(),
+        encoded,
+        memory_key_padding_mask=padding(),
+        pos=flat_pos,
+        query_pos=query_pos,
+    )
+    torch.testing.assert_close(hs, decoded.transpose(1, 2))
+    assert (model.encoder.norm is not None) == before
+
+
+def test_padded_cells_do_not_matter_and_no_mask_means_none_padded():
+    model = small_transformer()
+    src, pos = (x.permute(1, 2, 0).reshape(BATCH, D, 2, 3) for x in sequences(CELLS, CELLS))
+    query_embed = sequences(QUERIES)[0][:, 0]
+    mask = padding().view(BATCH, 2, 3)
+    changed = torch.where(mask[:, None], 100.0, src)
+    hs, memory = model(src, mask, query_embed, pos)
+    hs_changed, memory_changed = model(changed, mask, query_embed, pos)
+    torch.testing.assert_close(hs_changed, hs)
+    inside = ~mask[:, None].expand_as(memory)
+    torch.testing.assert_close(memory_changed[inside], memory[inside])
+    unmasked = model(src, None, query_embed, pos)[0]
+    torch.testing.assert_close(model(src, torch.zeros_like(mask), query_embed, pos)[0], unmasked)
+    assert not torch.allclose(unmasked[:, 1], hs[:, 1])
+
+
+def test_matrices_start_xavier_uniform_and_layers_apart():
+    torch.manual_seed(0)
+    model = Transformer(64, 8, 2, 2, dim_feedforward=96)
+    matrices = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
+    assert len(matrices) == 2 * 4 + 2 * 6
+    for name, matrix in matrices.items():
+        bound = (6 / sum(matrix.shape)) ** 0.5  # in_proj: of the packed [3D, D]
+        assert 0.98 * bound < matrix.abs().max() <= bound, name
+        assert matrix.std() == pytest.approx(bound / 3**0.5, rel=0.03), name
+    for name, matrix in matrices.items():
+        if ".0." in name:
+            assert not torch.equal(matrix, matrices[name.replace(".0.", ".1.")]), name
+
+
+def test_parameters_keep_the_order_of_old_optimizer_states():
+    """Optimizers number parameters in this order, also those in published checkpoints."""
+    feed = ["linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"]
+    norm = ["norm{}.weight", "norm{}.bias"]
+    attention = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
+
+    def expected(attentions):
+        names = [f"{module}.{name}" for module in attentions for name in attention] + feed
+        return names + [name.format(i + 1) for i in range(len(attentions) + 1) for name in norm]
+
+    encoder, decoder = (layer(D, HEADS) for layer in (TransformerEncoderLayer, TransformerDecoderLayer))
+    assert [name for name, _ in encoder.named_parameters()] == expected(["self_attn"])
+    assert [name for name, _ in decoder.named_parameters()] == expected(["self_attn", "multihead_attn"])
+    for module in (encoder, decoder):
+        assert {name for name, _ in module.named_parameters()} == set(module.state_dict())
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="activation 'tanh': not one of relu"):
+        TransformerEncoderLayer(D, HEADS, activation="tanh")
+
+
+def test_flags_describe_the_transformer():
+    flags = "--hidden_dim 32 --nheads 2 --enc_layers 1 --dec_layers 2 --dim_feedforward 40 --dropout 0.25"
+    model = build_transformer(parse(f"{flags} --pre_norm"))
+    assert (model.d_model, model.nhead) == (32, 2)
+    assert len(model.encoder.layers) == 1 and len(model.decoder.layers) == 2
+    assert model.decoder.return_intermediate and model.encoder.norm is not None
+    layer = next(module for module in model.modules() if isinstance(module, TransformerDecoderLayer))
+    assert layer.linear1.out_features == 40 and layer.normalize_before
+    rates = [module.p for module in layer.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.25] * 4
+    assert [layer.self_attn.dropout, layer.multihead_attn.dropout] == [0.25] * 2

@@ -1,0 +1,105 @@
+"""Which process of a run this is, read off what torchrun, Slurm or submitit left in the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from util.errors import UserError
+
+# Rank, world size and rank on its host. submitit's own names are those of its `local` cluster; through Slurm
+# it leaves Slurm's.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems hand out by themselves, from 32768
+
+
+class Place(NamedTuple):
+    """A process among those of a run.
+
+    Attributes:
+        rank: from 0 to world_size - 1.
+        local_rank: the same among the processes of its host.
+        url: where the processes meet: env://, tcp://HOST:PORT or file://PATH.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    url: str
+
+
+def find_place(dist_url: str, world_size: int, env: Mapping[str, str] = os.environ) -> Place | None:
+    """This process's place; None where it is the only one.
+
+    Args:
+        dist_url: where to meet; env:// is MASTER_ADDR and MASTER_PORT, which a Slurm job need not set. A rank
+            may follow, as in tcp://HOST:PORT?rank=1.
+        world_size: number of processes, where the environment does not say.
+
+    Raises:
+        UserError: there are other processes, but which one this is or where they meet is unknown.
+    """
+    url, _, query = dist_url.partition("?")
+    asked = {name: int(values[0]) for name, values in parse_qs(query).items() if values[0].isdigit()}
+    found = _from_launcher(env)
+    if found is not None:
+        rank, world_size, local_rank = found
+    else:
+        world_size = asked.get("world_size", world_size)
+        if world_size <= 1:
+            return None
+        if "rank" not in asked and "RANK" not in env:
+            raise UserError(
+                f"--world_size {world_size}: which of them is this process? Start it with torchrun or srun, "
+                "set RANK, or pass --dist_url tcp://HOST:PORT?rank=NUMBER"
+            )
+        rank = asked.get("rank", int(env.get("RANK", 0)))
+        local_rank = int(env.get("LOCAL_RANK", rank))
+        if rank >= world_size:
+            raise UserError(f"rank {rank} of --world_size {world_size}: ranks start at 0")
+    if url == "env://" and "RANK" not in env and "SLURM_JOB_ID" in env:
+        url = _slurm_url(env)
+    elif urlsplit(url).scheme not in ("env", "tcp", "file"):
+        raise UserError(f"--dist_url {dist_url}: pass env://, tcp://HOST:PORT or file://PATH")
+    return Place(rank, world_size, local_rank, url)
+
+
+def _from_launcher(env: Mapping[str, str]) -> tuple[int, int, int] | None:
+    for names in LAUNCHERS:
+        rank, size, local_rank = (env.get(name) for name in names)
+        if rank is None or size is None:
+            continue
+        if names[0].startswith("SLURM") and _is_batch_script(env):
+            continue  # a command of a batch script that srun does not start is there once
+        if names[0] == "RANK" or int(size) > 1:
+            return int(rank), int(size), int(local_rank or 0)
+    return None
+
+
+def _is_batch_script(env: Mapping[str, str]) -> bool:
+    return env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env
+
+
+def _slurm_url(env: Mapping[str, str]) -> str:
+    """The job's first host, unless MASTER_ADDR names one, and a port that follows from the job's number."""
+    host = env.get("MASTER_ADDR") or first_host(
+        env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    )
+    if not host:
+        raise UserError("Slurm's environment names no nodes: set MASTER_ADDR to the first one")
+    step = env.get("SLURM_STEP_ID", "0")
+    number = 7 * int(env["SLURM_JOB_ID"]) + (int(step) if step.isdigit() else 0)
+    return f"tcp://{host}:{env.get('MASTER_PORT') or FIRST_PORT + number % PORTS}"
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's list of nodes: n[1-3,5],m2 -> n1; rack[02-04]b -> rack02b; '' for none."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first.group()) if first else ""

@@ -1,0 +1,129 @@
+"""Where a run stands and how it goes on: its folder, its checkpoint, its position."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from util.checkpoint import load_checkpoint, make_newest, newest_whole
+from util.distributed import all_gather, get_rank, get_world_size, is_main_process
+from util.errors import UserError
+from util.random_state import set_random_state
+
+
+def output_folder(args: Namespace) -> Path | None:
+    """`--output_dir` as a folder that exists and can be written to, None where nothing is to be saved.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    if not args.output_dir:
+        return None
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output_dir {folder}: nothing can be written there")
+    return folder
+
+
+class Source(NamedTuple):
+    """A checkpoint to go on from: what it holds and where it was found."""
+
+    checkpoint: dict[str, Any]
+    path: str
+
+
+def find_checkpoint(args: Namespace) -> Source | None:
+    """The checkpoint that `--resume` names; with auto the newest whole one in `--output_dir`, if any.
+
+    Raises:
+        UserError: it is missing or damaged, or the flags contradict each other.
+    """
+    if args.resume and args.finetune and args.resume != "auto":
+        raise UserError("--resume continues a run and --finetune starts one: pass only one of them")
+    if args.resume != "auto":
+        return Source(load_checkpoint(args.resume), args.resume) if args.resume else None
+    if not args.output_dir:
+        raise UserError("--resume auto looks for a checkpoint in --output_dir: pass that too")
+    found = newest_whole(Path(args.output_dir))
+    where = None if found is None else (str(found[0]), found[1].get("epoch"), found[1].get("step"))
+    if len(set(all_gather(where))) > 1:
+        raise UserError(f"--resume auto: hosts see different files in --output_dir {args.output_dir}")
+    if found is None:
+        if args.eval:
+            raise UserError(f"--eval --resume auto: there is no whole checkpoint in {args.output_dir}")
+        return None
+    if is_main_process() and not args.eval:
+        make_newest(found[0])  # every process has read its copy
+    return Source(found[1], str(found[0]))
+
+
+@dataclasses.dataclass
+class Position:
+    """Where training stands.
+
+    Attributes:
+        epoch: the last finished one, -1 before the first.
+        step: optimizer steps done in the one behind it.
+        meters: this process's meters inside that epoch.
+        unrecorded: averages of the last finished epoch, which may not have been evaluated yet.
+        random: this process's random number generators.
+        resumes: whether a checkpoint brings the state of the optimizer along.
+    """
+
+    epoch: int
+    step: int = 0
+    meters: dict | None = None
+    unrecorded: dict | None = None
+    random: dict | None = None
+    resumes: bool = False
+
+    def restore_random_state(self) -> None:
+        """Continue this process's random numbers, where they were saved."""
+        if self.random is not None:
+            set_random_state(self.random)
+
+
+def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
+    """Where training begins; a file of weights alone begins at `--start_epoch`.
+
+    Args:
+        source: what `find_checkpoint` found.
+        steps: optimizer steps of an epoch.
+
+    Raises:
+        UserError: the run is over.
+    """
+    if source is None or not {"optimizer", "lr_scheduler", "epoch"} <= source.checkpoint.keys():
+        return Position(args.start_epoch - 1)
+    checkpoint, path = source
+    position = Position(checkpoint["epoch"], checkpoint.get("step", 0), resumes=True)
+    if position.epoch + 1 >= args.epochs and args.resume != "auto":
+        raise UserError(
+            f"--resume {path}: it has finished {position.epoch + 1} epochs, and --epochs "
+            f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
+        )
+    ranks = checkpoint.get("ranks", [])
+    same = len(ranks) == get_world_size() and all(
+        checkpoint["args"].get(name) == getattr(args, name) for name in ("batch_size", "accum_steps")
+    )
+    if same and position.step <= steps:
+        position.random, position.meters = ranks[get_rank()]["random"], ranks[get_rank()]["meters"]
+    elif position.step:
+        position.step = 0
+        if is_main_process():
+            print(
+                "warning: the checkpoint was written inside an epoch, with another number of processes, "
+                "another batch size or more images: that epoch starts anew",
+                file=sys.stderr,
+            )
+    if args.output_dir and Path(path).resolve().parent == Path(args.output_dir).resolve():
+        position.unrecorded = checkpoint.get("train_stats")
+    return position

@@ -1,0 +1,101 @@
+"""Learning rates over a run: drops by epoch, a warm-up by step, and both carried over on resume."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, StepLR
+
+from util.distributed import is_main_process
+from util.errors import UserError
+from util.resume import Source
+
+
+def build_schedules(optimizer: Optimizer, lr_drop: int, warmup_steps: int) -> tuple[StepLR, LinearLR | None]:
+    """StepLR over epochs, and the warm-up over steps or None; each scales what the other leaves."""
+    drops = StepLR(optimizer, lr_drop)
+    if warmup_steps <= 0:
+        return drops, None
+    return drops, LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps)
+
+
+def warmup_steps_of(source: Source | None, asked_for: int) -> int:
+    """The warm-up that a run goes on with: a checkpoint's own, none where that had none or is over.
+
+    Args:
+        source: the checkpoint of `--resume`, None for a new run.
+        asked_for: `--warmup_steps`, for a new run.
+    """
+    if source is None or "optimizer" not in source.checkpoint:
+        return asked_for
+    state = source.checkpoint.get("warmup")
+    return state["total_iters"] if state is not None and state["last_epoch"] < state["total_iters"] else 0
+
+
+def resume_optimisation(
+    source: Source, optimizer: Optimizer, drops: StepLR, warmup: LinearLR | None, args: Namespace
+) -> None:
+    """Continue optimizer and schedules where a checkpoint left off; `--override_lr` gives them new rates.
+
+    Raises:
+        UserError: the checkpoint's optimizer trains other parameters.
+    """
+    checkpoint, path = source
+    saved = checkpoint["optimizer"]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group["params"]) for group in saved["param_groups"]] != sizes:
+        raise UserError(
+            f"--resume {path}: its optimizer trains other parameters than this run (is --lr_backbone "
+            "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
+        )
+    # How a step is computed is this run's choice, not the old one's.
+    groups = [
+        {**group, "fused": ours["fused"]} if "fused" in ours else group
+        for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    wanted = [group["initial_lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    drops.load_state_dict(checkpoint["lr_scheduler"])
+    if warmup is not None:
+        warmup.load_state_dict(checkpoint["warmup"])
+    if args.override_lr:
+        override_lr(optimizer, drops, warmup, wanted, args.lr_drop)
+    elif is_main_process():
+        warn_of_other_rates(checkpoint, args)
+
+
+def override_lr(
+    optimizer: Optimizer, drops: StepLR, warmup: LinearLR | None, rates: list[float], lr_drop: int
+) -> None:
+    """Give each group a new rate, at the point of the schedule that it has reached; moments are kept."""
+    factor = 1.0 if warmup is None else _warmed_up(warmup)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * drops.gamma ** (drops.last_epoch // lr_drop) * factor
+    drops.step_size = lr_drop
+    for schedule in (drops, warmup):
+        if schedule is not None:
+            schedule.base_lrs = list(rates)
+
+
+def _warmed_up(warmup: LinearLR) -> float:
+    """The share of the full rate that a warm-up has reached."""
+    done = min(warmup.last_epoch / warmup.total_iters, 1.0)
+    return warmup.start_factor + (warmup.end_factor - warmup.start_factor) * done
+
+
+def warn_of_other_rates(checkpoint: Mapping[str, Any], args: Namespace) -> None:
+    """Say where the checkpoint's rates go on although other ones were given."""
+    old = checkpoint.get("args", {})
+    old = old if isinstance(old, dict) else vars(old)
+    for name in ("lr", "lr_backbone", "lr_drop"):
+        if name in old and old[name] != getattr(args, name):
+            print(
+                f"warning: --{name} {getattr(args, name)} is not used: the checkpoint goes on with "
+                f"{old[name]}; pass --override_lr to change it",
+                file=sys.stderr,
+            )
