@@ -12,17 +12,11 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +34,7 @@ from datasets.shapes_drawing import (
     THINGS,
     draw_picture,
 )
+from datasets.workers import process_map, usable_cores
 from util.errors import UserError
 
 DEFAULT_TRAIN = 16_000
@@ -93,35 +88,6 @@ def _write_json(folder: Path, split: str, records: list[Record]) -> None:
         (folder / "annotations" / f"{kind}_{split}2017.json").write_text(text, encoding="utf-8")
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """`map`, or its counterpart over processes when `workers` is above 1."""
-    if workers == 1:
-        yield map
-        return
-    # As torch's data loader does: workers need nothing of what the parent holds, so that a fork is safe
-    # and, unlike a fresh interpreter, neither imports torch nor the caller's script.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _write_all(folder: Path, settings: dict[str, Any], workers: int) -> None:
     """Write the whole data set into the empty `folder`; the record of its settings comes last."""
     from tqdm import tqdm
@@ -136,7 +102,7 @@ def _write_all(folder: Path, settings: dict[str, Any], workers: int) -> None:
     write = partial(_write_pictures, folder, settings["seed"], settings["size"], settings["vary_size"])
     records: dict[str, list] = {split: [] for split in counts}
     bar = tqdm(total=sum(counts.values()), desc="shapes", unit="picture", disable=not sys.stderr.isatty())
-    with bar, _mapper(min(workers, len(tasks))) as map_tasks:
+    with bar, process_map(min(workers, len(tasks))) as map_tasks:
         splits, ranges = zip(*tasks, strict=True)
         for split, rows in zip(splits, map_tasks(write, splits, ranges), strict=True):
             records[split] += rows
@@ -221,7 +187,7 @@ def write_shapes(
         UserError: for a setting out of range, when `root` holds anything else, and when it cannot be written.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     settings = {"train": train, "val": val, "size": size, "seed": seed, "vary_size": vary_size}
     least = {"train": 1, "val": 1, "size": MIN_SIZE, "seed": 0, "workers": 1}
     for name, value in {**settings, "workers": workers}.items():

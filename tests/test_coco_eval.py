@@ -176,6 +176,12 @@ def test_masks_as_pycocotools(seed):
         assert printed == f"IoU metric: {iou_type}\n" + expected_text
 
 
+def test_many_masks_in_one_update():
+    dataset, predicted = scene(5, images=4, predictions=70, masks=True)
+    evaluator = evaluate(dataset, predicted, ["segm"], batch=4)  # 280 masks at once
+    assert_same(evaluator.coco_eval["segm"], plain_evaluation(dataset, predicted, "segm"))
+
+
 def test_masks_alone_need_no_boxes():
     dataset, predicted = scene(5, predictions=10, masks=True)
     expected, _ = plain_evaluation(dataset, predicted, "segm")
