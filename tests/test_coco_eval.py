@@ -178,8 +178,8 @@ def test_masks_as_pycocotools(seed):
 
 def test_many_masks_in_one_update():
     dataset, predicted = scene(5, images=4, predictions=70, masks=True)
-    evaluator = evaluate(dataset, predicted, ["segm"], batch=4)  # 280 masks at once
-    assert_same(evaluator.coco_eval["segm"], plain_evaluation(dataset, predicted, "segm"))
+    evaluator, _ = evaluate(dataset, predicted, ("segm",), batch=4)  # 280 masks at once
+    assert_same(evaluator.coco_eval["segm"], plain_evaluation(dataset, predicted, "segm")[0])
 
 
 def test_masks_alone_need_no_boxes():
