@@ -538,7 +538,13 @@ def train(
 
     from engine import train_one_epoch
     from util.best import Best
-    from util.distributed import broadcast_buffers, data_parallel, get_rank, is_main_process
+    from util.distributed import (
+        broadcast_buffers,
+        data_parallel,
+        get_rank,
+        is_main_process,
+        settle_buckets,
+    )
     from util.interruption import Interruption
     from util.random_state import random_state_kept
     from util.records import per_class_table, write_crash_report
@@ -557,6 +563,7 @@ def train(
     trained: nn.Module = model
     if args.distributed:
         trained = data_parallel(model, args.gpu)
+        settle_buckets(trained, torch.device(args.device))
 
     # Records
     best = Best() if source is None else Best(**source.checkpoint.get("best", {}))

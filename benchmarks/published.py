@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from util.checkpoint import fetch
+from util.checkpoint import verify
+from util.download import fetch
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +62,7 @@ def evaluate(name: str, options: argparse.Namespace) -> dict[str, float]:
     model = MODELS[name]
     if model.pq is not None and options.coco_panoptic_path is None:
         raise UserError("needs --coco_panoptic_path")
-    weights = fetch(WEIGHTS + model.weights)
+    weights = fetch(WEIGHTS + model.weights, verify)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "main.py", "--eval", "--resume", str(weights), *model.flags]
         command += ["--coco_path", str(options.coco_path), "--eval_batch_size", "1", "--output_dir", folder]

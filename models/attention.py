@@ -31,6 +31,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -39,10 +40,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             key, value: [S, B, D].
             key_padding_mask: bool [B, S], True where no query may look.
             need_weights: return the weights even if no hook listens.
-            attn_mask: bool (True: may not look) or float (added), [L, S].
+            attn_mask: bool (True: may not look) or float (added), [L, S] or [B * n, L, S].
+            average_attn_weights: give the weights' mean over heads.
 
         Returns:
-            The attended values [L, B, D], and the weights averaged over heads [B, L, S] or None.
+            The attended values [L, B, D], and the weights, [B, L, S] or of each head [B, n, L, S], or None.
         """
         if not torch.jit.is_scripting():
             need_weights = need_weights or len(self._forward_hooks) > 0
@@ -55,7 +57,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = softmax(scores if mask is None else scores + mask, dim=-1)
             weights = dropout(weights, p)
             out = weights @ v
-            averaged = weights.mean(dim=1)
+            averaged = weights.mean(dim=1) if average_attn_weights else weights
         else:
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         out = out.permute(2, 0, 1, 3).flatten(2)  # [L, B, D]
@@ -82,6 +84,8 @@ def _additive(key_padding_mask: Tensor | None, attn_mask: Tensor | None, like: T
     mask: Tensor | None = None
     if attn_mask is not None:
         mask = _as_float(attn_mask, like)
+        if mask.dim() == 3:
+            mask = mask.unflatten(0, [like.shape[0], like.shape[1]])
     if key_padding_mask is not None:
         padding = _as_float(key_padding_mask, like)[:, None, None]  # [B, 1, 1, S]
         mask = padding if mask is None else mask + padding

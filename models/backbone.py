@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 from torchvision.models import resnet
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from models.position_encoding import build_position_encoding
 from util.checkpoint import load_checkpoint, model_state
@@ -207,7 +208,8 @@ class BackboneBase(nn.Module):
     """Runs a body on a padded batch and brings the mask to the size of each feature map.
 
     Args:
-        backbone: maps images [B, 3, H, W] to a dict of feature maps.
+        backbone: maps images [B, 3, H, W] to a dict of feature maps; or a torchvision ResNet, whose stages
+            are taken out.
         train_backbone: let the stages behind the first train; otherwise nothing in it does.
         num_channels: channels of the last feature map.
         return_interm_layers: whether the body gives every stage (the mask head needs them).
@@ -223,6 +225,10 @@ class BackboneBase(nn.Module):
         train_everything: bool = False,
     ):
         super().__init__()
+        if isinstance(backbone, resnet.ResNet) and not isinstance(backbone, ResNetBody):
+            stages = range(1, STAGES + 1) if return_interm_layers else [STAGES]
+            names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
+            backbone = create_feature_extractor(backbone, names)
         late = ("layer2", "layer3", "layer4")
         for name, parameter in backbone.named_parameters():
             trains = train_backbone and (train_everything or name.startswith(late))
@@ -284,6 +290,10 @@ class Backbone(BackboneBase):
         depth = RESNETS[name]
         if dilation and depth.block is resnet.BasicBlock:
             raise UserError(f"--dilation: the blocks of {name} cannot be dilated; take resnet50 or deeper")
+        if dilation and stages < STAGES:
+            raise UserError(
+                f"--dilation: it is stage {STAGES} that is dilated; take --backbone_stages {STAGES}"
+            )
         body = ResNetBody(depth, dilation, norm == "frozen", stages, return_interm_layers)
         if weights != "none" and is_main_process():  # other ranks are given them when DDP starts
             _load_weights(body, name, weights)
@@ -302,24 +312,28 @@ class Backbone(BackboneBase):
 def _load_weights(body: ResNetBody, name: str, weights: str) -> None:
     """Fill a body from ImageNet weights (`imagenet`) or from the state_dict in a file."""
     if weights == "imagenet":
-        published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
         try:
-            state = published.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
+            state = model_state(load_checkpoint(url))
+        except UserError as error:
             raise UserError(
-                f"the ImageNet weights of {name} could not be downloaded ({error}): pass --backbone_weights "
-                "PATH with a file of them, or --backbone_weights none to start from random ones"
+                f"ImageNet weights of {name}: {error}; or pass --backbone_weights PATH with a file of them, "
+                "or --backbone_weights none to start from random ones"
             ) from error
     else:
         state = model_state(load_checkpoint(weights))
-    wanted = set(body.state_dict())
-    result = body.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
-    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing:
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    unused = ("fc.", *(f"layer{stage}." for stage in range(body.stages + 1, STAGES + 1)))
+    theirs = {key: value for key, value in state.items() if not key.startswith(unused)}
+    ours = {k: v for k, v in body.state_dict().items() if not k.endswith("num_batches_tracked")}
+    differences = [key for key in ours if key not in theirs or theirs[key].shape != ours[key].shape]
+    differences += [key for key in theirs if key not in ours and key not in counters]
+    if differences:
         raise UserError(
-            f"--backbone_weights {weights}: holds no weights of {name}; {len(missing)} of {len(wanted)} "
-            f"tensors are missing, first {missing[0]}"
+            f"--backbone_weights {weights}: not the weights of {name}; {len(differences)} tensors are "
+            f"missing, unknown or of another shape, first {differences[0]}"
         )
+    body.load_state_dict({key: theirs[key] for key in ours}, strict=False)
 
 
 class Joiner(nn.Sequential):
@@ -330,13 +344,16 @@ class Joiner(nn.Sequential):
         self.num_channels: int = backbone.num_channels  # type: ignore[assignment]
 
     def forward(self, tensor_list: NestedTensor) -> tuple[list[NestedTensor], list[Tensor]]:
-        """A batch [B, 3, H, W] -> feature maps from fine to coarse, and an embedding [B, D, h, w] of each."""
+        """A batch [B, 3, H, W] -> feature maps from fine to coarse, and the last one's embedding.
+
+        The embedding, [B, D, h, w], is the only element of its list: nobody reads those of finer maps, which
+        cost as much as the mask head and would not fit into learned tables.
+        """
         features: list[NestedTensor] = []
-        positions: list[Tensor] = []
         for feature_map in self[0](tensor_list).values():
             features.append(feature_map)
-            positions.append(self[1](feature_map).to(feature_map.tensors.dtype))
-        return features, positions
+        last = features[-1]
+        return features, [self[1](last).to(last.tensors.dtype)]
 
 
 def build_backbone(args: argparse.Namespace) -> Joiner:

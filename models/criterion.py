@@ -69,6 +69,7 @@ class SetCriterion(nn.Module):
     ):
         super().__init__()
         self.sync_ce = sync_ce
+        self._class_weight_of_step: Tensor | None = None  # loss_labels has no argument for it
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
@@ -106,13 +107,17 @@ class SetCriterion(nn.Module):
         losses: Losses = {}
         if together:
             losses.update(self._all_layers(together, layers, suffixes, targets, matches, normalizers))
-        for layer, suffix, matched in zip(layers, suffixes, matches, strict=True):
-            for loss in self.losses:
-                if loss in together or (loss == "masks" and suffix):
-                    continue  # masks are predicted by the last layer alone
-                options = {"log": False} if loss == "labels" and suffix else {}
-                values = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
-                losses.update({name + suffix: value for name, value in values.items()})
+        self._class_weight_of_step = normalizers.class_weight
+        try:
+            for layer, suffix, matched in zip(layers, suffixes, matches, strict=True):
+                for loss in self.losses:
+                    if loss in together or (loss == "masks" and suffix):
+                        continue  # masks are predicted by the last layer alone
+                    options = {"log": False} if loss == "labels" and suffix else {}
+                    values = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
+                    losses.update({name + suffix: value for name, value in values.items()})
+        finally:
+            self._class_weight_of_step = None
         return losses
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
@@ -253,7 +258,8 @@ class SetCriterion(nn.Module):
     ) -> Losses:
         """`loss_ce`, and with `log` also `class_error`, the share in percent of matched queries that err."""
         logits = outputs["pred_logits"][None]
-        values, class_error = self._labels(logits, targets, self._pairs(indices, targets, logits.device))
+        pairs = self._pairs(indices, targets, logits.device)
+        values, class_error = self._labels(logits, targets, pairs, self._class_weight_of_step)
         return {"loss_ce": values[0], "class_error": class_error} if log else {"loss_ce": values[0]}
 
     def loss_cardinality(

@@ -101,6 +101,8 @@ def build_position_encoding(args: argparse.Namespace) -> nn.Module:
         ValueError: an unknown name.
     """
     channels_per_axis = args.hidden_dim // 2
+    if args.hidden_dim % 4:
+        raise ValueError(f"--hidden_dim {args.hidden_dim}: two axes of sine and cosine need a multiple of 4")
     if args.position_embedding in ("sine", "v2"):
         return PositionEmbeddingSine(channels_per_axis, normalize=True)
     if args.position_embedding in ("learned", "v3"):

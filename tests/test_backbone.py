@@ -245,13 +245,13 @@ def test_a_batch_may_come_in_either_memory_layout():
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_joiner_pairs_every_map_with_its_embedding():
+def test_joiner_embeds_the_last_map():
     joiner = Joiner(backbone(interm=True, stages=3).eval(), PositionEmbeddingSine(4, normalize=True))
     assert joiner.num_channels == 256
     features, positions = joiner(image_batch((32, 64), (20, 40)))
     assert [tuple(each.tensors.shape[1:]) for each in features] == [(64, 8, 16), (128, 4, 8), (256, 2, 4)]
-    for feature_map, position in zip(features, positions, strict=True):
-        assert torch.equal(position, joiner[1](feature_map))
+    assert len(positions) == 1
+    assert torch.equal(positions[0], joiner[1](features[-1]))
     half = NestedTensor(torch.zeros(1, 4, 2, 2).bfloat16(), torch.zeros(1, 2, 2, dtype=torch.bool))
     assert Joiner(Constant(half), joiner[1])(half)[1][0].dtype == torch.bfloat16
 
@@ -293,3 +293,19 @@ def test_a_body_of_ones_own_is_trained_by_the_same_rule():
 def test_what_cannot_be_built_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         on_meta(**options)
+
+
+def test_base_takes_stages_out_of_a_plain_resnet():
+    plain = torchvision.models.resnet18(weights=None).eval()
+    batch = image_batch((32, 64))
+    expected = plain.layer4(
+        plain.layer3(
+            plain.layer2(plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(batch.tensors))))))
+        )
+    )
+    base = BackboneBase(plain, True, 512, False).eval()
+    out = base(batch)
+    assert list(out) == ["0"] and torch.allclose(out["0"].tensors, expected, rtol=1e-4, atol=1e-5)
+    trains = {name.split(".")[1] for name, p in base.named_parameters() if p.requires_grad}
+    assert trains == {"layer2", "layer3", "layer4"}
+    assert list(BackboneBase(plain, True, 512, True)(batch)) == ["0", "1", "2", "3"]

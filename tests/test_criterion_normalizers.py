@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models.criterion
+from models.criterion import SetCriterion
 from models.matcher import HungarianMatcher
 from tests.losses_by_layer import (
     EOS,
@@ -54,7 +55,15 @@ def test_evaluation_divides_by_its_own_boxes_and_asks_no_other_rank(second_rank,
         make_criterion().train()(outputs, targets)
 
 
-def test_a_step_of_several_batches_is_the_step_of_their_union():
+class LayerByLayer(SetCriterion):
+    """A fork whose losses are computed one layer at a time."""
+
+    def get_loss(self, *args, **kwargs):
+        return super().get_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [SetCriterion, LayerByLayer])
+def test_a_step_of_several_batches_is_the_step_of_their_union(kind):
     """With the normalizers of both batches, their losses add up to those of one batch of all images."""
     first, second = make_targets((3, 0), "a"), make_targets((5, 11), "b")
     outputs, _ = make_outputs(4)
@@ -63,7 +72,7 @@ def test_a_step_of_several_batches_is_the_step_of_their_union():
         | {"aux_outputs": [{k: v[part] for k, v in aux.items()} for aux in outputs["aux_outputs"]]}
         for part in (slice(0, 2), slice(2, 4))
     ]
-    criterion = make_criterion()
+    criterion = make_criterion(kind)
     normalizers = criterion.normalizers([first, second], halves[0])
     parts = [
         criterion(half, targets, normalizers=normalizers)
@@ -75,12 +84,13 @@ def test_a_step_of_several_batches_is_the_step_of_their_union():
             assert (parts[0][name] + parts[1][name]).item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_sync_ce_divides_the_classification_loss_by_the_mean_over_ranks(second_rank):
+@pytest.mark.parametrize("kind", [SetCriterion, LayerByLayer])
+def test_sync_ce_divides_the_classification_loss_by_the_mean_over_ranks(second_rank, kind):
     targets = make_targets((2, 4))
     outputs, _ = make_outputs(2)
     own = 6 + EOS * (2 * QUERIES - 6)
     second_rank[:] = [10.0, 3.0]
-    criterion = make_criterion(sync_ce=True).train()
+    criterion = make_criterion(kind, sync_ce=True).train()
     losses = criterion(outputs, targets)
     expected = layer_by_layer(outputs, targets, HungarianMatcher(1, 5, 2), 8)
     for name in expected:

@@ -17,12 +17,21 @@ from models import build_model
 from models.postprocess import PostProcess
 from tests.helpers import CUSTOM_CATEGORIES, TINY, annotation, write_instances, write_pictures
 from tests.ranks import ranks
-from tests.reference.settings import parse
+from tests.reference.settings import build, parse
 from tests.reference.streams import fill_state
-from util.distributed import StepVote, all_gather, broadcast_buffers, get_rank, reduce_dict
+from util.distributed import (
+    StepVote,
+    all_gather,
+    broadcast_buffers,
+    data_parallel,
+    get_rank,
+    reduce_dict,
+    settle_buckets,
+)
 from util.errors import UserError
 from util.resume import find_checkpoint
 
+GRADIENTS = f"{TINY} --num_classes 5 --dropout 0"
 VAL_SIZES = ((96, 64), (64, 96), (64, 64), (120, 70), (80, 64), (64, 88), (100, 64))  # width, height
 
 
@@ -73,6 +82,40 @@ def test_collectives_give_every_process_the_same() -> None:
         assert answer["mean"] == {"a": 1.0, "b": 10.0}
         assert answer["sum"] == {"a": 3.0, "b": 30.0}
         assert answer["buffer"] == [0.0, 0.0]
+
+
+# --- Gradients ------------------------------------------------------------------------------------------
+
+
+def gradients(flags: str, settled: bool) -> tuple[bool, bool]:
+    """Whether two equal steps have equal gradients, and whether settling left the model as it was."""
+    model, _, _ = build(flags, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = data_parallel(model, None)
+    drawn = torch.get_rng_state()
+    if settled:
+        settle_buckets(trained, torch.device("cpu"))
+    untouched = torch.equal(drawn, torch.get_rng_state()) and trained.training
+    untouched &= all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    untouched &= all(p.grad is None for p in model.parameters())
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(get_rank()))
+    steps = []
+    for _ in range(2):
+        trained.zero_grad()
+        out = trained(images)
+        layers = [out, *out["aux_outputs"]]
+        values = [layer[key] for layer in layers for key in layer if key.startswith("pred_")]
+        torch.stack([value.pow(2).sum() for value in values]).sum().backward()
+        steps.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    return all(map(torch.equal, *steps)), untouched
+
+
+@pytest.mark.parametrize("more", ["", " --backbone_norm batch --dropout 0"])
+def test_the_first_gradient_of_a_resumed_run_has_the_bits_of_any_later_one(more: str) -> None:
+    answers = ranks().run(3, gradients, f"{GRADIENTS}{more}", True)
+    assert answers == [(True, True)] * 3
+    without = ranks().run(3, gradients, f"{GRADIENTS}{more}", False)
+    assert not any(equal for equal, _ in without), "there is something to settle"
 
 
 # --- Evaluation -----------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def test_under_slurm_one_process_requeues_the_job(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_PROCID", rank)
+    monkeypatch.setattr("util.interruption.REQUEUE_SECONDS", 0)
     with Interruption() as interruption, pytest.raises(SystemExit) as ending:
         interruption.obey(number)
     assert ending.value.code == 143

@@ -39,11 +39,18 @@ def test_a_line_for_each_epoch(log: Path) -> None:
     assert log.read_text().endswith("}\n")
 
 
-@pytest.mark.parametrize("epoch", range(6))
+@pytest.mark.parametrize("epoch", range(1, 6))
 def test_beginning_at_an_epoch_drops_what_comes_again(log: Path, epoch: int) -> None:
     kept = RunRecords(log.parent).begin(epoch, ARGS, {1: "bolt"})
     assert kept == [line(e) for e in range(min(epoch, 4))]
     assert epochs_in(log.parent) == list(range(min(epoch, 4)))
+
+
+def test_a_new_run_puts_an_older_log_aside(log: Path) -> None:
+    before = log.read_bytes()
+    assert RunRecords(log.parent).begin(0, ARGS, {}) == []
+    assert not log.exists()
+    assert (log.parent / "log.1.txt").read_bytes() == before
 
 
 def test_a_log_that_needs_no_change_is_not_touched(log: Path) -> None:

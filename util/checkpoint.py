@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import pickle
 import re
@@ -12,17 +11,15 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path, PosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from util.distributed import is_main_process
+from util.download import fetch
 from util.errors import UserError
-
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # name-<first digits of the SHA-256>.pth
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -43,7 +40,7 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: it is missing, cannot be fetched, is damaged, or would run code.
     """
-    path = fetch(str(location)) if is_url(location) else Path(location)
+    path = fetch(str(location), verify) if is_url(location) else Path(location)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     verify(path)
@@ -165,8 +162,9 @@ def _harmless_types() -> list[Any]:
     numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bool")]
     # Files written under NumPy 1 name the same function by its former module.
     scalars = [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar")]
-    # Arguments of a Slurm job hold a path; Python 3.13 names its class by another module.
-    paths = [(PosixPath, "pathlib.PosixPath"), (PosixPath, "pathlib._local.PosixPath")]
+    # Arguments of a Slurm job hold a path; Python 3.13 names its class by another module. A pure path can
+    # be made on every system.
+    paths = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
     return [argparse.Namespace, np.dtype, *scalars, *numbers, *paths]
 
 
@@ -181,38 +179,6 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         keys = ", ".join(map(str, list(checkpoint)[:5]))
         raise UserError(f"the checkpoint holds no weights: no entry `model`, and its keys are {keys}")
     return dict(state)
-
-
-def fetch(url: str) -> Path:
-    """Bring a file into torch.hub's cache, unless it is there, and verify its hash -> its path.
-
-    Raises:
-        UserError: no network, no such file, or another hash than its name says.
-    """
-    name = os.path.basename(urlparse(url).path)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / name
-    digits = HASH_IN_NAME.search(name)
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), progress=True)
-        except OSError as error:
-            raise UserError(
-                f"{url}: could not be downloaded ({error}); fetch it elsewhere and pass its path, or place "
-                f"it in {folder}"
-            ) from error
-    if digits and not _sha256(path).startswith(digits.group(1)):
-        raise UserError(f"{path}: its hash is not the one in its name; delete the file and fetch it again")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep: int = 0) -> None:

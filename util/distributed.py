@@ -189,6 +189,23 @@ def data_parallel(model: torch.nn.Module, gpu: int | None) -> torch.nn.parallel.
         )
 
 
+def settle_buckets(trained: torch.nn.parallel.DistributedDataParallel, device: torch.device) -> None:
+    """Let DistributedDataParallel group gradients for good, by a backward pass whose result is dropped.
+
+    Behind its first backward pass it groups them anew, in the order in which they came. From three processes
+    on the grouping moves the last bits of their sums, so a resumed run would take its first step with other
+    gradients than the run that was left alone. Nothing random is drawn, no weight or statistic changes.
+    """
+    was_training = trained.training
+    trained.eval()
+    outputs = trained(torch.zeros(1, 3, 64, 64, device=device))
+    layers = [outputs, *outputs.get("aux_outputs", [])]
+    values = [value for layer in layers for value in layer.values() if isinstance(value, torch.Tensor)]
+    torch.stack([value.float().sum() for value in values if value.requires_grad]).sum().backward()
+    trained.zero_grad()
+    trained.train(was_training)
+
+
 def leave() -> None:
     """Leave the group, the work being done."""
     global _store
