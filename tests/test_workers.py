@@ -40,12 +40,13 @@ def is_alive(process: int) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_order_and_errors_too(workers):
+    before = set(multiprocessing.active_children())
     with process_map(workers) as mapper:
         assert list(mapper(negative, range(10))) == [-number for number in range(10)]
         assert (os.getpid() in set(mapper(where, range(4)))) == (workers < 2)
     with process_map(workers) as mapper, pytest.raises(UserError, match="^thirteen$"):
         list(mapper(negative, range(20)))
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before  # other tests keep processes of their own
     assert usable_cores() >= 1
 
 
