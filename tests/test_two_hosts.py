@@ -1,0 +1,141 @@
+"""Two hosts, each a network namespace of this machine: they train over TCP, and notice a cut link in time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, load, read_log
+from tests.test_slurm import TINY
+
+SECONDS = 120
+PORT = 29_400
+TIMEOUT = 0.25  # minutes
+
+
+def missing() -> str:
+    """Why these tests cannot run, '' if they can."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return "only root on Linux can make network namespaces"
+    if shutil.which("ip") is None:
+        return "the command ip is missing: apt-get install iproute2"
+    trial = f"trial{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", trial], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "delete", trial], capture_output=True)
+    return f"no network namespaces here: {made.stderr.strip()}" if made.returncode else ""
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+
+def ip(*words: object) -> None:
+    subprocess.run(["ip", *map(str, words)], check=True, capture_output=True)
+
+
+class Hosts:
+    """Two namespaces, each with an end of one cable: 10.97.0.1 and 10.97.0.2."""
+
+    def __init__(self) -> None:
+        self.names = [f"detr{os.getpid()}{side}" for side in "ab"]
+        self.ends = [f"cable{side}" for side in "ab"]
+
+    def connect(self) -> None:
+        for name in self.names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        first, second = self.names
+        ip("-n", first, "link", "add", self.ends[0], "type", "veth", "peer", self.ends[1], "netns", second)
+        for number, (name, end) in enumerate(zip(self.names, self.ends, strict=True), 1):
+            ip("-n", name, "address", "add", f"10.97.0.{number}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+
+    def cut(self) -> None:
+        ip("-n", self.names[0], "link", "set", self.ends[0], "down")
+
+    def remove(self) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+    def start(self, rank: int, *words: object) -> subprocess.Popen[str]:
+        """main.py on host `rank`; the first host is where they meet."""
+        flags = ["--world_size", 2, "--dist_url", f"tcp://10.97.0.1:{PORT}?rank={rank}", *words]
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[rank], sys.executable, "main.py", *map(str, flags)],
+            cwd=ROOT,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+                "OMP_NUM_THREADS": "1",
+                "LOCAL_RANK": "0",
+                "GLOO_SOCKET_IFNAME": self.ends[rank],  # both have the same host name
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    made = Hosts()
+    try:
+        made.connect()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from datasets.shapes import write_shapes
+
+    folder = tmp_path_factory.mktemp("hosts") / "shapes"
+    write_shapes(folder, train=32, val=6)
+    return folder
+
+
+def train(hosts: Hosts, data: Path, out: Path, *words: object) -> list[subprocess.Popen[str]]:
+    flags = [*TINY, "--coco_path", data, "--output_dir", out, *words]
+    return [hosts.start(rank, *flags) for rank in (0, 1)]
+
+
+def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str]]]:
+    """Wait for processes -> each one's status, stdout and lines of stderr."""
+    try:
+        answers = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, out, err.splitlines()) for p, (out, err) in zip(processes, answers, strict=True)]
+
+
+def test_training_over_a_cable(hosts: Hosts, data: Path, tmp_path: Path) -> None:
+    (first, out, errors), (second, silent, more) = end(train(hosts, data, tmp_path, "--epochs", 1))
+    assert (first, second) == (0, 0), [errors, more]
+    assert "Training time" in out and silent == ""
+    assert len(load(tmp_path / "checkpoint.pth")["ranks"]) == 2
+
+
+def test_a_cut_cable_ends_both_in_time(hosts: Hosts, data: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", 10_000, "--dist_timeout", TIMEOUT]
+    processes = train(hosts, data, tmp_path, *flags)
+    began = time.monotonic()
+    while not ((tmp_path / "log.txt").exists() and read_log(tmp_path)):
+        assert all(process.poll() is None for process in processes), end(processes)
+        assert time.monotonic() - began < SECONDS
+        time.sleep(0.2)
+    hosts.cut()
+    cut = time.monotonic()
+    answers = end(processes)
+    assert time.monotonic() - cut < 60 * TIMEOUT + 25
+    for status, _, errors in answers:
+        assert status == 1
+        assert len(errors) == 1 and errors[0].startswith("error: lost the connection to another process"), (
+            errors
+        )
