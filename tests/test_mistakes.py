@@ -175,3 +175,81 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(main.UserError, match="nowhere"):
         run("--coco_path", tmp_path / "nowhere", "--debug")
+
+
+# --- What goes wrong on the way --------------------------------------------------------------------------
+
+
+def test_no_object_in_the_whole_training_set(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = edited(coco_root, tmp_path / "data", lambda content: content.update(annotations=[]))
+    assert run("--coco_path", root, "--output_dir", tmp_path / "run") == 2
+    assert_one_line(capsys, "instances_train2017.json", "no image has any object", "image_id")
+
+
+def test_a_finished_checkpoint_asks_for_more_epochs(
+    prepared: Prepared, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(trained)
+    checkpoint = trained / "checkpoint.pth"
+    assert (
+        run("--coco_path", prepared.root, "--resume", checkpoint, "--epochs", 3, "--output_dir", trained) == 2
+    )
+    assert_one_line(capsys, "3 epochs", "--epochs", "--eval")
+    assert files(trained) == before
+
+
+def test_a_loss_that_is_not_finite_leaves_its_batch_behind(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--coco_path", prepared.root, "--batch_size", 2, "--epochs", 3, "--output_dir", out]
+    assert run(*flags, "--lr", 1e30, "--lr_backbone", 1e30) == 2
+    assert_one_line(capsys, "not finite", "image ids 10", "--lr", str(out / "crash_rank0.pth"))
+    report = torch.load(out / "crash_rank0.pth", weights_only=True)
+    assert len(report["image_ids"]) == 2 and report["learning_rates"] == [1e30, 1e30]
+    assert report["samples"][0].shape[:2] == (2, 3) and len(report["targets"]) == 2
+    assert "gradient_norm" in report
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    ],
+)
+def test_out_of_memory_names_shape_and_images(
+    error: Exception, coco_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("models.detr.DETR.detect", full)
+    assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1) == 2
+    assert_one_line(capsys, "out of memory", "(2, 3, ", "image ids 10", "--batch_size", "--max_size")
+
+
+def test_other_errors_keep_their_traceback(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("models.detr.DETR.detect", broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1)
+
+
+def test_few_steps_from_scratch_are_advised_against(
+    prepared: Prepared, coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--coco_path", coco_root, "--batch_size", 2, "--epochs", 1]
+    assert run(*flags) == 0
+    assert "consider --finetune" in capsys.readouterr().out
+    assert run(*flags, "--finetune", prepared.start) == 0
+    assert "consider --finetune" not in capsys.readouterr().out
+
+
+def test_more_objects_than_queries_are_warned_of(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--num_queries", 2) == 0
+    assert "an image holds 3 objects, the model can find 2: raise --num_queries" in capsys.readouterr().err
