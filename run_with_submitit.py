@@ -32,6 +32,7 @@ WAITING = {
     "Priority": "behind jobs of higher priority",
     "Dependency": "for another job",
     "BeginTime": "for the time at which it may begin",
+    "PartitionConfig": "for more than the partition has or allows: lower --nodes, or see --partition",
     "PartitionNodeLimit": "for more nodes than the partition has or allows: lower --nodes",
     "PartitionTimeLimit": "for a longer time than the partition allows: lower --timeout",
     "BadConstraints": "for nodes that do not exist: see --constraint, --ngpus, --mem_gb, --cpus_per_task",
