@@ -169,7 +169,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag(
         "--dataset_file",
         default="coco",
-        help="coco: COCO's layout; coco_panoptic: with panoptic annotations; shapes: the built-in pictures",
+        help="coco: COCO's layout, custom_train.json or Roboflow's; custom: prefers custom_train.json; "
+        "coco_panoptic: with panoptic annotations; shapes: the built-in pictures",
     )
     flag(
         "--coco_path", help=f"folder with train2017, val2017, annotations (shapes: {SHAPES_PATH} if left out)"

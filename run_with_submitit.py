@@ -76,9 +76,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 class Work:
     """What a process of the job calls; submitit pickles it, and again when the job is to be continued."""
 
-    def __init__(self, args: argparse.Namespace):
+    # Pickled by value, so no method may name a module of ours: a process of the job starts elsewhere.
+    def __init__(self, args: argparse.Namespace, root: str):
         self.args = args
-        self.root = str(Path(main.__file__).resolve().parent)
+        self.root = root
 
     def __call__(self) -> None:
         sys.path.insert(0, self.root)
@@ -165,10 +166,11 @@ def submit(args: argparse.Namespace) -> submitit.Job:
     executor = submitit.AutoExecutor(args.job_dir, cluster=args.cluster, slurm_max_num_timeout=MANY)
     executor.update_parameters(**job_parameters(args))
     try:
-        return executor.submit(Work(args))
+        return executor.submit(Work(args, str(Path(main.__file__).resolve().parent)))
     except (RuntimeError, subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise UserError(f"the cluster refuses the job: {lines[-1].strip()}") from error
+        reason = lines[-1].strip().removeprefix("sbatch: error: ")
+        raise UserError(f"the cluster refuses the job: {reason}") from error
 
 
 def waits_for(job_id: str, seconds: float = 5) -> str:
@@ -212,8 +214,9 @@ def launch(args: argparse.Namespace) -> None:
     if args.cluster != "debug":
         report(job, args)
     if args.cluster != "slurm":
-        error = job.exception()
-        if error is not None:
+        try:
+            job.results()  # submitit sets up its debug environment here alone, not in exception()
+        except Exception as error:
             raise UserError(f"job {job.job_id} failed: see {job.paths.stderr}") from error
 
 

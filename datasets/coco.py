@@ -17,6 +17,7 @@ import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, load_annotations
 from datasets.geometry import image_size
 from datasets.images import read_pil, read_tensor
+from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
 from datasets.seeding import SharedEpoch, seeded
 from util.errors import UserError
@@ -233,7 +234,7 @@ def make_coco_transforms(
 
 def build(image_set: str, args: Namespace, normalize_images: bool = True) -> CocoDetection:
     """The data set below `args.coco_path`; see `datasets.build_dataset`."""
-    img_folder, ann_file = find_coco_files(args.coco_path, image_set)
+    img_folder, ann_file = find_coco_files(args.coco_path, image_set, args.dataset_file)
     transforms = make_coco_transforms(
         image_set, args.scales, args.eval_scale, args.max_size, normalize_images, args.crop
     )
@@ -242,23 +243,18 @@ def build(image_set: str, args: Namespace, normalize_images: bool = True) -> Coc
 
 def read_categories(image_set: str, args: Namespace) -> dict[int, str]:
     """Category id -> name, from the annotation file alone."""
-    return load_annotations(find_coco_files(args.coco_path, image_set)[1]).categories
+    return load_annotations(find_coco_files(args.coco_path, image_set, args.dataset_file)[1]).categories
 
 
-def find_coco_files(coco_path: str | Path | None, image_set: str) -> tuple[Path, Path]:
-    """The image folder and the instances file of an image set in COCO's layout.
+def find_coco_files(
+    coco_path: str | Path | None, image_set: str, dataset_file: str = "coco"
+) -> tuple[Path, Path]:
+    """The image folder and the instances file of an image set, in any of datasets.layouts.
+
+    Args:
+        dataset_file: the layout that is preferred where a folder follows several.
 
     Raises:
         UserError: there is none; the message says what was looked for and what lies there.
     """
-    if not coco_path:
-        raise UserError("--coco_path is missing: the folder that holds annotations/, train2017/ and val2017/")
-    root = Path(coco_path)
-    img_folder, ann_file = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
-    missing = [str(path.relative_to(root)) for path in (img_folder, ann_file) if not path.exists()]
-    if missing and not root.is_dir():
-        raise UserError(f"--coco_path {root}: there is no such folder")
-    if missing:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
-        raise UserError(f"--coco_path {root}: no {' and no '.join(missing)} there; the folder holds {there}")
-    return img_folder, ann_file
+    return find_split(coco_path, image_set, dataset_file)

@@ -28,7 +28,7 @@ MODEL = (
 )
 TINY = MODEL.split()
 EPOCHS = 6  # of 8 steps each: 32 images on two processes
-SECONDS = 180  # the longest that any of the jobs may take
+SECONDS = 240  # the longest that any of the jobs may take
 
 
 @functools.cache
@@ -97,7 +97,7 @@ class Job:
 
     def output(self) -> str:
         logs = sorted(self.folder.glob("*_log.*"))
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +151,12 @@ def test_told_to_requeue_by_a_signal(undisturbed: Job, data: Path, tmp_path: Pat
 
 
 def test_reaching_its_time_limit(undisturbed: Job, data: Path, tmp_path: Path) -> None:
-    """The limit is one minute. The job is held up, or it would be finished by then."""
+    """A limit of one minute. The job is held up, or it would be finished by then; Slurm's signal wakes it."""
     job = Job(tmp_path, data, "--epochs", EPOCHS, "--timeout", 1)
-    job.wait(lambda: job.field("JobState") == "RUNNING", "the job's start")
-    started = time.monotonic()
     job.wait_for_epochs(1)
     slurm("scancel", "--signal=STOP", job.id)
-    assert time.monotonic() - started < 50, "the machine is too slow for this test"
-    time.sleep(started + 51 - time.monotonic())  # Slurm's signal comes 10 to 40 seconds before the limit
-    slurm("scancel", "--signal=CONT", job.id)
+    job.wait(lambda: job.field("Restarts") != "0", "the requeue")
+    slurm("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")  # enough for all the rest
     assert_same_end(job, undisturbed)
     assert "timed-out" in job.output() and "Requeued job" in job.output()
 
@@ -193,5 +190,5 @@ def test_more_than_the_cluster_has(data: Path, tmp_path: Path) -> None:
     assert "waits " in job.answer.stdout and "lower --nodes" in job.answer.stdout
     answer = launch("--shared_dir", tmp_path, "--cluster", "slurm", "--partition", "nowhere")
     assert answer.returncode == 2
-    (line,) = answer.stderr.splitlines()
-    assert line.startswith("error: ") and "partition" in line
+    line = answer.stderr.splitlines()[-1]  # behind what sbatch says
+    assert line.startswith("error: the cluster refuses the job: ") and "partition" in line

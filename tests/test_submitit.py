@@ -113,7 +113,7 @@ def test_a_restart_resumes_from_itself_once_it_has_saved(
 
 def test_what_is_queued_again_is_the_same(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    work = run_with_submitit.Work(parse("--lr", 0.5))
+    work = run_with_submitit.Work(parse("--lr", 0.5), str(ROOT))
     again = pickle.loads(pickle.dumps(work.checkpoint().function))
     assert vars(again.args) == vars(work.args)
 

@@ -1,0 +1,78 @@
+"""Pascal VOC: one XML file a picture, as LabelImg and many others write it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from datasets.formats.record import PICTURE_ENDINGS, Object, Picture, read_text, stored_size
+from util.errors import UserError
+
+# ImageSets/Main/NAME.txt -> split. VOC publishes no annotations of some of its test sets; where a test set
+# has them and there is no val, it is what is evaluated on.
+_SETS = (("train", "train"), ("val", "val"), ("trainval", "train"), ("test", "val"))
+
+
+def read(source: Path, one_based: bool = False) -> list[Picture]:
+    """The pictures of a folder.
+
+    Args:
+        source: holds Annotations/ and JPEGImages/ (and maybe ImageSets/Main/), or XML files beside pictures.
+        one_based: coordinates count from 1 and xmax, ymax are the last pixels of the box, as in the
+            published VOC sets; LabelImg and others give the corners of the box instead.
+
+    Raises:
+        UserError: no XML files, one that cannot be read, or one without its picture.
+    """
+    below = source / "Annotations" if (source / "Annotations").is_dir() else source
+    files = sorted(below.rglob("*.xml"))
+    if not files:
+        raise UserError(f"{source}: no XML files there, nor in Annotations/")
+    splits = _splits(source)
+    return [_read_file(file, source, splits.get(file.stem, ""), one_based) for file in files]
+
+
+def _splits(source: Path) -> dict[str, str]:
+    """Stem of a file -> its split, from ImageSets/Main; empty unless both splits are there."""
+    found: dict[str, str] = {}
+    for name, split in _SETS:
+        path = source / "ImageSets" / "Main" / f"{name}.txt"
+        for line in read_text(path).splitlines() if path.is_file() else ():
+            if line.strip():
+                found.setdefault(line.split()[0], split)
+    return found if {"train", "val"} <= set(found.values()) else {}
+
+
+def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture:
+    try:
+        root = ElementTree.fromstring(read_text(file))
+    except ElementTree.ParseError as error:
+        raise UserError(f"{file} is no valid XML: {error}") from error
+    path = _picture(file, source, root.findtext("filename", "").strip())
+    size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    objects = [_read_object(one, file, one_based) for one in root.iter("object")]
+    return Picture(path, (size[0], size[1]) if all(size) else stored_size(path), objects, split)
+
+
+def _picture(file: Path, source: Path, name: str) -> Path:
+    """The picture of an XML file, by the name in it or by its own."""
+    names = [name] if name else []
+    names += [file.stem + ending for small in PICTURE_ENDINGS for ending in (small, small.upper())]
+    folders = (source / "JPEGImages", source / "images", file.parent)
+    for path in (folder / one for one in names for folder in folders):
+        if path.is_file():
+            return path
+    raise UserError(f"{file}: its picture {name or file.stem} is neither in JPEGImages/ nor beside it")
+
+
+def _read_object(element: ElementTree.Element, file: Path, one_based: bool) -> Object:
+    name = element.findtext("name", "").strip()
+    corners = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        left, top, right, bottom = (float(corner or "") for corner in corners)
+    except ValueError:
+        raise UserError(f"{file}: the bndbox of an object '{name}' must be four numbers: {corners}") from None
+    if not name:
+        raise UserError(f"{file}: an object at {left:g}, {top:g} has no name")
+    first = 1 if one_based else 0
+    return Object(name, (left - first, top - first, right - left + first, bottom - top + first), [])

@@ -1,0 +1,106 @@
+"""The folder layouts that are read as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from util.errors import UserError
+
+
+class Split(NamedTuple):
+    """The files of a part of a data set."""
+
+    images: Path
+    annotations: Path
+
+
+class Layout(NamedTuple):
+    """Where a layout keeps things.
+
+    Attributes:
+        title: what messages call it.
+        splits: name of a split -> its image folder and its annotation file, below the data set's folder.
+    """
+
+    title: str
+    splits: Mapping[str, tuple[str, str]]
+
+
+LAYOUTS = {
+    "coco": Layout(
+        "COCO's",
+        {
+            "train": ("train2017", "annotations/instances_train2017.json"),
+            "val": ("val2017", "annotations/instances_val2017.json"),
+        },
+    ),
+    "custom": Layout(
+        "custom",
+        {
+            "train": ("train2017", "annotations/custom_train.json"),
+            "val": ("val2017", "annotations/custom_val.json"),
+        },
+    ),
+    "roboflow": Layout(
+        "Roboflow's COCO export",
+        {
+            "train": ("train", "train/_annotations.coco.json"),
+            "val": ("valid", "valid/_annotations.coco.json"),
+            "test": ("test", "test/_annotations.coco.json"),
+        },
+    ),
+}
+PANOPTIC = Layout(
+    "COCO's panoptic",
+    {
+        "train": ("panoptic_train2017", "annotations/panoptic_train2017.json"),
+        "val": ("panoptic_val2017", "annotations/panoptic_val2017.json"),
+    },
+)
+
+
+def splits_below(root: Path, layout: Layout) -> dict[str, Split]:
+    """The splits of a layout whose annotation file is there, by name."""
+    found = {name: Split(root / images, root / file) for name, (images, file) in layout.splits.items()}
+    return {name: split for name, split in found.items() if split.annotations.is_file()}
+
+
+def find_layout(root: Path, dataset_file: str = "coco") -> Layout | None:
+    """The layout that a folder follows, by the annotation files in it.
+
+    Args:
+        root: the data set's folder.
+        dataset_file: the layout that is preferred where there are several.
+    """
+    names = sorted(LAYOUTS, key=lambda name: name != dataset_file)  # sorting keeps the table's order
+    return next((LAYOUTS[name] for name in names if splits_below(root, LAYOUTS[name])), None)
+
+
+def find_split(coco_path: str | Path | None, image_set: str, dataset_file: str = "coco") -> Split:
+    """The image folder and the annotation file of a split, in any of the layouts.
+
+    Raises:
+        UserError: there are none; the message says what was looked for and what lies there.
+    """
+    if not coco_path:
+        raise UserError("--coco_path is missing: the folder that holds annotations/, train2017/ and val2017/")
+    root = Path(coco_path)
+    if not root.is_dir():
+        raise UserError(f"--coco_path {root}: there is no such folder")
+    layout = find_layout(root, dataset_file) or LAYOUTS.get(dataset_file, LAYOUTS["coco"])
+    names = layout.splits[image_set]
+    missing = [name for name in names if not (root / name).exists()]
+    if not missing:
+        return Split(*(root / name for name in names))
+    there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+    what = f"no {' and no '.join(missing)} there; the folder holds {there}"
+    raise UserError(f"--coco_path {root}: {what}. {known_layouts(image_set)}")
+
+
+def known_layouts(image_set: str) -> str:
+    """One sentence that shows the layouts by their files for a split."""
+    places = [(layout.title, *layout.splits[image_set]) for layout in LAYOUTS.values()]
+    shown = [f"{images}/ with {file} ({title})" for title, images, file in places]
+    return f"Known layouts: {'; '.join(shown)}; other formats: python -m datasets.convert"
