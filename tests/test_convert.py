@@ -25,7 +25,7 @@ def load(root, name=TRAIN):
 def objects(content):
     """Image id -> [(class name, box)], in the order of the file."""
     names = {category["id"]: category["name"] for category in content["categories"]}
-    found = {image["id"]: [] for image in content["images"]}
+    found: dict = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
         found[one["image_id"]].append((names[one["category_id"]], one["bbox"]))
     return found
@@ -69,7 +69,8 @@ def assert_same(root, coco, tolerance):
         for image_id, pairs in expected.items():
             assert [pair[0] for pair in got[image_id]] == [pair[0] for pair in pairs]
             boxes = [[pair[1] for pair in one] for one in (got[image_id], pairs)]
-            np.testing.assert_allclose(*(np.reshape(one, (-1, 4)) for one in boxes), rtol=0, atol=tolerance)
+            actual, expected = (np.reshape(one, (-1, 4)) for one in boxes)
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def write_voc(coco, root, first=0, digits=2):
@@ -110,7 +111,7 @@ def write_yolo(coco, root):
 
 def write_via(coco, root):
     """Folders train/ and val/ with a file each, as version 2 saves projects."""
-    entries = {"train": {}, "val": {}}
+    entries: dict = {"train": {}, "val": {}}
     for split, picture, _, pairs in per_picture(coco):
         (root / split).mkdir(parents=True, exist_ok=True)
         (root / split / picture.name).write_bytes(picture.read_bytes())
