@@ -68,7 +68,7 @@ def play(folder: Path, scenario: str, *flags: object) -> list[tuple[int, list[st
     return start(folder, [script, *flags])
 
 
-@pytest.mark.parametrize("waiting", ["barrier()", "time.sleep(600)"])
+@pytest.mark.parametrize("waiting", ["barrier()", pytest.param("time.sleep(600)", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_mistake_on_one_rank_ends_the_other(failing: int, waiting: str, tmp_path: Path) -> None:
     mistake = f"if rank == {failing}: raise UserError('a.jpg: cut off')"
@@ -85,6 +85,7 @@ def test_a_mistake_on_all_ranks_is_told_once(tmp_path: Path) -> None:
     assert (second, untold) == (2, [])
 
 
+@pytest.mark.slow
 def test_an_unexpected_error_keeps_its_traceback_on_its_own_rank(tmp_path: Path) -> None:
     scenario = "if rank == 1: {}['missing']\n    barrier()"
     (first, told, _), (second, lines, _) = play(tmp_path, scenario)
@@ -93,6 +94,7 @@ def test_an_unexpected_error_keeps_its_traceback_on_its_own_rank(tmp_path: Path)
     assert lines[0].startswith("Traceback") and lines[-1] == "error: KeyError: 'missing'"
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_missed(tmp_path: Path) -> None:
     scenario = "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    barrier()"
     (first, lines, _), (second, _, _) = play(tmp_path, scenario)
@@ -101,6 +103,7 @@ def test_a_killed_process_is_missed(tmp_path: Path) -> None:
     assert line.startswith("error: lost the connection to another process")
 
 
+@pytest.mark.slow
 def test_a_hanging_process_is_given_up(tmp_path: Path) -> None:
     scenario = "if rank == 1: time.sleep(600)\n    barrier()"
     began = time.monotonic()
@@ -111,6 +114,7 @@ def test_a_hanging_process_is_given_up(tmp_path: Path) -> None:
     assert told == [lines[0].replace("error:", "error: rank 0 failed:")]
 
 
+@pytest.mark.slow
 def test_a_process_that_never_comes(tmp_path: Path) -> None:
     scenario = "barrier()"
     (tmp_path / "script.py").write_text(SCRIPT.format(scenario=scenario))
@@ -126,7 +130,7 @@ def test_ranks_that_end_well_leave_quietly(tmp_path: Path) -> None:
     assert play(tmp_path, "barrier()\n    print('rank', rank)") == [(0, [], "rank 0\n"), (0, [], "rank 1\n")]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_unreadable_image_in_one_ranks_share(workers: int, tmp_path: Path) -> None:
     from datasets.sampler import TrainBatchSampler
 

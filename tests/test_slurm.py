@@ -180,7 +180,7 @@ def test_a_mistake_ends_the_job_with_its_message(data: Path, tmp_path: Path) -> 
     job = Job(tmp_path, data, "--epochs", EPOCHS, "--num_classes", 1)
     job.wait(lambda: job.field("JobState") == "FAILED", "the job's end")
     errors = [(job.folder / f"{job.id}_{rank}_log.err").read_text() for rank in (0, 1)]
-    assert "error: " in errors[0] and "--num_classes 1 " in errors[0]
+    assert "error: " in errors[0] and "--num_classes 1" in errors[0]
     assert not any("Traceback" in text for text in errors)
 
 
