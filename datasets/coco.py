@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from datasets.geometry import image_size
 from datasets.images import read_pil, read_tensor
 from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
-from datasets.seeding import SharedEpoch, seeded
+from datasets.seeding import SharedEpoch
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -89,8 +88,7 @@ class CocoDetection(Dataset):
         image = self._image(index)
         image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
         if self._transforms is not None:
-            epoch = self._epoch.value
-            with contextlib.nullcontext() if epoch is None else seeded(self.seed, epoch, index):
+            with self._epoch.drawing(self.seed, index):
                 image, target = self._transforms(image, target)
         if isinstance(target.get("masks"), LazyMasks):
             target = {**target, "masks": target["masks"].tensor()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from datasets.images import read_pil, read_tensor
 from datasets.masks import LazyMasks, LazySegments
 from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
 from datasets.panoptic_png import read_ids, run_starts
-from datasets.seeding import SharedEpoch, seeded
+from datasets.seeding import SharedEpoch
 from util.errors import UserError
 
 
@@ -103,8 +102,7 @@ class CocoPanoptic(Dataset):
         image = self._image(index)
         target = self._target(index, *image_size(image))
         if self.transforms is not None:
-            epoch = self._epoch.value
-            with contextlib.nullcontext() if epoch is None else seeded(self.seed, epoch, index):
+            with self._epoch.drawing(self.seed, index):
                 image, target = self.transforms(image, target)
         if isinstance(target.get("masks"), LazyMasks):
             target = {**target, "masks": target["masks"].tensor()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class SharedEpoch:
         if epoch is not None and epoch < 0:
             raise ValueError(f"an epoch is 0 or more, not {epoch}")
         self._epoch.fill_(self._NONE if epoch is None else epoch)
+
+    def drawing(self, seed: int, index: int) -> AbstractContextManager[None]:
+        """A block in which item `index` draws by `seeded`; freely as long as nobody has set an epoch."""
+        epoch = self.value
+        return nullcontext() if epoch is None else seeded(seed, epoch, index)
 
 
 @contextmanager
