@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, load_annotations
 from datasets.geometry import image_size
-from datasets.images import read_pil, read_tensor
+from datasets.images import read_image
 from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
 from datasets.seeding import SharedEpoch
@@ -66,7 +66,7 @@ class CocoDetection(Dataset):
         self.seed = seed
         self._transforms = transforms
         self._return_masks = return_masks
-        self._read = read_tensor if as_tensors else read_pil
+        self._as_tensors = as_tensors
         self._epoch = SharedEpoch()
 
     @property
@@ -96,10 +96,7 @@ class CocoDetection(Dataset):
 
     def _image(self, index: int) -> Image.Image | Tensor:
         path = self.root / self.annotations.file_name(index)
-        try:
-            return self._read(path)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read image {path} (image id {self.ids[index]}): {error}") from error
+        return read_image(path, self.ids[index], self._as_tensors)
 
 
 class ConvertCocoPolysToMask:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 import datasets.transforms as T
 from datasets.coco import make_coco_transforms
 from datasets.geometry import image_size
-from datasets.images import read_pil, read_tensor
+from datasets.images import read_image
 from datasets.masks import LazyMasks, LazySegments
 from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
 from datasets.panoptic_png import read_ids, run_starts
@@ -112,10 +112,7 @@ class CocoPanoptic(Dataset):
         path = self.img_folder / self.annotations.file_name(index)
         names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
         path = next((name for name in names if name.exists()), path)
-        try:
-            return read_tensor(path) if self._as_tensors else read_pil(path)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read image {path} (image id {self.ids[index]}): {error}") from error
+        return read_image(path, self.ids[index], self._as_tensors)
 
     def _target(self, index: int, height: int, width: int) -> dict[str, Any]:
         segments = self.annotations.segments_of(index)

@@ -14,11 +14,25 @@ import torchvision.io
 from PIL import Image
 from torch import Tensor
 
+from util.errors import UserError
+
 # What torchvision decodes as PIL does. CMYK, palettes, alpha and 16 bits are left to PIL.
 _TENSOR_FORMATS = {"JPEG", "MPO", "PNG"}
 _TENSOR_MODES = {"RGB", "L"}
 # Announced to leave torchvision one day; PIL decodes what it did, a little slower.
 _decode_image = getattr(torchvision.io, "decode_image", None)
+
+
+def read_image(path: Path, image_id: int, as_tensor: bool) -> Image.Image | Tensor:
+    """A data set's picture, by `read_tensor` or `read_pil`.
+
+    Raises:
+        UserError: it cannot be read; the file and its image id are named.
+    """
+    try:
+        return read_tensor(path) if as_tensor else read_pil(path)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path} (image id {image_id}): {error}") from error
 
 
 def read_pil(path: Path) -> Image.Image:
