@@ -299,7 +299,7 @@ def ensure_shapes(root: str) -> None:
 
 
 def _infer_num_classes(args: argparse.Namespace, categories: dict[int, str], checkpoint: dict | None) -> int:
-    from datasets.coco_names import COCO_NUM_CLASSES, are_coco_categories
+    from util.coco_names import COCO_NUM_CLASSES, are_coco_categories
     from models import default_num_classes
     from util.checkpoint import model_state
 
