@@ -26,7 +26,7 @@ from datasets.doctor.pictures import check_across, check_listing, check_names, c
 from datasets.doctor.report import Finding, Report
 from datasets.doctor.sources import Files, Source
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
-from util.errors import UserError
+from util.errors import UserError, exit_status
 
 
 def check_annotations(
@@ -214,8 +214,4 @@ def run(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(run))

@@ -23,7 +23,7 @@ from datasets.formats import via, voc, yolo
 from datasets.formats.record import Picture
 from datasets.layouts import LAYOUTS
 from datasets.links import link
-from util.errors import UserError
+from util.errors import UserError, exit_status
 
 _SHARE = 0.8  # of the pictures, for training
 
@@ -174,8 +174,4 @@ def run(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(run))

@@ -32,7 +32,7 @@ from datasets.panoptic_quality import (
     per_class,
 )
 from datasets.workers import process_map, usable_cores
-from util.errors import UserError
+from util.errors import UserError, exit_status
 
 _CHUNK = 32  # images a task; fixed, so that sums do not depend on the number of processes
 
@@ -256,26 +256,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 for a mistake that the user can correct."""
+    """The command line -> exit status."""
     args = _parser().parse_args(argv)
-    try:
-        evaluation = evaluate_files(
-            args.gt_json,
-            args.gt_folder or Path(args.gt_json).with_suffix(""),
-            args.pred_json,
-            args.pred_folder or Path(args.pred_json).with_suffix(""),
-            args.workers,
-        )
-        if args.json:
-            try:
-                Path(args.json).write_text(json.dumps(evaluation.figures(), indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"--json {args.json}: cannot be written ({error.strerror})") from error
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    evaluation = evaluate_files(
+        args.gt_json,
+        args.gt_folder or Path(args.gt_json).with_suffix(""),
+        args.pred_json,
+        args.pred_folder or Path(args.pred_json).with_suffix(""),
+        args.workers,
+    )
+    if args.json:
+        try:
+            Path(args.json).write_text(json.dumps(evaluation.figures(), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: cannot be written ({error.strerror})") from error
     print(evaluation.group_table(), evaluation.class_table(), sep="\n\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from datasets.shapes_drawing import (
     draw_picture,
 )
 from datasets.workers import process_map, usable_cores
-from util.errors import UserError
+from util.errors import UserError, exit_status
 
 DEFAULT_TRAIN = 16_000
 DEFAULT_VAL = 200
@@ -238,19 +238,19 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = vars(_parser().parse_args(argv))
+    return exit_status(lambda: _run(**options))
+
+
+def _run(out: str, **options: Any) -> None:
     try:
-        root = write_shapes(options.pop("out"), **options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        root = write_shapes(out, **options)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+        raise
     print(f"shapes: {options['train']} training and {options['val']} validation pictures in")
     for what in ("train2017", "val2017", "panoptic_train2017", "panoptic_val2017", "annotations"):
         print(f"  {root / what}")
     print(f"next: python main.py --dataset_file shapes --coco_path {root}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""COCO's own categories as data: ids 1 to 90 with ten gaps."""
+"""COCO's own categories as data: 80 things, ids 1 to 90 with ten gaps, and the 53 stuff classes of its panoptic
+files, ids 92 to 200."""
 
 from __future__ import annotations
 
@@ -23,7 +24,27 @@ COCO_THINGS: dict[int, str] = dict(zip((i for i in range(1, 91) if i not in _GAP
 """Category id -> name of the 80 things."""
 
 COCO_NUM_CLASSES = 91
-"""Highest id + 1."""
+"""Highest id of a thing + 1."""
+
+# fmt: off
+COCO_STUFF: dict[int, str] = {
+    92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain",
+    112: "door-stuff", 118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house",
+    130: "light", 133: "mirror-stuff", 138: "net", 141: "pillow", 144: "platform", 145: "playingfield",
+    147: "railroad", 148: "river", 149: "road", 151: "roof", 154: "sand", 155: "sea", 156: "shelf",
+    159: "snow", 161: "stairs", 166: "tent", 168: "towel", 171: "wall-brick", 175: "wall-stone",
+    176: "wall-tile", 177: "wall-wood", 178: "water-other", 180: "window-blind", 181: "window-other",
+    184: "tree-merged", 185: "fence-merged", 186: "ceiling-merged", 187: "sky-other-merged",
+    188: "cabinet-merged", 189: "table-merged", 190: "floor-other-merged", 191: "pavement-merged",
+    192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged",
+    196: "food-other-merged", 197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged",
+    200: "rug-merged",
+}
+# fmt: on
+"""Category id -> name of the 53 stuff classes."""
+
+COCO_PANOPTIC: dict[int, str] = COCO_THINGS | COCO_STUFF
+"""Category id -> name of the 133 classes of the panoptic files."""
 
 
 def are_coco_categories(categories: Mapping[int, str]) -> bool:

@@ -1,4 +1,9 @@
-"""The one exception that speaks to a user instead of a programmer."""
+"""The one exception that speaks to a user instead of a programmer, and how a command line ends on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -12,3 +17,23 @@ class UserError(Exception):
         """The message alone, without the traceback that torch's data loader puts around a worker's error."""
         text = str(self).strip()
         return text.splitlines()[-1].split("UserError: ", 1)[-1] if text.startswith("Caught ") else text
+
+
+def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
+    """Carry out what a command line asks for -> its exit status.
+
+    That is what `command` returns, None meaning 0; 2 for a UserError, whose message goes to stderr; 130 for
+    an interruption from the keyboard.
+
+    Args:
+        debug: let a UserError through, with its traceback.
+    """
+    try:
+        return command() or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error.one_line()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, exit_status
 from util.run_log import Run, load_runs, read_evaluation
 
 if TYPE_CHECKING:
@@ -288,12 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.smooth < 0:
         parser.error("--smooth must not be negative")
-    try:
-        print(draw_curves(options.runs, options.output, options.fields, options.smooth, options.log_name))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    runs, fields = options.runs, options.fields
+    return exit_status(
+        lambda: print(draw_curves(runs, options.output, fields, options.smooth, options.log_name))
+    )
 
 
 if __name__ == "__main__":
