@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,26 @@ def edited(
     edit(content)
     path.write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    """An output folder with the records of an earlier run: no mistake changes them.
+
+    A run that has begun when it fails has set its predecessor's records aside, under another name.
+    """
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("log.txt", "checkpoint.pth", "args.json"):
+        (folder / name).write_text(f"{name} of an earlier run")
+    before = files(folder)
+    yield folder
+    after = files(folder)
+    begun = "log.1.txt" in after
+    assert {
+        name: after.get(re.sub(r"^(log|args)\b", r"\1.1", name) if begun else name) for name in before
+    } == before
+    assert begun or after.keys() == before.keys(), "nothing is half written"
 
 
 MISTAKES = {
@@ -59,19 +80,17 @@ CASES = [(name, how) for name in MISTAKES for how in ("train", "evaluate")]
     "name, how", [case for case in CASES if case not in {(name, "evaluate") for name in ONLY_IN_TRAINING}]
 )
 def test_mistakes_are_told_in_one_line(
-    name: str, how: str, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, how: str, prepared: Prepared, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, fragments = MISTAKES[name]
     if how == "evaluate":
         words = [*words, "--eval"]
         fragments = [fragment.replace("train2017", "val2017") for fragment in fragments]
     (tmp_path / "flat" / "pictures").mkdir(parents=True)
-    (tmp_path / "out").mkdir()
     places = {"tmp": tmp_path, "start": prepared.start}
     filled = [word.format(**places) for word in words]
-    assert run("--coco_path", prepared.root, "--output_dir", tmp_path / "out", *filled) == 2
+    assert run("--coco_path", prepared.root, "--output_dir", out, *filled) == 2
     assert_one_line(capsys, *fragments)
-    assert files(tmp_path / "out") == {}, "nothing is half written"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -83,44 +102,56 @@ def test_cuda_without_a_gpu_as_typed(coco_root: Path) -> None:
 
 
 def test_an_annotation_file_that_is_no_json(
-    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(coco_root, tmp_path / "data")
     (tmp_path / "data" / "annotations" / "instances_val2017.json").write_text('{"images": [')
-    assert run("--coco_path", tmp_path / "data") == 2
+    assert run("--coco_path", tmp_path / "data", "--output_dir", out) == 2
     assert_one_line(capsys, "instances_val2017.json", "line 1")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_missing_image_is_named(
-    workers: int, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workers: int, coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(coco_root, root)
     name = f"{FIRST_ID['train']:012d}.jpg"
     (root / "train2017" / name).unlink()
-    flags = ["--coco_path", root, "--batch_size", len(TRAIN_SIZES), "--num_workers", workers]
+    flags = [
+        "--coco_path",
+        root,
+        "--batch_size",
+        len(TRAIN_SIZES),
+        "--num_workers",
+        workers,
+        "--output_dir",
+        out,
+    ]
     assert run(*flags) == 2
     assert_one_line(capsys, name, f"image id {FIRST_ID['train']}")
 
 
 def test_an_annotation_of_an_undeclared_category_is_named(
-    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = edited(
         coco_root, tmp_path / "data", lambda content: content["annotations"][0].update(category_id=9)
     )
-    assert run("--coco_path", root, "--num_classes", 6) == 2
+    assert run("--coco_path", root, "--num_classes", 6, "--output_dir", out) == 2
     assert_one_line(capsys, "9", "--num_classes")
 
 
 def test_evaluating_weights_that_are_not_finite_is_told(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Prepared, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = load(prepared.start)["model"]
     state["bbox_embed.layers.2.bias"].fill_(math.nan)
     torch.save({"model": state}, tmp_path / "nan.pth")
-    assert run("--coco_path", prepared.root, "--eval", "--resume", tmp_path / "nan.pth") == 2
+    assert (
+        run("--coco_path", prepared.root, "--eval", "--resume", tmp_path / "nan.pth", "--output_dir", out)
+        == 2
+    )
     assert_one_line(capsys, "not finite")
 
 
@@ -131,15 +162,17 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize("flag", OUT_OF_RANGE)
-def test_values_out_of_range_are_told(flag: str, coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--coco_path", coco_root, "--epochs", 1, flag, OUT_OF_RANGE[flag]) == 2
+def test_values_out_of_range_are_told(
+    flag: str, coco_root: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", out, flag, OUT_OF_RANGE[flag]) == 2
     assert_one_line(capsys, flag)
 
 
 def test_more_accumulation_than_an_epoch_has_batches_is_told(
-    coco_root: Path, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--coco_path", coco_root, "--epochs", 1, "--accum_steps", 3) == 2
+    assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", out, "--accum_steps", 3) == 2
     assert_one_line(capsys, "--accum_steps")
 
 
@@ -152,9 +185,9 @@ def test_evaluating_the_newest_checkpoint_where_there_is_none_is_told(
 
 
 def test_resuming_with_another_set_of_trained_parameters_is_told(
-    prepared: Prepared, trained: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Prepared, trained: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--coco_path", prepared.root, "--epochs", 4, "--lr_backbone", 0]
+    flags = ["--coco_path", prepared.root, "--epochs", 4, "--lr_backbone", 0, "--output_dir", out]
     assert run(*flags, "--resume", trained / "checkpoint.pth") == 2
     assert_one_line(capsys, "--lr_backbone")
 
@@ -181,10 +214,10 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_no_object_in_the_whole_training_set(
-    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = edited(coco_root, tmp_path / "data", lambda content: content.update(annotations=[]))
-    assert run("--coco_path", root, "--output_dir", tmp_path / "run") == 2
+    assert run("--coco_path", root, "--output_dir", out) == 2
     assert_one_line(capsys, "instances_train2017.json", "no image has any object", "image_id")
 
 
@@ -221,13 +254,17 @@ def test_a_loss_that_is_not_finite_leaves_its_batch_behind(
     ],
 )
 def test_out_of_memory_names_shape_and_images(
-    error: Exception, coco_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    coco_root: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("models.detr.DETR.detect", full)
-    assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1) == 2
+    assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--output_dir", out) == 2
     assert_one_line(capsys, "out of memory", "(2, 3, ", "image ids 10", "--batch_size", "--max_size")
 
 
