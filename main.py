@@ -299,9 +299,9 @@ def ensure_shapes(root: str) -> None:
 
 
 def _infer_num_classes(args: argparse.Namespace, categories: dict[int, str], checkpoint: dict | None) -> int:
-    from util.coco_names import COCO_NUM_CLASSES, are_coco_categories
     from models import default_num_classes
     from util.checkpoint import model_state
+    from util.coco_names import COCO_NUM_CLASSES, are_coco_categories
 
     if checkpoint is not None:
         head = [v for k, v in model_state(checkpoint).items() if k.endswith("class_embed.bias")]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from datasets import annotation_cache
 from util.errors import UserError
 
 
@@ -59,6 +65,17 @@ class AnnotationFile(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_coco": None}  # data workers do not need it, and it is large
+
+    def packed(self) -> dict[str, Any]:
+        """All that the file holds: arrays, numbers, and dicts with integer keys."""
+        return {name: value for name, value in vars(self).items() if name not in ("source", "_coco")}
+
+    @classmethod
+    def unpacked(cls, values: dict[str, Any], source: str | Path) -> AnnotationFile:
+        """The inverse of `packed`."""
+        annotations = cls.__new__(cls)
+        vars(annotations).update(values, source=Path(source), _coco=None)
+        return annotations
 
     def _fault(self, what: str) -> UserError:
         return UserError(f"{self.source}: {what}")
@@ -140,6 +157,50 @@ def load_once(path: str | Path, form: type[F]) -> F:
     version = status.st_mtime_ns, status.st_size
     if key in _cache and _cache[key][0] == version:
         return _cache[key][1]  # type: ignore[return-value]  # form is part of the key
-    annotations = form(read_json(path), path)
+    annotations = _load(path, form)
     _cache[key] = version, annotations
     return annotations
+
+
+def _load(path: str | Path, form: type[F]) -> F:
+    """From the cache on disk, or from the file and into the cache."""
+    try:
+        entry = annotation_cache.entry_of(path, form)
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    if entry is None:
+        return _pack(path, form)
+    with annotation_cache.one_at_a_time(entry):
+        values = annotation_cache.read_entry(entry)
+        if values is not None:
+            return form.unpacked(values, path)  # type: ignore[return-value]  # a classmethod of form
+        annotations = _pack(path, form)
+        annotation_cache.write_entry(entry, annotations.packed())
+        return annotations
+
+
+def _pack(path: str | Path, form: type[F]) -> F:
+    with _no_collection():
+        annotations = form(read_json(path), path)
+    _return_freed_memory()
+    return annotations
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector away: to look for cycles among millions of records takes as long again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _return_freed_memory() -> None:
+    """Hand the records' memory back to the system, where the C library can: data workers would map it, too."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)

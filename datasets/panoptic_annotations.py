@@ -86,6 +86,13 @@ class PanopticAnnotations(AnnotationFile):
         content = read_json(self.source)
         return {**content, "images": sorted(content["images"], key=lambda image: image["id"])}
 
+    @property
+    def _segments(self) -> Segments:
+        """Those of all images, one image's after the other's."""
+        return Segments(
+            self._segment_ids, self._segment_categories, self._segment_areas, self._segment_crowds
+        )
+
     # ---- packing
 
     def _pack_annotations(self, annotations: list[dict[str, Any]]) -> None:
@@ -104,7 +111,8 @@ class PanopticAnnotations(AnnotationFile):
         lengths = np.array([len(lists[place]) for place in order], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(lengths)])  # [images + 1] into the segments
         records = [record for place in order for record in lists[place]]
-        self._segments = self._pack_segments(records, np.repeat(self.image_ids, lengths))
+        columns = self._pack_segments(records, np.repeat(self.image_ids, lengths))
+        self._segment_ids, self._segment_categories, self._segment_areas, self._segment_crowds = columns
 
     def _pack_segments(self, records: list[Any], owners: np.ndarray) -> Segments:
         """Segments of all images; `owners` [S] are the ids of their images, ascending."""

@@ -1,5 +1,7 @@
-"""COCO's own categories as data: 80 things, ids 1 to 90 with ten gaps, and the 53 stuff classes of its panoptic
-files, ids 92 to 200."""
+"""COCO's own categories as data.
+
+80 things with ids 1 to 90 and ten gaps, and the 53 stuff classes of its panoptic files with ids 92 to 200.
+"""
 
 from __future__ import annotations
 
