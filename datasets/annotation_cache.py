@@ -67,7 +67,7 @@ def read_entry(entry: Path) -> dict[str, Any] | None:
 
 
 def write_entry(entry: Path, values: dict[str, Any]) -> None:
-    """Keep arrays, numbers, texts and dicts with integer keys; without effect where nothing can be written."""
+    """Keep arrays, numbers, texts and dicts with integer keys; no effect where nothing can be written."""
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     tables = {name: list(value.items()) for name, value in values.items() if isinstance(value, dict)}
     plain = {name: value for name, value in values.items() if name not in arrays and name not in tables}
@@ -87,7 +87,7 @@ def write_entry(entry: Path, values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(entry: Path) -> Iterator[None]:
-    """Hold the cache's lock, where there are locks: of many ranks on a host one packs, and the others read."""
+    """Hold the cache's lock, where there are locks: one of a host's ranks packs, the others read."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ImportError):
             import fcntl

@@ -199,7 +199,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _return_freed_memory() -> None:
-    """Hand the records' memory back to the system, where the C library can: data workers would map it, too."""
+    """Hand the records' memory back to the system, where the C library can: workers would map it, too."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
         if trim is not None:

@@ -45,6 +45,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
 
 
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys, and an `id` among them, as CSV; None becomes an empty cell.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else ["id"])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())
+
+
+def _set_aside(path: Path) -> None:
+    """Give a file, if it is there, the next free name of name.1.suffix, name.2.suffix, ..."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    if path.exists():
+        path.rename(next(name for name in names if not name.exists()))
+
+
 def _append(path: Path, line: str) -> None:
     try:
         with open(path, "a") as file:
@@ -91,8 +111,8 @@ class RunRecords:
         """Start at an epoch: write args.json, and drop from log.txt what will come again.
 
         That is lines of this epoch and later ones, and a half-written last one. Temporary files that a killed
-        process left go, too. A run that starts at epoch 0 where another has logged keeps the other's log
-        under the next free name, log.1.txt, log.2.txt, ...
+        process left go, too. A run that starts at epoch 0 where another has logged keeps the other's log and
+        flags under the next free name, log.1.txt, args.1.json, ...
 
         Returns:
             The lines that stay, on the process that writes; the same on the others.
@@ -100,18 +120,18 @@ class RunRecords:
         if self.folder is not None:
             for leftover in [*self.folder.glob(".*.part"), *self.folder.glob("eval/.*.part")]:
                 leftover.unlink(missing_ok=True)
-        self.write_args(vars(args), categories=categories)
         path = None if self.folder is None else self.folder / "log.txt"
         kept: list[dict[str, Any]] = []
         if path is not None and path.exists() and epoch == 0:
-            names = (path.with_name(f"log.{number}.txt") for number in itertools.count(1))
-            path.rename(next(name for name in names if not name.exists()))
+            _set_aside(path)
+            _set_aside(path.with_name("args.json"))
         elif path is not None and path.exists():
             text = path.read_text()
             kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]
             whole = "".join(json.dumps(line) + "\n" for line in kept)
             if whole != text:
                 write_whole(path, whole)
+        self.write_args(vars(args), categories=categories)
         return all_gather(kept)[0]
 
     def finish_epoch(self, line: Mapping[str, Any]) -> None:
@@ -155,12 +175,7 @@ class RunRecords:
             )
             for name in names:
                 write_whole(folder / f"{name}{suffix}.pth", buffer.getvalue())
-            table = io.StringIO()
-            rows = evaluator.per_class(iou_type)
-            writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else ["id"])
-            writer.writeheader()
-            writer.writerows(rows)
-            write_whole(folder / f"per_class{suffix}.csv", table.getvalue())
+            write_table(folder / f"per_class{suffix}.csv", evaluator.per_class(iou_type))
 
     def close(self) -> None:
         """Finish TensorBoard's files."""
@@ -227,8 +242,9 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
         split, _, name = key.partition("_")
         if split not in ("train", "test"):
             continue
-        if name.startswith("coco_eval_"):
-            kind = name.removeprefix("coco_eval_")
+        averaged = "ema_" if name.startswith("ema_") else ""
+        if name.removeprefix(averaged).startswith("coco_eval_"):
+            kind = averaged + name.removeprefix(f"{averaged}coco_eval_")
             scalars |= {f"{split}/{kind}_{figure}": v for figure, v in zip(COCO_FIGURES, value, strict=True)}
         elif isinstance(value, Mapping):  # PQ_all and its like
             scalars |= {f"{split}/{name}_{k}": v for k, v in value.items() if isinstance(v, (int, float))}
