@@ -15,15 +15,8 @@ DATA = ROOT.parent / "shared" / "data" / "coco_panoptic"
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
 def test_two_steps_and_an_evaluation_on_genuine_pictures(tmp_path: Path) -> None:
-    words = ("--dataset_file", "coco_panoptic", "--coco_path", DATA, "--coco_panoptic_path", DATA, "--masks")
-    words += (
-        "--hidden_dim",
-        128,
-        "--nheads",
-        8,
-        "--num_queries",
-        50,
-    )
+    words: list[object] = ["--dataset_file", "coco_panoptic", "--coco_path", DATA, "--masks"]
+    words += ["--coco_panoptic_path", DATA, "--hidden_dim", 128, "--nheads", 8, "--num_queries", 50]
     status = run(*words, "--batch_size", 18, "--epochs", 1, "--lr_drop", 1, "--output_dir", tmp_path)
     assert status == 0
     (line,) = read_log(tmp_path)
