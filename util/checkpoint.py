@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from util.distributed import is_main_process
 from util.download import fetch
 from util.errors import UserError
+from util.safetensors_file import SUFFIX as SAFETENSORS
+from util.safetensors_file import read_safetensors, to_safetensors
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -33,6 +35,8 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     Nothing in the file is executed: beside tensors and plain values only an argparse Namespace and NumPy
     scalars are accepted, which the published code writes.
 
+    A `.safetensors` file gives `model`, and `args`, `categories` and `is_thing` where it holds them.
+
     Args:
         location: a path, or an http(s) URL, which is fetched into torch.hub's cache once and whose hash is
             verified where its name holds one.
@@ -43,6 +47,8 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     path = fetch(str(location), verify) if is_url(location) else Path(location)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
+    if path.suffix == SAFETENSORS:
+        return read_safetensors(path)
     verify(path)
     try:
         with torch.serialization.safe_globals(_harmless_types()):
@@ -66,6 +72,9 @@ def verify(path: Path) -> None:
     Raises:
         UserError: damaged, cut off, or empty.
     """
+    if path.suffix == SAFETENSORS:
+        read_safetensors(path)
+        return
     try:
         with open(path, "rb") as file:
             head = file.read(4)
@@ -186,7 +195,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
 
     Args:
         checkpoint: what to write.
-        path: where; the folder exists.
+        path: where; the folder exists. A `.safetensors` file takes weights, `args`, `categories` and
+            `is_thing` alone: enough to evaluate and fine-tune, not to resume.
         keep: how many earlier versions stay, as NAME.1.pth, NAME.2.pth, ...
 
     Raises:
@@ -196,7 +206,10 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(checkpoint), file)
+            if path.suffix == SAFETENSORS:
+                file.write(to_safetensors(checkpoint))
+            else:
+                torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
         keep_predecessors(path, keep)
