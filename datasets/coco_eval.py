@@ -154,6 +154,15 @@ class CocoEvaluator:
                     figures = [f"{k} = {v:0.3f}" for k, v in self.max_dets_stats[iou_type].items()]
                     print(f" With up to {self.max_dets} predictions per image: {', '.join(figures)}")
 
+    def predictions(self) -> Columns:
+        """What was given, of all processes behind `synchronize_between_processes`, as columns of N rows.
+
+        Returns:
+            image_id, label (category id) and score [N]; box [N, 4], x, y, width and height in pixels; with
+            'segm' the masks' rle [N] and size [N, 2].
+        """
+        return _concatenate(self._parts)
+
     def per_class(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
         """Figures of each category after `accumulate`, over all areas, with up to 100 predictions per image.
 

@@ -171,7 +171,8 @@ class PanopticEvaluator:
     Args:
         ann_file: COCO panoptic JSON of the ground truth.
         ann_folder: the folder of its PNGs.
-        output_dir: the main process writes PNGs and predictions.json there; empty: to a temporary folder.
+        output_dir: the main process writes PNGs, predictions.json and per_class.csv there; empty: they go
+            to a temporary folder.
 
     Attributes:
         predictions: what was given, by image id.
@@ -215,11 +216,13 @@ class PanopticEvaluator:
             UserError: see evaluate_files.
         """
         from util.distributed import is_main_process
+        from util.records import write_table
 
         if not is_main_process():
             return None
         if self.output_dir:
             self.evaluation = self._evaluate(Path(self.output_dir))
+            write_table(Path(self.output_dir) / "per_class.csv", self.evaluation.per_class())
         else:
             with tempfile.TemporaryDirectory() as folder:
                 self.evaluation = self._evaluate(Path(folder))
