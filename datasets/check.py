@@ -52,6 +52,8 @@ def check_dataset(
     num_classes: int | None = None,
     num_queries: int | None = None,
     decode: bool = True,
+    headers_up_to: int = 0,
+    masks: bool = False,
 ) -> Report:
     """All checks of the splits of a data set.
 
@@ -59,11 +61,15 @@ def check_dataset(
         sources: name of the split -> its files; 'train' and 'val' are compared with each other.
         num_classes, num_queries: as of check_annotations.
         decode: read every picture and panoptic PNG too.
+        headers_up_to: where they are not decoded, read at least the headers of the pictures of files that
+            list at most so many: their size and their orientation.
+        masks: masks are to be trained, so that objects need good ones.
     """
-    report = Report()
+    report = Report(masks=masks)
     raws = {split: read_raw(source.annotations, report) for split, source in sources.items()}
     readable = {split: raw for split, raw in raws.items() if raw is not None}
-    check_raw(readable, sources, report, num_classes, num_queries, Files() if decode else None)
+    files = Files() if decode else Files(headers_up_to=headers_up_to) if headers_up_to else None
+    check_raw(readable, sources, report, num_classes, num_queries, files)
     return report
 
 
@@ -84,15 +90,16 @@ def check_raw(
     """
     counts: dict[str, dict[str, int]] = {}
     digests: dict[str, dict[bytes, int]] = {}
+    whole = files is not None and not files.headers_up_to
     for split, raw in raws.items():
         source = sources[split]
         counts[split] = _check_file(raw, report, num_classes, num_queries)
         if source.images is not None:
             if not raw.panoptic:  # there, pictures may end in .jpg where the file says .png
                 check_names(raw, report, source.images)
-            if files is not None:
-                digests[split] = check_pictures(raw, report, source.images, files.pictures)
-        if source.pngs is not None and files is not None and raw.panoptic:
+            if files is not None and (whole or len(raw.images) <= files.headers_up_to):
+                digests[split] = check_pictures(raw, report, source.images, files.pictures, whole)
+        if source.pngs is not None and files is not None and whole and raw.panoptic:
             check_pngs(raw, report, source.pngs, files.maps)
     for one, other in (("train", "val"), ("panoptic train", "panoptic val")):
         if {one, other} <= raws.keys():
@@ -191,6 +198,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", help="folder of the pictures, where path is a file")
     parser.add_argument("--num_classes", type=int, help="of the model: highest category id + 1")
     parser.add_argument("--num_queries", type=int, default=100, help="of the model")
+    parser.add_argument("--masks", action="store_true", help="masks are to be trained: objects need them")
     parser.add_argument("--no_decode", action="store_true", help="do not open pictures")
     parser.add_argument("--json", metavar="OUT", help="write all findings to this file")
     parser.add_argument("--fix", metavar="OUT_DIR", help="write a corrected copy to this new folder")
@@ -202,7 +210,7 @@ def run(words: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args(words)
     sources = find_sources(args.path, args.dataset_file, args.images)
     decode = not args.no_decode
-    report = check_dataset(sources, args.num_classes, args.num_queries, decode)
+    report = check_dataset(sources, args.num_classes, args.num_queries, decode, masks=args.masks)
     print("\n".join(report.lines()))
     if args.json:
         Path(args.json).write_text(json.dumps(report.to_json(), indent=1, default=str), encoding="utf-8")

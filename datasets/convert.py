@@ -169,7 +169,8 @@ def run(words: Sequence[str] | None = None) -> int:
     write(pictures, names, args.out)
     report = check_dataset(find_sources(args.out))
     print("\n".join(report.lines()))
-    print(f"\nnext: python main.py --coco_path {args.out}")
+    mend = f"python -m datasets.check {args.out} --fix NEW_FOLDER, then " if report.faults else ""
+    print(f"\nnext: {mend}python main.py --coco_path {'NEW_FOLDER' if mend else args.out}")
     return report.status
 
 

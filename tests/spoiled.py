@@ -281,7 +281,8 @@ SPOILED: dict[str, Spoiled] = {
     "annotation id 0": Spoiled(put(4, id=0), "annotation_id_zero", 0, 12),
     "image not listed": Spoiled(put(4, image_id=999), "dangling_image_id", 105, 999, "999"),
     "category not listed": Spoiled(put(4, category_id=17), "dangling_category_id", 105, 12, "17"),
-    "category beyond num_classes": Spoiled(_high_category, "category_range", 103, 11, "category 90 ('gear')"),
+    "category beyond num_classes": Spoiled(
+        _high_category, "category_range", 103, 11, "category id 90 ('gear')"),
     "names differ between splits": Spoiled(_swap_names, "categories_differ", text="category 1 is 'bolt'"),
     "bbox missing": Spoiled(remove(4, "bbox"), "bbox_missing", 105, 12),
     "bbox no list": Spoiled(put(4, bbox={"x": 3}), "bbox_malformed", 105, 12, "{'x': 3}"),

@@ -78,7 +78,7 @@ def _resize(path: Path) -> None:
 SPOILED_PANOPTIC: dict[str, Spoiled] = {
     "isthing missing": Spoiled(
         lambda made: made.files[PANOPTIC]["categories"][1].pop("isthing"),
-        "isthing_missing", text="category 2"),
+        "isthing_missing", text="category id 2"),
     "segments_info no list": Spoiled(
         _annotation(lambda one: one.update(segments_info=None)), "segments_malformed", None, 22,
         also={"png_not_in_json"}),

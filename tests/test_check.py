@@ -268,7 +268,7 @@ def test_the_command(clean, tmp_path, capsys):
     assert run([str(made.root), "--json", str(out), "--fix", str(tmp_path / "fixed")]) == 1
     text = capsys.readouterr().out
     assert text.index("a box without width or height (1)") < text.index("without iscrowd (15)")
-    assert "annotation 105, image 12: bbox [40, 30, 0, 9]" in text and "… and 5 more" in text
+    assert "annotation id 105, image id 12: bbox [40, 30, 0, 9]" in text and "… and 5 more" in text
     assert "16 faults of 2 kinds, 0 notes" in text and "passes the checks" in text
     groups = {group["kind"]: group for group in json.loads(out.read_text())["groups"]}
     assert len(groups["iscrowd_missing"]["findings"]) == 15
@@ -288,10 +288,11 @@ def test_a_file_by_itself(clean, tmp_path):
     report = check_annotations(clean.root / TRAIN, clean.root / "val2017", num_classes=3)
     assert [group.name for group in report.fatal] == ["category_range", "image_missing"]
     assert report.one_line().startswith(
-        f"{clean.root / TRAIN}: a category id outside of 0 to num_classes - 1"
+        f"{clean.root / TRAIN}: a category id that the model has no class for"
     )
     assert (
-        "category 3 ('gear'); num_classes is 3 (and 6 faults more). Pass --num_classes" in report.one_line()
+        "category id 3 ('gear'); --num_classes 3, given or of the model, holds 0 to 2; --num_classes 4 holds "
+        "all (and 6 faults more). Pass --num_classes" in report.one_line()
     )
     nothing = check_annotations(tmp_path / "none.json")
     assert nothing.status == 2 and "no annotation file" in nothing.one_line()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,8 @@ def test_via_there_and_back(coco, tmp_path):
 
 def test_the_next_command_and_the_checks(coco, tmp_path, capsys):
     source = write_via(coco, tmp_path / "via")
+    assert run(["via", str(source), str(tmp_path / "clean")]) == 0
+    assert f"next: python main.py --coco_path {tmp_path / 'clean'}" in capsys.readouterr().out
     data = json.loads((source / "train" / "via_region_data.json").read_text())
     first = next(iter(data["_via_img_metadata"].values()))
     first["regions"][0]["shape_attributes"]["width"] = 0
@@ -158,7 +161,9 @@ def test_the_next_command_and_the_checks(coco, tmp_path, capsys):
     assert run(["via", str(source), str(tmp_path / "out")]) == 1
     answer = capsys.readouterr().out
     assert "a box without width or height (1)" in answer
-    assert f"next: python main.py --coco_path {tmp_path / 'out'}" in answer
+    assert (
+        f"next: python -m datasets.check {tmp_path / 'out'} --fix NEW_FOLDER, then python main.py" in answer
+    )
 
 
 # ---- outlines
@@ -225,18 +230,51 @@ def test_pictures_that_are_called_alike(tmp_path):
     assert objects(content) == {1: [("a", [12, 9, 16, 12])], 2: [("b", [12.3, 9, 16.4, 12])]}
 
 
-def test_names_of_data_yaml(coco, tmp_path):
+@pytest.fixture
+def with_yaml(coco, tmp_path):
+    """A YOLO folder whose names are to be read from data.yaml."""
     source = write_yolo(coco, tmp_path / "yolo")
     (source / "classes.txt").unlink()
-    (source / "data.yaml").write_text("names:\n  0: bolt\n  1: nut\n  2: gear\n")
-    try:
-        import yaml  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(UserError, match="pip install pyyaml, or pass --names"):
-            run(["yolo", str(source), str(tmp_path / "out")])
-    else:
-        assert run(["yolo", str(source), str(tmp_path / "out")]) == 0
-        assert_same(tmp_path / "out", coco, 0.001)
+    return source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names:\n  0: bolt\n  1: nut\n  2: gear\n",
+        "path: ..\ntrain: train/images\nval: valid/images\nnc: 3\nnames: ['bolt', 'nut', 'gear']\n",
+    ],
+)
+def test_names_of_data_yaml(text, with_yaml, coco, tmp_path):
+    pytest.importorskip("yaml", reason="needs PyYAML (requirements-extra.txt)")
+    (with_yaml / "data.yaml").write_text(text)
+    assert run(["yolo", str(with_yaml), str(tmp_path / "out")]) == 0
+    assert_same(tmp_path / "out", coco, 0.001)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("names: [bolt, nut", "data.yaml is no valid YAML: .*line 1"),
+        ("names: {x: bolt}", "data.yaml: names must be a list, or numbers with names, not {'x': 'bolt'}"),
+        ("names: 3", "no data.yaml with names"),
+        ("only text", "no data.yaml with names"),
+    ],
+)
+def test_a_faulty_data_yaml(text, message, with_yaml, tmp_path):
+    pytest.importorskip("yaml", reason="needs PyYAML (requirements-extra.txt)")
+    (with_yaml / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(["yolo", str(with_yaml), str(tmp_path / "out")])
+
+
+def test_data_yaml_without_pyyaml(with_yaml, coco, tmp_path, monkeypatch):
+    (with_yaml / "data.yaml").write_text("names: [bolt, nut, gear]")
+    monkeypatch.setitem(sys.modules, "yaml", None)  # as where it is not installed
+    with pytest.raises(UserError, match="data.yaml needs PyYAML: pip install pyyaml, or pass --names"):
+        run(["yolo", str(with_yaml), str(tmp_path / "out")])
+    assert run(["yolo", str(with_yaml), str(tmp_path / "out"), "--names", "bolt", "nut", "gear"]) == 0
+    assert_same(tmp_path / "out", coco, 0.001)
 
 
 # ---- mistakes

@@ -198,7 +198,7 @@ class RawFile:
     def on_category(self, row: Any) -> Finding:
         """Finding of a category's place."""
         record = self.categories[row]
-        return Finding(None, None, f"category {show(record.get('id'))} ({show(record.get('name'))})")
+        return Finding(None, None, f"category id {show(record.get('id'))} ({show(record.get('name'))})")
 
 
 def read_raw(path: str | Path, report: Report) -> RawFile | None:
@@ -252,5 +252,6 @@ def _has_sections(path: Path, content: Any, report: Report) -> bool:
         elif not isinstance(content[section], list):
             report.tell("not_coco", path, f"'{section}' is no list: {show(content[section], 40)}")
         else:
-            report.tell("empty_section", path, f"'{section}' is empty")
+            nothing = ": no image has any object" if section == "annotations" else ""
+            report.tell("empty_section", path, f"'{section}' is empty{nothing}")
     return usable

@@ -81,7 +81,12 @@ def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> N
     ids, valid = raw.category_ids
     beyond = (ids < 0) | (ids >= (num_classes if num_classes is not None else np.inf))
     if num_classes is not None or (ids < 0).any():
-        limit = f"num_classes is {num_classes}" if num_classes is not None else "ids are 0 or more"
+        limit = "ids are 0 or more"
+        if num_classes is not None:
+            enough = f"--num_classes {max(0, *ids[valid].tolist()) + 1} holds all"
+            limit = (
+                f"--num_classes {num_classes}, given or of the model, holds 0 to {num_classes - 1}; {enough}"
+            )
 
         def describe(row: Any) -> Finding:
             finding = raw.on_category(row)

@@ -33,6 +33,9 @@ _STOPS = "Training refuses the file."
 _FIX = "--fix "
 _JSON = "Export the file anew, or correct the place that is named."
 
+# What training with masks refuses: errors, however few, where masks are to be trained.
+NEEDED_BY_MASKS = {"segmentation_malformed", "polygon_points", "rle_misfit", "no_segmentation"}
+
 # Order within a level is the order of the report.
 KINDS: dict[str, Kind] = {
     # ---- the file
@@ -41,7 +44,8 @@ KINDS: dict[str, Kind] = {
     "not_coco": Kind(_U, "not a COCO file", _STOPS, "A COCO file is one object with the lists images, "
                      "annotations and categories. Other formats: python -m datasets.convert."),
     "empty_section": Kind(_U, "an empty section", "Without objects every loss of boxes is 0 and AP is -1.",
-                          "Check what was exported."),
+                          "Check what was exported: each object is an entry of annotations, with an image_id "
+                          "that stands among the images."),
     "broken_record": Kind(_E, "an entry that is no JSON object", _STOPS, _FIX + "leaves it out."),
     # ---- ids
     "id_type": Kind(_E, "an id that is missing or no integer",
@@ -59,8 +63,9 @@ KINDS: dict[str, Kind] = {
                               "List the image. " + _FIX + "drops the object."),
     "dangling_category_id": Kind(_E, "an object of a category that is not listed",
                                  "Its class has no name, and may lie beyond the model's classes.",
-                                 "List the category. " + _FIX + "drops the object."),
-    "category_range": Kind(_E, "a category id outside of 0 to num_classes - 1",
+                                 "List the category, with an id below --num_classes. " + _FIX
+                                 + "drops the object."),
+    "category_range": Kind(_E, "a category id that the model has no class for",
                            "DETR uses the id itself as the index of the class: such a label ends in a "
                            "device-side assert.",
                            "Pass --num_classes (highest id + 1), or leave it out to have it inferred. "
@@ -178,6 +183,7 @@ KINDS: dict[str, Kind] = {
                            "Learned and not scored, or scored and not learned.", ""),
     "more_than_queries": Kind(_N, "images with more objects than queries",
                               "The objects left over are never learned.", "Pass a larger --num_queries."),
-    "no_segmentation": Kind(_N, "objects without a mask", "Training with --masks refuses them.", ""),
+    "no_segmentation": Kind(_N, "objects without a mask", "Training with --masks refuses them.",
+                            "Add polygons, or train without --masks."),
     "images_without_objects": Kind(_N, "images without objects", "They are trained on as background.", ""),
 }  # fmt: skip

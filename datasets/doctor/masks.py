@@ -170,8 +170,9 @@ def check_masks(raw: RawFile, report: Report, masks: Extents, faults: MaskFaults
     }
     for name, rows in names.items():
         report.add(name, path, np.flatnonzero(rows), describe, n)
-    if not faults.absent.all():
-        report.add("no_segmentation", path, np.flatnonzero(faults.absent), describe)
+    absent = faults.absent & ~raw.crowds  # crowds are not trained on
+    if report.masks or not faults.absent.all():
+        report.add("no_segmentation", path, np.flatnonzero(absent), describe)
     if report.doubts_boxes(path):
         return
     rows = np.flatnonzero(masks.known & apart(raw.boxes[0], masks.boxes))

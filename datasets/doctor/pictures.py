@@ -29,8 +29,8 @@ class Picture(NamedTuple):
     Attributes:
         size: (width, height) as stored, in pixels; None where it is no picture.
         orientation: of its EXIF tag; 1: as stored.
-        digest: of the file's bytes.
-        error: why it could not be decoded to its end; '' where it could.
+        digest: of the file's bytes; empty where only the header was read.
+        error: why it could not be decoded to its end; '' where it could, or only the header was read.
     """
 
     size: tuple[int, int] | None
@@ -58,6 +58,21 @@ def inspect(path: Path) -> Picture:
     except Exception as error:  # damaged files make the decoders raise all kinds
         return Picture(size, orientation, digest, str(error) or type(error).__name__)
     return Picture(size, orientation, digest, "")
+
+
+def inspect_header(path: Path) -> Picture:
+    """Read the size and the orientation of a picture; its pixels are not decoded."""
+    from PIL import Image
+
+    size, orientation = None, 1
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if image.format != "PNG" or "exif" in image.info:  # PIL decodes all of a PNG to look for the tag
+                orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # as above
+        return Picture(size, orientation, b"", str(error) or type(error).__name__)
+    return Picture(size, orientation, b"", "")
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
@@ -133,17 +148,19 @@ def _alike(name: str, alike: dict[str, str]) -> str:
 
 
 def check_pictures(
-    raw: RawFile, report: Report, folder: Path, pictures: dict[Path, Picture]
+    raw: RawFile, report: Report, folder: Path, pictures: dict[Path, Picture], whole: bool = True
 ) -> dict[bytes, int]:
-    """Decode every picture that is there -> digest of its bytes -> place of the image.
+    """Read every picture that is there -> digest of its bytes -> place of the image.
 
     Args:
         pictures: those that are known already; the others are added.
+        whole: decode them; False: read their headers, which gives no digests.
     """
     names = raw.column("images", "file_name")
     paths = {row: folder / name for row, name in enumerate(names) if isinstance(name, str) and name}
     new = [path for path in dict.fromkeys(paths.values()) if path not in pictures and path.is_file()]
-    pictures.update(zip(new, spread(inspect, new, f"pictures of {raw.path.name}"), strict=True))
+    read = spread(inspect, new, f"pictures of {raw.path.name}") if whole else map(inspect_header, new)
+    pictures.update(zip(new, read, strict=True))
     by_row = {row: pictures[path] for row, path in paths.items() if path in pictures}
     stated = raw.sizes
     found: dict[str, list[int]] = {}
@@ -167,7 +184,7 @@ def check_pictures(
     first: dict[bytes, int] = {}
     twice = []
     for row, picture in by_row.items():
-        if picture.size and first.setdefault(picture.digest, row) != row:
+        if picture.digest and picture.size and first.setdefault(picture.digest, row) != row:
             same_name = names[first[picture.digest]] == names[row]
             twice += [] if same_name else [row]
     report.add("image_twice", raw.path, twice, raw.on_image("file_name"), len(raw.images))

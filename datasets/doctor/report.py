@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.doctor.kinds import KINDS, Kind, Level
+from datasets.doctor.kinds import KINDS, NEEDED_BY_MASKS, Kind, Level
 
 EXAMPLES = 10  # findings of a group that are shown
 # Files of COCO's size hold a few faults that training survives: its own training set has two boxes without
@@ -70,11 +70,13 @@ class Report:
         files: the annotation files that were checked.
         groups: of findings, in the order in which they were found.
         summary: one line a file: what it holds.
+        masks: masks are to be trained, so that what is wrong with them is an error.
     """
 
     files: list[Path] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    masks: bool = False
 
     def add(
         self,
@@ -95,6 +97,8 @@ class Report:
             level = KINDS[name].level
             if level == Level.WARNING and len(rows) * RARE <= among:
                 level = Level.NOTE
+            if self.masks and name in NEEDED_BY_MASKS:
+                level = Level.ERROR
             places = rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
             self.groups.append(Group(name, file, places, describe, level, about))
 
@@ -189,9 +193,9 @@ def finding_line(finding: Finding) -> str:
     """The finding in one line."""
     names = []
     if finding.annotation_id is not None:
-        names.append(f"annotation {finding.annotation_id!r}")
+        names.append(f"annotation id {finding.annotation_id!r}")
     if finding.image_id is not None:
-        names.append(f"image {finding.image_id!r}")
+        names.append(f"image id {finding.image_id!r}")
     return ": ".join(part for part in (", ".join(names), finding.value) if part)
 
 

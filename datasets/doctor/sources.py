@@ -26,7 +26,13 @@ class Source(NamedTuple):
 
 @dataclass
 class Files:
-    """What is known of the files beside the annotations, so that none is read twice."""
+    """What is known of the files beside the annotations, so that none is read twice.
 
+    Attributes:
+        headers_up_to: 0: pictures and PNGs are read whole. Otherwise only the headers of pictures are, and
+            only of annotation files that list at most so many.
+    """
+
+    headers_up_to: int = 0
     pictures: dict[Path, Picture] = field(default_factory=dict)
     maps: dict[Path, Map] = field(default_factory=dict)

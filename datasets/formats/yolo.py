@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.doctor.columns import show
 from datasets.formats.record import Object, Picture, of_polygon, pictures_below, read_text, stored_size
 from util.errors import UserError
 
@@ -59,14 +60,18 @@ def class_names(source: Path) -> dict[int, str]:
     """Number -> name of the classes, from data.yaml or classes.txt.
 
     Raises:
-        UserError: there is neither, or data.yaml cannot be read.
+        UserError: there is neither, or data.yaml cannot be read or numbers its names with something else.
     """
     for file in [*source.glob("*.yaml"), *source.glob("*.yml")]:
         names = _yaml(file).get("names")
         if isinstance(names, list):
             return {number: str(name) for number, name in enumerate(names)}
         if isinstance(names, dict):
-            return {int(number): str(name) for number, name in sorted(names.items())}
+            try:
+                return {int(number): str(name) for number, name in sorted(names.items())}
+            except (TypeError, ValueError):
+                what = f"names must be a list, or numbers with names, not {show(names)}"
+                raise UserError(f"{file}: {what}; or pass --names") from None
     for file in (source / "classes.txt", source / "obj.names", source / "labels" / "classes.txt"):
         if file.is_file():
             return dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip()))
