@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
+from util.amp import Precision
 from util.distributed import all_gather
 from util.meters import MetricLogger, SmoothedValue
 from util.records import write_whole
@@ -35,6 +36,7 @@ def train_one_epoch(
     start_step: int = 0,
     meters: Mapping[str, Any] | None = None,
     after_step: Callable[[int, MetricLogger], None] | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, float]:
     """Train on every batch of a loader once.
 
@@ -48,6 +50,7 @@ def train_one_epoch(
         start_step, meters: continue inside an epoch, behind this many optimizer steps and with the state of
             its meters. The loader gives the batches that are left.
         after_step: called with the number of optimizer steps done in this epoch, and with the meters.
+        precision: in what the model computes; left out, float32.
 
     Returns:
         Averages over the epoch and over ranks by name: the weighted `loss` and its weighted terms, every
@@ -58,39 +61,28 @@ def train_one_epoch(
         UserError: out of memory; the message names shape and images.
     """
     device = torch.device(device)
+    precision = precision or Precision("off", device)
     model.train()
     criterion.train()
     logger = _new_logger()
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
     if meters is not None:
         logger.load_state_dict(meters)
-    guard = StepGuard(optimizer, device, epoch)
+    guard = StepGuard(optimizer, device, epoch, tolerant=precision.scaler is not None)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = _Accumulated(data_loader, accum_steps)
 
     step = start_step
-    for samples_of, targets_of in logger.log_every(batches, PRINT_EVERY, f"Epoch: [{epoch}]", start_step):
+    for samples, targets in logger.log_every(batches, PRINT_EVERY, f"Epoch: [{epoch}]", start_step):
         step += 1
-        guard.begin(step, samples_of, targets_of)
+        guard.begin(step, samples, targets)
         optimizer.zero_grad()
-        total = torch.zeros((), device=device)
-        options: dict[str, Any] = {}  # a criterion of a user's own takes outputs and targets alone
-        for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
-            with guard, _gradients_shared(model, last=i == accum_steps - 1):
-                samples, targets = _to_device(samples, targets, device)
-                outputs, known = _forward(model, criterion, samples, targets)
-                if accum_steps > 1 and not options:
-                    options["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
-                losses = criterion(outputs, targets, **known, **options)
-                guard.verify_previous()  # matching has just waited for the device: this reads without waiting
-                loss, logged = _weigh(losses, criterion.weight_dict, accum_steps)  # type: ignore[arg-type]
-                loss.backward()
-            total += loss.detach()
-            _log(logger, logged, outputs, targets)
-
+        loss = _accumulate_gradients(model, criterion, samples, targets, precision, guard, logger)
+        precision.unscale(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
-        guard.guard(total, norm)
-        optimizer.step()
+        if guard.allows(loss, norm):
+            optimizer.step()
+        precision.adapt()
         logger.update(lr=optimizer.param_groups[0]["lr"])
         if warmup is not None:
             warmup.step()
@@ -100,6 +92,34 @@ def train_one_epoch(
     guard.verify_previous(wait=True)
     logger.synchronize_between_processes()
     return {name: meter.global_avg for name, meter in logger.meters.items()}
+
+
+def _accumulate_gradients(
+    model: nn.Module,
+    criterion: nn.Module,
+    samples_of: Sequence[Any],
+    targets_of: Sequence[Sequence[Mapping]],
+    precision: Precision,
+    guard: StepGuard,
+    logger: MetricLogger,
+) -> Tensor:
+    """Forward and backward over the batches of one optimizer step -> its loss, on the device."""
+    batches = len(samples_of)
+    total = torch.zeros((), device=precision.device)
+    options: dict[str, Any] = {}  # a criterion of a user's own takes outputs and targets alone
+    for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
+        with guard, _gradients_shared(model, last=i == batches - 1):
+            samples, targets = _to_device(samples, targets, precision.device)
+            outputs, known = _forward(model, criterion, samples, targets, precision)
+            if batches > 1 and not options:
+                options["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
+            losses = criterion(outputs, targets, **known, **options)
+            guard.verify_previous()  # matching has just waited for the device: this reads without waiting
+            loss, logged = _weigh(losses, criterion.weight_dict, batches)  # type: ignore[arg-type]
+            precision.backward(loss)
+        total += loss.detach()
+        _log(logger, logged, outputs, targets)
+    return total
 
 
 @torch.no_grad()
@@ -114,6 +134,7 @@ def evaluate(
     *,
     per_class: bool = False,
     max_dets: int | None = None,
+    precision: Precision | None = None,
 ) -> tuple[dict[str, Any], CocoEvaluator | None]:
     """Evaluate on every batch of a loader, without a collective before the end.
 
@@ -123,6 +144,7 @@ def evaluate(
         output_dir: panoptic predictions and figures go to its folder panoptic_eval; empty: nothing is kept.
         per_class: print panoptic quality of each class, too.
         max_dets: also report AP and AR with so many detections an image, as `max_dets_bbox`, `max_dets_segm`.
+        precision: in what the model computes; left out, float32.
 
     Returns:
         Averages over batches as in training, with `coco_eval_bbox` and `coco_eval_masks` (the 12 COCO figures
@@ -130,6 +152,7 @@ def evaluate(
         evaluated; and the COCO evaluator, if there is one.
     """
     device = torch.device(device)
+    precision = precision or Precision("off", device)
     model.eval()
     criterion.eval()
     logger = _new_logger()
@@ -143,7 +166,7 @@ def evaluate(
         image_ids = [int(target["image_id"]) for target in targets]  # still on the host
         samples, targets = _to_device(samples, targets, device)
         with naming(image_ids):
-            outputs, known = _forward(model, criterion, samples, targets, segments, every_mask)
+            outputs, known = _forward(model, criterion, samples, targets, precision, segments, every_mask)
             losses = criterion(outputs, targets, **known)
         _, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
         _log(logger, logged, outputs, targets)
@@ -175,10 +198,11 @@ def _forward(
     criterion: nn.Module,
     samples: Any,
     targets: list[dict],
+    precision: Precision,
     also: Callable | None = None,
     every_mask: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs, and what the criterion should be told of them.
+    """Outputs in float32, and what the criterion should be told of them.
 
     Masks are drawn for the queries that the criterion compares, which are matched on the way, and for those
     that `also` selects; all of them for `every_mask`, or where model or criterion are a user's own.
@@ -187,9 +211,10 @@ def _forward(
     select = None
     if takes_selection and not every_mask and hasattr(criterion, "matched_queries"):
         select = criterion.matched_queries(targets, also)  # type: ignore[operator]
-    if select is None:
-        return model(samples), {}
-    return model(samples, select=select), {"matches": select.matches}
+    options = {} if select is None else {"select": precision.outside(select)}
+    with precision.autocast():
+        outputs = model(samples, **options)
+    return precision.outputs(outputs), {} if select is None else {"matches": select.matches}
 
 
 def _coco_figures(evaluator: CocoEvaluator) -> dict[str, Any]:

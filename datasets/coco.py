@@ -94,9 +94,12 @@ class CocoDetection(Dataset):
             target = {**target, "masks": target["masks"].tensor()}
         return image, target
 
+    def image_path(self, index: int) -> Path:
+        """The file of the picture at `index`."""
+        return self.root / self.annotations.file_name(index)
+
     def _image(self, index: int) -> Image.Image | Tensor:
-        path = self.root / self.annotations.file_name(index)
-        return read_image(path, self.ids[index], self._as_tensors)
+        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
 
 class ConvertCocoPolysToMask:

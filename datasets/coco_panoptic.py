@@ -108,11 +108,14 @@ class CocoPanoptic(Dataset):
             target = {**target, "masks": target["masks"].tensor()}
         return image, target
 
-    def _image(self, index: int) -> Image.Image | Tensor:
+    def image_path(self, index: int) -> Path:
+        """The file of the picture at `index`; the one listed, where none of its names exists."""
         path = self.img_folder / self.annotations.file_name(index)
         names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
-        path = next((name for name in names if name.exists()), path)
-        return read_image(path, self.ids[index], self._as_tensors)
+        return next((name for name in names if name.exists()), path)
+
+    def _image(self, index: int) -> Image.Image | Tensor:
+        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
     def _target(self, index: int, height: int, width: int) -> dict[str, Any]:
         segments = self.annotations.segments_of(index)

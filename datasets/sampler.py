@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence, Sized
 
 from torch.utils.data import DistributedSampler, Sampler
 
+from datasets.annotation_file import AnnotationFile
 from util.errors import UserError
 
 
@@ -16,6 +18,11 @@ class TrainBatchSampler(Sampler[list[int]]):
     `set_epoch(epoch, start_batch)` where it stopped. Taken together, the ranks' k-th batches hold the
     images that one process with the whole batch size would take, as long as the images divide evenly.
 
+    With `groups`, every batch holds images of one group: the shuffled images are collected group by group, a
+    batch is made whenever a group has enough for one, and the batches are dealt out to the ranks in turn.
+    Each group drops its last incomplete batch. The number of batches is the same in every epoch and on every
+    rank, as without groups.
+
     `len()` is the number of batches that the next iteration gives: those from `start_batch` on.
 
     Args:
@@ -23,31 +30,47 @@ class TrainBatchSampler(Sampler[list[int]]):
         batch_size: images a batch and rank.
         num_replicas, rank: number of processes, and which of them this is.
         seed: of the order; the same on every rank.
+        groups: the group of each image, in the data set's order; None: all are one.
 
     Raises:
         UserError: there are too few images for one batch.
     """
 
-    def __init__(self, dataset: Sized, batch_size: int, num_replicas: int = 1, rank: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        groups: Sequence[int] | None = None,
+    ):
         self.batch_size = batch_size
+        self.groups = groups
+        alone = groups is not None  # then every rank sees the whole order, to take its batches of all
         self._order: DistributedSampler = DistributedSampler(
             dataset,  # type: ignore[arg-type]  # only its length is used
-            num_replicas=num_replicas,
-            rank=rank,
+            num_replicas=1 if alone else num_replicas,
+            rank=0 if alone else rank,
             shuffle=True,
             seed=seed,
         )
+        self._dealt = slice(rank, None, num_replicas) if alone else slice(None)
+        self.batches_per_epoch = self._count_batches(num_replicas)
+        """Batches of a whole epoch, wherever the next iteration starts."""
         self.start_batch = 0
         if self.batches_per_epoch == 0:
+            share = -(-len(dataset) // num_replicas)
+            grouped = ", of one aspect (--group_by_aspect)" if alone else ""
             raise UserError(
-                f"the training set has {len(dataset)} images, {len(self._order)} for each of {num_replicas} "
-                f"process(es), fewer than one batch of {batch_size}: lower --batch_size"
+                f"the training set has {len(dataset)} images, {share} for each of {num_replicas} "
+                f"process(es), fewer than one batch of {batch_size}{grouped}: lower --batch_size"
             )
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch, wherever the next iteration starts."""
-        return len(self._order) // self.batch_size
+    def _count_batches(self, num_replicas: int) -> int:
+        if self.groups is None:
+            return len(self._order) // self.batch_size
+        return sum(count // self.batch_size for count in Counter(self.groups).values()) // num_replicas
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch of the next iteration, and the batch (from 0) with which it begins."""
@@ -56,13 +79,37 @@ class TrainBatchSampler(Sampler[list[int]]):
         self._order.set_epoch(epoch)
         self.start_batch = start_batch
 
+    def _batches(self) -> Iterator[list[int]]:
+        """Every whole batch of the order; those of all ranks where images are grouped."""
+        collected: defaultdict[int, list[int]] = defaultdict(list)
+        for index in self._order:
+            group = collected[0 if self.groups is None else self.groups[index]]
+            group.append(index)
+            if len(group) == self.batch_size:
+                yield list(group)
+                group.clear()
+
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(self._order)
-        for batch in range(self.start_batch, self.batches_per_epoch):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        yield from list(self._batches())[self._dealt][self.start_batch : self.batches_per_epoch]
 
     def __len__(self) -> int:
         return self.batches_per_epoch - self.start_batch
+
+
+def aspect_groups(annotations: AnnotationFile) -> list[int]:
+    """For each image of an annotation file 1 if it is wider than high, 0 otherwise.
+
+    Raises:
+        UserError: the file does not give an image's width and height.
+    """
+    heights, widths = annotations.heights, annotations.widths
+    unknown = (heights <= 0) | (widths <= 0)
+    if unknown.any():
+        raise UserError(
+            f"--group_by_aspect: {annotations.source} gives no width and height of image "
+            f"{annotations.image_ids[unknown.argmax()]}; add them, or leave the flag out"
+        )
+    return (widths > heights).astype(int).tolist()
 
 
 class EvalBatchSampler(Sampler[list[int]]):

@@ -5,7 +5,10 @@ Shapes: L target positions, S source positions, B batch, D width, n heads.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear, scaled_dot_product_attention, softmax
+from torch.nn.functional import scaled_dot_product_attention, softmax
+
+from models.dropout import dropout
+from models.linear import linear
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -48,16 +51,19 @@ class MultiheadAttention(nn.MultiheadAttention):
         """
         if not torch.jit.is_scripting():
             need_weights = need_weights or len(self._forward_hooks) > 0
+        p = self.dropout if self.training else 0.0
+        # With dropout, torch's own road on a CPU holds the weights as well, and draws more slowly.
+        spelled_out = need_weights or (p > 0.0 and query.device.type == "cpu")
         q, k, v = self._project(query, key, value)  # [B, n, L or S, D / n]
         mask = _additive(key_padding_mask, attn_mask, q)
-        p = self.dropout if self.training else 0.0
         averaged: Tensor | None = None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) / self.head_dim**0.5  # [B, n, L, S]
+        if spelled_out:
+            scores = (q / self.head_dim**0.5) @ k.transpose(-2, -1)  # [B, n, L, S]
             weights = softmax(scores if mask is None else scores + mask, dim=-1)
             weights = dropout(weights, p)
             out = weights @ v
-            averaged = weights.mean(dim=1) if average_attn_weights else weights
+            if need_weights:
+                averaged = weights.mean(dim=1) if average_attn_weights else weights
         else:
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         out = out.permute(2, 0, 1, 3).flatten(2)  # [L, B, D]

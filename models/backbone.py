@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H W image, h w feature map.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import conv2d, relu
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from models.folded_conv import folded_conv2d
 from models.position_encoding import build_position_encoding
 from util.checkpoint import load_checkpoint, model_state
 from util.distributed import is_main_process
@@ -70,8 +72,15 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         """[B, C, h, w] -> convolved, scaled and shifted, [B, C', h', w']."""
         scale, shift = affine
+        if not torch.jit.is_scripting():
+            return self._keeping_less(x, scale, shift)
         weight = self.weight * scale[:, None, None, None]
         return conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+
+    @torch.jit.unused
+    def _keeping_less(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        geometry = (list(self.stride), list(self.padding), list(self.dilation), self.groups)
+        return folded_conv2d(x, self.weight, scale, shift, geometry)
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> "FoldedConv2d":
@@ -114,7 +123,7 @@ class FoldedBasicBlock(resnet.BasicBlock):
         out = relu(self.conv1(x, self.bn1.affine()), inplace=True)
         out = self.conv2(out, self.bn2.affine())
         shortcut = x if self.downsample is None else self.downsample(x)
-        return relu(out + shortcut, inplace=True)
+        return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
 
 
 class FoldedBottleneck(resnet.Bottleneck):
@@ -130,7 +139,7 @@ class FoldedBottleneck(resnet.Bottleneck):
         out = relu(self.conv2(out, self.bn2.affine()), inplace=True)
         out = self.conv3(out, self.bn3.affine())
         shortcut = x if self.downsample is None else self.downsample(x)
-        return relu(out + shortcut, inplace=True)
+        return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
 
 
 class Depth(NamedTuple):
@@ -250,8 +259,17 @@ class BackboneBase(nn.Module):
 
 def _shrink(mask: Tensor, features: Tensor) -> Tensor:
     """The mask [B, H, W] at the nearest pixels of features [B, C, h, w] -> [B, h, w]."""
-    smaller = nn.functional.interpolate(mask[None].to(torch.uint8), size=features.shape[-2:])
-    return smaller[0].to(torch.bool)
+    rows = _nearest(mask.shape[1], features.shape[2], mask.device)
+    columns = _nearest(mask.shape[2], features.shape[3], mask.device)
+    return mask.index_select(1, rows).index_select(2, columns)
+
+
+def _nearest(pixels: int, cells: int, device: torch.device) -> Tensor:
+    """The pixel that torch's nearest interpolation takes for each cell of an axis, int64 [cells].
+
+    Spelled out, because runtimes of exported models round its division otherwise, at one size in ten.
+    """
+    return (torch.arange(cells, dtype=torch.float32, device=device) * (pixels / cells)).long()
 
 
 class Backbone(BackboneBase):
@@ -282,7 +300,7 @@ class Backbone(BackboneBase):
         stages: int = STAGES,
     ):
         if name not in RESNETS:
-            raise UserError(f"--backbone {name}: not one of {', '.join(RESNETS)}")
+            raise UserError(f"--backbone {name}: not one of {', '.join(RESNETS)}, nor timm/NAME")
         if norm not in ("frozen", "batch"):
             raise UserError(f"--backbone_norm {norm}: neither frozen nor batch")
         if not 1 <= stages <= STAGES:
@@ -357,8 +375,11 @@ class Joiner(nn.Sequential):
 
 
 def build_backbone(args: argparse.Namespace) -> Joiner:
-    """The backbone and position embedding that the flags describe."""
-    backbone = Backbone(
+    """The backbone and position embedding that the flags describe: a torchvision ResNet, or `timm/NAME`."""
+    build: Callable[..., BackboneBase] = Backbone
+    if args.backbone.startswith("timm/"):
+        from models.timm_backbone import build_timm_backbone as build
+    backbone = build(
         args.backbone,
         train_backbone=args.lr_backbone > 0,
         return_interm_layers=args.masks,

@@ -12,6 +12,7 @@ from torch.nn.functional import relu
 # SetCriterion and PostProcess are imported from here by users of the published code.
 from models.criterion import SetCriterion
 from models.postprocess import PostProcess
+from util.amp import full_precision
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion"]
@@ -87,12 +88,19 @@ class DETR(nn.Module):
         hs, memory = self.transformer(
             src, mask, self.query_embed.weight, pos[-1]
         )  # [L, B, Q, D], [B, D, h, w]
-        logits = self.class_embed(hs)  # [L, B, Q, C + 1]
-        boxes = self.bbox_embed(hs).sigmoid()  # [L, B, Q, 4]
+        logits, boxes = self._read_off(hs)  # [L, B, Q, C + 1], [L, B, Q, 4]
         out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
         if self.aux_loss:
             out["aux_outputs"] = self._earlier_layers(logits, boxes)
         return out, Detected(features, src, mask, hs[-1], memory)
+
+    def _read_off(self, hs: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads: [L, B, Q, D] -> logits, boxes. In float32 under autocast too: boxes need the digits."""
+        if not torch.jit.is_scripting():
+            hs, precision = full_precision(hs)
+            with precision:
+                return self.class_embed(hs), self.bbox_embed(hs).sigmoid()
+        return self.class_embed(hs), self.bbox_embed(hs).sigmoid()
 
     @torch.jit.unused
     def _earlier_layers(self, logits, boxes):  # unannotated: TorchScript has no type for it

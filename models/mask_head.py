@@ -111,7 +111,7 @@ class MaskHeadSmallConv(nn.Module):
             Mask logits [N, 1, H, W]; N is B * Q, image by image, if no `image` is given.
         """
         if image is None:
-            image = torch.arange(len(x), device=x.device).repeat_interleave(bbox_mask.shape[1])
+            image = torch.arange(x.shape[0], device=x.device).repeat_interleave(bbox_mask.shape[1])
             bbox_mask = bbox_mask.flatten(0, 1)
         x = relu(self.gn1(self._first_layer(x, bbox_mask, image)), inplace=True)
         x = relu(self.gn2(self.lay2(x)), inplace=True)

@@ -65,13 +65,25 @@ class PostProcess(nn.Module):
                 f"target_sizes: {tuple(target_sizes.shape)} where (height, width) of {len(logits)} images "
                 "are expected"
             )
-        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
-        height, width = target_sizes.to(boxes.device).unbind(1)
-        scale = torch.stack([width, height, width, height], dim=1)  # [B, 4]
-        absolute = box_cxcywh_to_xyxy(boxes.float()) * scale[:, None]
-        return [
-            {"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, absolute, strict=True)
-        ]
+        found = zip(*scored_boxes(logits, boxes, target_sizes.to(boxes.device)), strict=True)
+        return [{"scores": s, "labels": c, "boxes": b} for s, c, b in found]
+
+
+def scored_boxes(logits: Tensor, boxes: Tensor, target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """PostProcess on tensors alone, without its checks.
+
+    Args:
+        logits: [B, Q, C + 1].
+        boxes: cxcywh in [0, 1], [B, Q, 4].
+        target_sizes: (height, width) [B, 2].
+
+    Returns:
+        Scores [B, Q], labels [B, Q] and boxes [B, Q, 4], xyxy in pixels.
+    """
+    scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
+    height, width = target_sizes.unbind(1)
+    scale = torch.stack([width, height, width, height], dim=1)  # [B, 4]
+    return scores, labels, box_cxcywh_to_xyxy(boxes.float()) * scale[:, None]
 
 
 class PostProcessSegm(nn.Module):

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, relu
 
 from models.attention import MultiheadAttention
+from models.dropout import Dropout
+from models.linear import Linear
+from models.recomputation import recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "glu": glu}
 
@@ -99,13 +102,18 @@ class Transformer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of copies of one encoder layer, and a norm behind it if there is one."""
+    """A stack of copies of one encoder layer, and a norm behind it if there is one.
+
+    Attributes:
+        grad_checkpoint: compute the layers' activations a second time for the gradient, not keep them.
+    """
 
     def __init__(self, encoder_layer: nn.Module, num_layers: int, norm: nn.Module | None = None):
         super().__init__()
         self.layers = _copies(encoder_layer, num_layers)
         self.num_layers = num_layers
         self.norm = norm
+        self.grad_checkpoint = False
 
     def forward(
         self,
@@ -115,9 +123,20 @@ class TransformerEncoder(nn.Module):
         pos: Tensor | None = None,
     ) -> Tensor:
         """[S, B, D] -> [S, B, D]; masks as in MultiheadAttention."""
-        for layer in self.layers:
-            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, pos=pos)
+        if self.grad_checkpoint:
+            src = self._recomputing(src, mask, src_key_padding_mask, pos)
+        else:
+            for layer in self.layers:
+                src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, pos=pos)
         return src if self.norm is None else self.norm(src)
+
+    @torch.jit.unused
+    def _recomputing(
+        self, src: Tensor, mask: Tensor | None, padding: Tensor | None, pos: Tensor | None
+    ) -> Tensor:
+        for layer in self.layers:
+            src = recomputed(layer, layer, src, mask, padding, pos)
+        return src
 
 
 class TransformerDecoder(nn.Module):
@@ -185,9 +204,9 @@ class _Layer(nn.Module):
         self.self_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
         if cross_attention:
             self.multihead_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = Linear(d_model, dim_feedforward)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(dim_feedforward, d_model)
         self.activation = ACTIVATIONS[activation]
         self.normalize_before = normalize_before
 
@@ -210,8 +229,8 @@ class TransformerEncoderLayer(_Layer):
         super().__init__(d_model, nhead, dim_feedforward, dropout, activation, normalize_before, False)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
 
     def forward(
         self,
@@ -247,9 +266,9 @@ class TransformerDecoderLayer(_Layer):
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
-        self.dropout3 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
+        self.dropout3 = Dropout(dropout)
 
     def forward(
         self,

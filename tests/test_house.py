@@ -25,7 +25,8 @@ ALLOWED = {
     "datasets": ("datasets", "util"),
     "engine": ("datasets.coco_eval", "datasets.panoptic_eval", "util"),
     "hubconf": ("models", "util"),
-    "main": ("datasets", "engine", "models", "util"),
+    "training": ("datasets", "engine", "models", "util"),
+    "main": ("datasets", "engine", "models", "training", "util"),
 }
 NOT_OURS = {".venv", "tests", "data", "demo", "demo-panoptic", "outputs", "notebooks"}
 

@@ -10,13 +10,17 @@ from typing import Any
 def score(line: Mapping[str, Any]) -> float | None:
     """The figure that tells which epoch is better: PQ where there is one, else box AP; None without either.
 
+    Where weights are averaged (`--ema`), the averaged weights' figure: it is them that one then uses.
+
     Args:
         line: an epoch's line of log.txt.
     """
-    if "test_PQ_all" in line:
-        figure = line["test_PQ_all"]["pq"]
+    averaged = any(name in line for name in ("test_ema_PQ_all", "test_ema_coco_eval_bbox"))
+    prefix = "test_ema_" if averaged else "test_"
+    if f"{prefix}PQ_all" in line:
+        figure = line[f"{prefix}PQ_all"]["pq"]
     else:
-        figure = line.get("test_coco_eval_bbox", [None])[0]
+        figure = line.get(f"{prefix}coco_eval_bbox", [None])[0]
     return None if figure is None or math.isnan(figure) else figure
 
 

@@ -114,10 +114,10 @@ class ByteBatch:
         self.sizes = sizes
 
     @classmethod
-    def from_images(cls, images: Sequence[Tensor]) -> ByteBatch:
-        """Images uint8 [3, h, w] -> a padded batch."""
+    def from_images(cls, images: Sequence[Tensor], multiple: int = 1) -> ByteBatch:
+        """Images uint8 [3, h, w] -> a padded batch, its height and width rounded up to a multiple."""
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = _canvas(sizes)
+        height, width = (-(-side // multiple) * multiple for side in _canvas(sizes))
         # Decoders give interleaved pixels: a canvas of the same layout is filled row by row.
         tensors = torch.empty(
             (len(images), images[0].shape[0], height, width),
@@ -150,7 +150,12 @@ class ByteBatch:
         return NestedTensor(pixels, mask, padded)
 
 
-def collate_bytes(batch: Sequence[tuple[Tensor, dict]]) -> tuple:
-    """Items (uint8 image, target) -> (ByteBatch, tuple of targets): the project's own, faster road."""
+def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tuple:
+    """Items (uint8 image, target) -> (ByteBatch, tuple of targets): the project's own, faster road.
+
+    Args:
+        batch: as a data loader gives it.
+        multiple: round the canvas up to a multiple of so many pixels; the mask knows the padding.
+    """
     images, *rest = zip(*batch, strict=True)
-    return ByteBatch.from_images(list(images)), *rest
+    return ByteBatch.from_images(list(images), multiple), *rest

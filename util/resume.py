@@ -9,8 +9,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from util.amp import Precision
 from util.checkpoint import load_checkpoint, make_newest, newest_whole
 from util.distributed import all_gather, get_rank, get_world_size, is_main_process
+from util.ema import WeightAverage
 from util.errors import UserError
 from util.random_state import set_random_state
 
@@ -111,8 +113,9 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
             f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
         )
     ranks = checkpoint.get("ranks", [])
+    before = {"group_by_aspect": False, **dict(checkpoint.get("args", {}))}  # older files lack the flag
     same = len(ranks) == get_world_size() and all(
-        checkpoint["args"].get(name) == getattr(args, name) for name in ("batch_size", "accum_steps")
+        before.get(name) == getattr(args, name) for name in ("batch_size", "accum_steps", "group_by_aspect")
     )
     if same and position.step <= steps:
         position.random, position.meters = ranks[get_rank()]["random"], ranks[get_rank()]["meters"]
@@ -121,9 +124,20 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
         if is_main_process():
             print(
                 "warning: the checkpoint was written inside an epoch, with another number of processes, "
-                "another batch size or more images: that epoch starts anew",
+                "other batches or more images: that epoch starts anew",
                 file=sys.stderr,
             )
     if args.output_dir and Path(path).resolve().parent == Path(args.output_dir).resolve():
         position.unrecorded = checkpoint.get("train_stats")
     return position
+
+
+def resume_extras(source: Source, average: WeightAverage | None, precision: Precision) -> None:
+    """Continue the averaged weights and the scale of fp16, as far as run and checkpoint both have them."""
+    checkpoint, path = source
+    if average is not None and not average.load_state_dict(checkpoint, path) and is_main_process():
+        print(f"--ema: {path} holds no averaged weights: the average begins with its weights")
+    if average is None and "ema" in checkpoint and is_main_process():
+        print(f"warning: the averaged weights in {path} are dropped; pass --ema to go on", file=sys.stderr)
+    if precision.scaler is not None and "scaler" in checkpoint:
+        precision.scaler.load_state_dict(checkpoint["scaler"])

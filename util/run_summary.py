@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.utils.data import DataLoader
+
+from util.device import TF32_IN_WORDS
+from util.distributed import get_world_size
+from util.git_state import get_sha
 
 CLASSES_SHOWN = 30
+PRECISIONS = {
+    "off": "float32",
+    "bf16": "bfloat16, heads and losses in float32",
+    "fp16": "float16, heads and losses in float32",
+}
+FEW_STEPS = 100_000
+FEW_STEPS_ADVICE = (
+    "from scratch DETR learns little in fewer than 100,000 steps on real pictures: consider --finetune"
+)
 
 
 class Split(NamedTuple):
@@ -16,6 +31,54 @@ class Split(NamedTuple):
     name: str
     images: int
     objects: Mapping[int, int]
+
+
+def describe(
+    args: Namespace,
+    model: nn.Module,
+    loaders: list[tuple[str, DataLoader]],
+    categories: dict[int, str],
+    epochs: range,
+) -> str:
+    """The block that is printed before a run of these epochs, none for an evaluation."""
+    facts: dict[str, Any] = {"classes": f"{len(categories)}, num_classes {args.num_classes}"}
+    if not args.eval:
+        steps = steps_per_epoch(loaders[0][1], args)
+        facts["steps"] = f"{steps * len(epochs):,} planned: {len(epochs)} epochs of {steps:,}"
+        ranks, accumulated = get_world_size(), args.accum_steps
+        parts = f"{args.batch_size} on each of {ranks} process(es)"
+        facts["batch"] = f"{args.batch_size * ranks * accumulated} images: {parts}"
+        if accumulated > 1:
+            facts["batch"] += f", {accumulated} batches accumulated"
+        starts_somewhere = args.finetune or args.frozen_weights or args.resume not in ("", "auto")
+        real = args.dataset_file != "shapes" and epochs.start == 0
+        if real and steps * len(epochs) < FEW_STEPS and not starts_somewhere:
+            facts["advice"] = FEW_STEPS_ADVICE
+    parts_that_train = {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for name, part in model.named_children()
+    }
+    facts["trains"] = ", ".join(f"{name} {count:,}" for name, count in parts_that_train.items() if count)
+    facts |= {"device": args.device, "computes in": _arithmetic(args), "seed": args.seed, "git": get_sha()}
+    return run_summary(splits_of(loaders), categories, model, facts)
+
+
+def _arithmetic(args: Namespace) -> str:
+    words = PRECISIONS[args.amp]
+    return f"{words}; {TF32_IN_WORDS[args.tf32]}" if args.device.startswith("cuda") else words
+
+
+def splits_of(loaders: list[tuple[str, DataLoader]]) -> list[Split]:
+    """What there is to train and evaluate on, by the name of the split."""
+    return [
+        Split(name, len(loader.dataset), loader.dataset.annotations.objects_per_category())  # type: ignore
+        for name, loader in loaders
+    ]
+
+
+def steps_per_epoch(loader: DataLoader, args: Namespace) -> int:
+    """Optimizer steps of a whole epoch."""
+    return loader.batch_sampler.batches_per_epoch // args.accum_steps  # type: ignore[union-attr]
 
 
 def run_summary(

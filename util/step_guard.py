@@ -3,6 +3,9 @@
 A loss or gradient that is not finite never reaches the weights. On a CPU the flag is simply looked at. On a
 GPU looking would wait for the device, so the fused optimizer is told on the device to leave the step out, and
 the flag is read one step later, when it has arrived by itself.
+
+Under fp16 a gradient overflows now and then: such a step is left out, the scale of the loss is halved, and
+training goes on. Only where that does not help is it a failure.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from torch import Tensor
 from util.errors import UserError
 
 IMAGES_NAMED = 8
+OVERFLOWS_TOLERATED = 30  # in a row: the scale has then been halved as often, from 65,536 to nothing
+OF_LOSS = "the loss or its gradient is not finite"
+OF_SCALE = f"the gradient overflows fp16 at any scale, {OVERFLOWS_TOLERATED} times in a row (bf16 may do)"
 
 
 class NotFinite(UserError):
@@ -50,13 +56,19 @@ class StepGuard:
         optimizer: its fused CUDA form is told on the device to leave a step out.
         device: where the model is.
         epoch: for messages.
+        tolerant: a gradient alone that is not finite is left out, not a failure.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, epoch: int):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, device: torch.device, epoch: int, tolerant: bool = False
+    ):
         self.optimizer = optimizer
         self.epoch = epoch
+        self.tolerant = tolerant
+        self.overflows = 0
         self.deferred = device.type == "cuda" and bool(optimizer.defaults.get("fused"))
-        self.finite = torch.ones((), dtype=torch.bool, pin_memory=self.deferred)
+        self.finite = torch.ones(2, dtype=torch.bool, pin_memory=self.deferred)  # loss, gradient
+        self.unread = False
         self.norm: Tensor | None = None
         self.now: dict[str, Any] = {}
         self.before: dict[str, Any] = {}
@@ -86,22 +98,26 @@ class StepGuard:
                 f"{shapes} ({self._images(self.now)}): lower --batch_size, --max_size or --scales"
             ) from error
 
-    def guard(self, loss: Tensor, norm: Tensor | None) -> None:
-        """Let the next optimizer step happen only if loss and gradient norm, scalars, are finite.
+    def allows(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether to take the next optimizer step: loss and gradient norm, scalars, are finite.
+
+        True as well where the optimizer has been told on the device, which leaves the step out by itself.
 
         Raises:
             NotFinite: they are not, and the device need not be waited for to know.
         """
-        finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
+        finite = torch.stack([loss.isfinite(), norm.isfinite()])
         self.norm = norm
         if self.deferred:
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~finite.all()).float()  # type: ignore[attr-defined]
             self.finite.copy_(finite, non_blocking=True)
-        elif not bool(finite):
-            raise self._not_finite("the loss or its gradient is not finite", self.now, norm)
+            self.unread = True
+            return True
+        self._judge(finite, self.now)
+        return bool(finite[1])
 
     def verify_previous(self, wait: bool = False) -> None:
-        """Look at the flag of the step before this one; `wait` for the device, behind the last step.
+        """Look at the flags of the step before this one; `wait` for the device, behind the last step.
 
         Raises:
             NotFinite: it was not finite.
@@ -109,9 +125,17 @@ class StepGuard:
         if wait and self.deferred:
             torch.cuda.synchronize()
             self.optimizer.found_inf = None  # type: ignore[attr-defined]
-        if not bool(self.finite):
-            where = self.now if wait else self.before
-            raise self._not_finite("the loss or its gradient is not finite", where, self.norm)
+        if self.unread:
+            self.unread = False
+            self._judge(self.finite, self.now if wait else self.before)
+
+    def _judge(self, finite: Tensor, where: dict[str, Any]) -> None:
+        of_loss, of_gradient = finite.tolist()
+        self.overflows = 0 if of_gradient else self.overflows + 1
+        if not of_loss or (not of_gradient and not self.tolerant):
+            raise self._not_finite(OF_LOSS, where, self.norm)
+        if self.overflows >= OVERFLOWS_TOLERATED:
+            raise self._not_finite(OF_SCALE, where, self.norm)
 
     def _not_finite(self, what: str, where: dict[str, Any], norm: Tensor | None) -> NotFinite:
         value = math.nan if norm is None else float(norm)

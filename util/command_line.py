@@ -1,0 +1,77 @@
+"""What the command lines share: flags from recipes, numbers with a limit, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from util.errors import UserError
+
+
+def at_least(least: float, below: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number not below `least`, and below a limit; whole if `least` is."""
+
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if not value < below:
+            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
+        return value
+
+    number.__name__ = "whole number" if isinstance(least, int) else "number"  # argparse names it in errors
+    return number
+
+
+class RecipeParser(argparse.ArgumentParser):
+    """A parser that reads flags from recipes: `@file`, with comments and blank lines."""
+
+    def __init__(self, prog: str, **kwargs: Any):
+        super().__init__(prog, fromfile_prefix_chars="@", **kwargs)
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """One line of a recipe: any number of words; what follows a # is left out."""
+        import shlex
+
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"recipe line {arg_line!r}: {error}")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, not the page of usage that this many flags make; exit status 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Call a script's main function; tell a user's mistake in one line -> the exit status.
+
+    One of several processes that fails tells the others and ends at once: see util.failures.
+    """
+    from util import failures
+
+    try:
+        function(args)
+        if failures.is_shared():
+            from util.distributed import leave
+
+            leave()
+    except UserError as error:
+        if args.debug and not failures.is_shared():
+            raise
+        if failures.is_shared():
+            failures.end(error, error.one_line(), args.debug)
+        print(f"error: {error.one_line()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not failures.is_shared():
+            raise
+        failures.end(error)
+    finally:
+        failures.stop_watching()
+    return 0
