@@ -9,7 +9,15 @@ from PIL import Image
 
 from util.errors import UserError
 from util.picture_text import ELLIPSIS, Rectangle, arrange_plates, fitted, load_font
-from util.visualize import class_colour, draw_detections, draw_masks, enlargement, save_png, side_by_side
+from util.visualize import (
+    class_colour,
+    draw_detections,
+    draw_masks,
+    enlargement,
+    save_picture,
+    save_png,
+    side_by_side,
+)
 
 
 def grey(height: int, width: int, value: int = 90) -> torch.Tensor:
@@ -230,3 +238,30 @@ def test_save_png(tmp_path):
     assert torch.equal(torch.from_numpy(stored.copy()).permute(2, 0, 1), image)
     with pytest.raises(UserError, match=r"picture\.png"):
         save_png(image, tmp_path / "new" / "picture.png" / "below.png")
+
+
+def test_overlapping_masks_are_drawn_with_the_smaller_one_on_top():
+    masks = torch.zeros(2, 100, 100, dtype=torch.bool)
+    masks[0, 20:40, 20:40] = True
+    masks[1, 10:90, 10:90] = True
+    drawn = draw_masks(grey(100, 100), masks, [1, 2], alpha=0.5)
+    for row, column, label in ((30, 30, 1), (60, 60, 2)):
+        expected = torch.tensor(class_colour(label)) / 2 + 45
+        assert (drawn[:, row, column] - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("suffix, kind", [("png", "PNG"), ("jpg", "JPEG"), ("JPEG", "JPEG"), ("bmp", "BMP")])
+def test_pictures_are_saved_in_the_format_of_their_suffix(suffix, kind, tmp_path):
+    picture = grey(20, 30)
+    picture[:, :, 15:] = torch.tensor(class_colour(3), dtype=torch.uint8)[:, None, None]
+    save_picture(picture, tmp_path / "new" / f"a.{suffix}")
+    with Image.open(tmp_path / "new" / f"a.{suffix}") as image:
+        assert image.format == kind
+        saved = np.asarray(image.convert("RGB")).astype(int)
+    difference = np.abs(saved.transpose(2, 0, 1) - picture.numpy())
+    assert difference.max() == 0 if kind != "JPEG" else difference.mean() < 3
+
+
+def test_a_picture_of_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.what: cannot be written"):
+        save_picture(grey(20, 30), tmp_path / "a.what")

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def draw_detections(
     if len(boxes) != len(classes) or (confidences is not None and len(confidences) != len(classes)):
         raise ValueError("boxes, labels and scores must be equally many")
     factor = enlargement(*image.shape[1:])
-    canvas = _enlarged(image.cpu(), factor)
+    canvas = enlarged(image.cpu(), factor)
     if not classes:
         return canvas
     if masks is not None:
@@ -101,11 +102,11 @@ def draw_detections(
         texts = [f"{text} {confidences[index]:.2f}" for text, index in zip(texts, order, strict=True)]
     places = [Rectangle(x0, y0, x1 + 1, y1 + 1) for x0, y0, x1, y1 in corners[order].tolist()]
     colours = [class_colour(classes[index]) for index in order]
-    return _from_pil(draw_plates(_to_pil(canvas), places, texts, colours))
+    return from_pil(draw_plates(to_pil(canvas), places, texts, colours))
 
 
 def draw_masks(image: Tensor, masks: Tensor, labels: Tensor | Sequence[int], alpha: float = 0.5) -> Tensor:
-    """Tint the pixels of each mask in its class's colour, and draw its outline.
+    """Tint the pixels of each mask in its class's colour, and draw its outline; small masks lie on top.
 
     Args:
         image: uint8 [3, H, W].
@@ -123,11 +124,27 @@ def draw_masks(image: Tensor, masks: Tensor, labels: Tensor | Sequence[int], alp
     if not len(masks):
         return image.clone()
     colours = [class_colour(label) for label in torch.as_tensor(labels).tolist()]
-    radius = max(1, _line_width(image) // 2)
-    eroded = -max_pool2d(-masks[None].float(), 2 * radius + 1, stride=1, padding=radius)[0]
-    outlines = masks & (eroded < 0.5)
+    masks = _apart(masks)
+    radius = max(1, line_width(image) // 2)
+    outlines = torch.stack([_outline(mask, radius) for mask in masks])
     tinted = draw_segmentation_masks(image, masks, alpha=alpha, colors=colours)
     return draw_segmentation_masks(tinted, outlines, alpha=1.0, colors=colours)
+
+
+def _apart(masks: Tensor) -> Tensor:
+    """Masks [N, H, W] without what a smaller one covers: torchvision leaves black what belongs to several."""
+    free = torch.ones_like(masks[0])
+    visible = torch.empty_like(masks)
+    for place in masks.flatten(1).sum(1).argsort(stable=True).tolist():
+        visible[place] = masks[place] & free
+        free &= ~masks[place]
+    return visible
+
+
+def _outline(mask: Tensor, radius: int) -> Tensor:
+    """The pixels of a mask [H, W] that lie within so many of its border."""
+    eroded = -max_pool2d(-mask[None].float(), 2 * radius + 1, stride=1, padding=radius)[0]
+    return mask & (eroded < 0.5)
 
 
 def side_by_side(
@@ -147,7 +164,7 @@ def side_by_side(
     Returns:
         uint8 [3, H, W], on white.
     """
-    pictures = [[_to_pil(_shrunk(image.cpu(), cell)) for image in row] for row in rows]
+    pictures = [[to_pil(_shrunk(image.cpu(), cell)) for image in row] for row in rows]
     columns = max(map(len, pictures), default=0)
     if not columns or not all(pictures):
         raise ValueError("a contact sheet needs a picture in each row")
@@ -174,27 +191,43 @@ def side_by_side(
             text = fitted(captions[number], caption_font, sheet_width - 2 * gap)
             draw.text((gap, top + 0.3 * caption_font.size), text, "#333333", caption_font)
         top += caption_height + gap
-    return _from_pil(sheet)
+    return from_pil(sheet)
 
 
 def save_png(image: Tensor, path: str | os.PathLike) -> None:
-    """Write a picture, and the folders it lies in.
+    """Write a picture as a PNG, and the folders it lies in.
 
     Raises:
         UserError: it cannot be written there.
     """
+    _save(image, Path(path), format="PNG")
+
+
+def save_picture(image: Tensor, path: str | os.PathLike) -> None:
+    """Write a picture in the format that its suffix names (.jpg, .png, ...), and the folders it lies in.
+
+    Raises:
+        UserError: it cannot be written there, or the suffix names no format.
+    """
+    path = Path(path)
+    jpeg = {"quality": 92, "subsampling": 0}  # thin coloured lines and letters do not survive less
+    _save(image, path, **(jpeg if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+
+
+def _save(image: Tensor, path: Path, **options: Any) -> None:
     _check_image(image)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _to_pil(image).save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path, **options)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
 def _draw_boxes(canvas: Tensor, corners: Tensor, colours: Sequence[Colour]) -> Tensor:
     from torchvision.utils import draw_bounding_boxes
 
-    width = _line_width(canvas)
+    width = line_width(canvas)
     rims = corners + torch.tensor([-1, -1, 1, 1])  # a dark rim shows a bright line on any background
     canvas = draw_bounding_boxes(canvas, rims, colors="black", width=width + 2)
     return draw_bounding_boxes(canvas, corners, colors=list(colours), width=width)
@@ -209,11 +242,13 @@ def _pixel_corners(boxes: Tensor, factor: int, height: int, width: int) -> Tenso
     return torch.cat([first, last], 1)
 
 
-def _line_width(image: Tensor) -> int:
+def line_width(image: Tensor) -> int:
+    """How wide lines on a picture are, in pixels."""
     return max(1, round(0.0055 * math.sqrt(image.shape[1] * image.shape[2])))
 
 
-def _enlarged(image: Tensor, factor: int) -> Tensor:
+def enlarged(image: Tensor, factor: int) -> Tensor:
+    """A copy, by an integer factor larger in both directions."""
     if factor == 1:
         return image.clone()
     large = interpolate(image[None].float(), scale_factor=factor, mode="bicubic")[0]
@@ -235,9 +270,11 @@ def _check_image(image: Tensor) -> None:
         raise ValueError(f"an image must be uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
 
 
-def _to_pil(image: Tensor) -> Image.Image:
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 [3, H, W] as Pillow's image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def _from_pil(picture: Image.Image) -> Tensor:
+def from_pil(picture: Image.Image) -> Tensor:
+    """Pillow's RGB image as uint8 [3, H, W]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,235 @@
+"""Find objects in pictures with a trained model: drawn, listed as JSON, explained by attention.
+
+  python predict.py --resume outputs/mine/checkpoint.pth photo.jpg            one picture
+  python predict.py --resume detr_resnet50_panoptic photos/ --json            a folder, a published model
+  python predict.py --resume CHECKPOINT 'photos/**/*.jpg' --threshold 0.5     a pattern
+  python predict.py --resume CHECKPOINT photo.jpg --attention                 where each detection looks
+  python predict.py --resume CHECKPOINT photo.jpg --attention encoder --point 320,240
+
+--output_dir gets NAME.jpg for each picture; with --attention attention/NAME.jpg; with --json results.json
+(COCO's results format), or panoptic.json and panoptic/NAME.png (COCO's panoptic format). The model's settings
+and the names of classes come from the checkpoint. A picture that cannot be read is named and skipped: the
+exit status is then 1. It is 2 after a mistake in the call.
+
+The same from Python:
+
+  from datasets.pictures import prepare, read_picture
+  from models.drawing import draw
+  from models.predicting import predict
+  from models.trained import load_trained
+  from util.visualize import save_picture
+
+  trained = load_trained("detr_resnet50")           # or a checkpoint's path or URL
+  picture = read_picture("photo.jpg")               # uint8 [3, H, W]
+  image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
+  (found,) = predict(trained, [image], [picture.shape[1:]])
+  save_picture(draw(picture, found, trained.names), "found.jpg")
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from util.command_line import RecipeParser, at_least, guarded
+from util.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.pictures import Read
+    from models.attention_maps import Attention
+    from models.predicting import Found
+    from models.trained import TrainedModel
+
+FEW = 20  # pictures up to which a line is printed for each
+LAYERS = ("decoder", "encoder")
+
+
+def get_args_parser() -> RecipeParser:
+    """Every flag."""
+    parser = RecipeParser(
+        "predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag(
+        "pictures", nargs="+", metavar="PICTURE", help="a picture, a folder of pictures, or a quoted pattern"
+    )
+    flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
+    flag("--output_dir", default="predictions", help="where to write")
+    flag(
+        "--threshold",
+        type=_share,
+        help="leave out what is less probable (default: 0.7; panoptic segments: 0.85, as published; 0 lists "
+        "every query, as an evaluation of the JSON needs)",
+    )
+    kind = parser.add_mutually_exclusive_group()
+    for name, text in {
+        "boxes": "boxes alone, from any model",
+        "masks": "boxes and instance masks",
+        "panoptic": "a segment for every pixel, things and stuff",
+    }.items():
+        text += "" if name == "boxes" else " (default where the model was trained for it)"
+        kind.add_argument(f"--{name}", dest="kind", action="store_const", const=name, help=text)
+    flag(
+        "--attention",
+        nargs="?",
+        const="decoder",
+        choices=LAYERS,
+        help="draw the last layer's attention, its mean over heads and each head: of the decoder for the "
+        "10 surest detections, or of the encoder for --point",
+    )
+    flag(
+        "--point",
+        type=_point,
+        action="append",
+        metavar="X,Y",
+        help="with --attention encoder: a place in pixels of the picture; may be given several times",
+    )
+    flag("--json", action="store_true", help="write what was found as JSON too")
+    flag("--no_pictures", action="store_true", help="draw no detections (with --json, --attention)")
+    flag("--format", default="jpg", choices=("jpg", "png"), help="of the drawn pictures")
+    flag(
+        "--batch_size",
+        default=1,
+        type=at_least(1),
+        help="pictures at a time. Above 1 smaller ones are padded, which the model sees: scores then move a "
+        "little with a picture's neighbours, and much in DC5 models",
+    )
+    flag("--num_workers", default=2, type=at_least(0), help="processes that read pictures; 0: this one")
+    flag("--eval_scale", type=at_least(1), help="shorter side for the model (default: as trained, else 800)")
+    flag("--max_size", type=at_least(1), help="its longest side (default: as trained, else 1333)")
+    flag("--dilation", action="store_true", default=None, help="a DC5 model whose file does not say so")
+    flag("--nheads", type=at_least(1), help="attention heads, where the file does not say them and not 8")
+    flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
+    flag("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
+    return value
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not X,Y in pixels") from error
+    return x, y
+
+
+def main(args: argparse.Namespace) -> int:
+    """Predict as the flags say -> how many complaints about single pictures were printed."""
+    from tqdm import tqdm
+
+    from datasets.pictures import find_pictures, read_pictures
+    from models.predicting import kind_of, summary
+    from models.trained import load_trained
+    from prediction_output import Output
+    from util.background import Background
+
+    check(args)
+    paths = find_pictures(args.pictures)
+    output = Output(args, paths)
+    settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
+    trained = load_trained(args.resume, args.device, **settings)
+    kind = kind_of(trained, args.kind)
+    if args.attention == "encoder" and not trained.args.enc_layers:
+        raise UserError(f"--attention encoder: the model of {trained.source} has no encoder")
+    scales = trained.args.eval_scale, trained.args.max_size
+    complaints: list[str] = []
+    with Background() as background, tqdm(total=len(paths), unit="picture", disable=None) as bar:
+
+        def tell(text: str) -> None:
+            bar.write(text, file=sys.stderr)
+            complaints.append(text)
+
+        for batch in read_pictures(paths, *scales, args.batch_size, args.num_workers):
+            whole = []
+            for read in batch:
+                reason = read.error or _point_outside(args.point, read)
+                if reason:
+                    tell(reason)
+                else:
+                    whole.append(read)
+            founds, heard = find(trained, whole, args.threshold, kind, bool(args.attention))
+            for place, (read, found) in enumerate(zip(whole, founds, strict=True)):
+                background.submit(output.write, read, found, heard, place, trained.names)
+                if len(paths) <= FEW:
+                    bar.write(f"{read.path}: {summary(found, trained.names)}")
+            bar.update(len(batch))
+        records = background.results()
+    output.finish(records, trained, kind)
+    print(f"{len(records)} of {len(paths)} pictures done: {output.folder}")
+    return len(complaints)
+
+
+def find(
+    trained: TrainedModel, reads: Sequence[Read], threshold: float | None, kind: str, listens: bool
+) -> tuple[list[Found], Attention | None]:
+    """What is found in a batch of pictures, and what was heard meanwhile of attention.
+
+    Raises:
+        UserError: the batch is too large for the memory or for the model.
+    """
+    import torch
+
+    from models.attention_maps import listening
+    from models.predicting import predict
+
+    if not reads:
+        return [], None
+    images = [read.image for read in reads if read.image is not None]
+    sizes = [read.picture.shape[1:] for read in reads if read.picture is not None]
+    named = ", ".join(str(read.path) for read in reads)
+    try:
+        with listening(trained.model) if listens else nullcontext() as heard:
+            return predict(trained, images, sizes, threshold, kind), heard
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{named}: out of memory; lower --batch_size or --max_size, or pass --boxes"
+        ) from error
+    except ValueError as error:
+        if trained.args.position_embedding != "learned":
+            raise
+        # The feature map is larger than the tables of positions.
+        raise UserError(f"{named}: {error}; lower --eval_scale and --max_size") from error
+
+
+def _point_outside(points: Sequence[tuple[float, float]] | None, read: Read) -> str:
+    """Complaint about a --point that does not lie in the picture; empty if all do."""
+    assert read.picture is not None
+    height, width = read.picture.shape[1:]
+    for x, y in points or ():
+        if not (0 <= x < width and 0 <= y < height):
+            return f"{read.path}: --point {x:g},{y:g} lies outside its {width} x {height} pixels"
+    return ""
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other."""
+    if args.attention == "encoder" and not args.point:
+        raise UserError("--attention encoder: say of which place, with --point X,Y in pixels of the picture")
+    if args.point and args.attention != "encoder":
+        raise UserError("--point belongs to --attention encoder")
+    if args.no_pictures and not (args.json or args.attention):
+        raise UserError("--no_pictures: nothing would be written; pass --json or --attention too")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command line -> its exit status: 0; 1: pictures were skipped; 2: a mistake of the user's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i in reversed(range(len(words))):  # so that a picture may follow the flag at once
+        if words[i] == "--attention" and words[i + 1 : i + 2] not in ([layer] for layer in LAYERS):
+            words.insert(i + 1, LAYERS[0])
+    complaints: list[int] = []
+    status = guarded(lambda args: complaints.append(main(args)), get_args_parser().parse_args(words))
+    return status or int(any(complaints))
+
+
+if __name__ == "__main__":
+    sys.exit(run())
