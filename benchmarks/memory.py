@@ -1,0 +1,87 @@
+"""How much memory some work takes: in a fresh process, beyond what model and inputs take before it.
+
+python -m benchmarks.memory STAGE SIDE SETTINGS     prints bytes; benchmarks.run calls it
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.measure import Work
+from benchmarks.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+CALLS = 2  # the first step of an optimizer makes its state, the second holds it beside all else
+
+
+def in_fresh_process(stage: str, side: str, settings: Settings) -> int:
+    """Bytes that a stage's work takes on one side.
+
+    Raises:
+        RuntimeError: the process fails; its last lines are told.
+    """
+    words = json.dumps({**asdict(settings), "folder": str(settings.folder)})
+    command = [sys.executable, "-m", "benchmarks.memory", stage, side, words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{stage}, {side}: {done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1])
+
+
+def measure_here(stage: str, side: str, settings: Settings) -> int:
+    """The same in this process, which should have done nothing before."""
+    import torch
+
+    from benchmarks.stages import all_stages
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    work = all_stages()[stage].build(settings, side)
+    gc.collect()  # what is freed while the work runs would hide as much of what it takes
+    if settings.device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _run(work)
+        return torch.cuda.max_memory_allocated() - before
+    _give_back()
+    _forget_peak()
+    before = _status("VmRSS")
+    _run(work)
+    return _status("VmHWM") - before
+
+
+def _run(work: Work) -> None:
+    for _ in range(CALLS):
+        work.run(*([work.before()] if work.before else []))
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: work that is given it again would not seem to take any."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def _forget_peak() -> None:
+    """Let the kernel count the peak from here on: building the model may have taken more than it keeps."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> int:
+    """Bytes, from the kernel's account of this process. getrusage would tell the parent's peak as well."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[3])
+    print(measure_here(sys.argv[1], sys.argv[2], Settings(**{**given, "folder": Path(given["folder"])})))
