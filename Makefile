@@ -2,6 +2,7 @@
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (10 minutes on two cores)
 #   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (15 minutes)
 #   make test    the tests, under 10 minutes on two cores
+#   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
 #   make slow    the tests that take long or need what `make demo` trained
 #   make lint    style and types
 #   make clean   remove what the above made, the environment too
@@ -12,12 +13,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: demo demo-panoptic test slow lint clean install
+.PHONY: demo demo-panoptic test slow benchmark lint clean install
 
 install: $(READY)
 
 # `ready` is written last: an installation that was interrupted is taken up again.
-$(READY): requirements.txt requirements-dev.txt
+$(READY): $(wildcard requirements*.txt)
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (torch is several GB the first time)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
@@ -34,6 +35,9 @@ test: $(READY)
 
 slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+benchmark: $(READY)
+	$(RUN) -m benchmarks.run --json benchmark.json --plot benchmark.png
 
 lint: $(READY)
 	$(RUN) -m ruff check .
