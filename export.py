@@ -63,6 +63,7 @@ def get_args_parser() -> RecipeParser:
     )
     flag = parser.add_argument
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
+    flag("--ema", action="store_true", help="the averaged weights of a run with --ema")
     flag("--format", required=True, choices=FORMAT_NAMES, help="of the file")
     flag("--output", required=True, metavar="FILE", help="where to write; an older file is replaced")
     flag("--postprocess", action="store_true", help="give scores, labels and boxes in pixels")
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     kind.check_packages()
     path = Path(args.output)
     _check_output(path, kind, args.resume)
-    trained = load_trained(args.resume)
+    trained = load_trained(args.resume, ema=args.ema)
     differences = export(trained, path, kind, args.postprocess, args.with_mask)
     for name, difference in differences.items():
         print(f"{name:12} differs from PyTorch by at most {difference:.1e}")

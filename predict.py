@@ -57,6 +57,7 @@ def get_args_parser() -> RecipeParser:
         "pictures", nargs="+", metavar="PICTURE", help="a picture, a folder of pictures, or a quoted pattern"
     )
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
+    flag("--ema", action="store_true", help="the averaged weights of a run with --ema")
     flag("--output_dir", default="predictions", help="where to write")
     flag(
         "--threshold",
@@ -136,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
     paths = find_pictures(args.pictures)
     output = Output(args, paths)
     settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
-    trained = load_trained(args.resume, args.device, **settings)
+    trained = load_trained(args.resume, args.device, ema=args.ema, **settings)
     kind = kind_of(trained, args.kind)
     if args.attention == "encoder" and not trained.args.enc_layers:
         raise UserError(f"--attention encoder: the model of {trained.source} has no encoder")

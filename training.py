@@ -164,7 +164,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the position."""
-        scaler = self.precision.scaler
+        scaler, data = self.precision.scaler, self.loader.dataset
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -173,6 +173,7 @@ class Training:
             "best": vars(self.best),
             "args": vars(self.args),
             "categories": self.categories,
+            **({"is_thing": data.is_thing} if hasattr(data, "is_thing") else {}),  # panoptic
             **({} if scaler is None else {"scaler": scaler.state_dict()}),
             **({} if self.average is None else self.average.state_dict()),
         }

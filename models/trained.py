@@ -82,7 +82,11 @@ class TrainedModel:
 
 
 def load_trained(
-    source: str | os.PathLike, device: str | torch.device | None = "cpu", **overrides: Any
+    source: str | os.PathLike,
+    device: str | torch.device | None = "cpu",
+    *,
+    ema: bool = False,
+    **overrides: Any,
 ) -> TrainedModel:
     """Build the model that a checkpoint holds, and fill it.
 
@@ -91,15 +95,19 @@ def load_trained(
             URL; or a name in HUB. Dilation, which leaves no trace in weights, is taken from the stored
             flags, or else from `dc5` in the name.
         device: as `--device` takes it; None: a GPU where there is one.
+        ema: take the averaged weights of a run with `--ema`.
         overrides: settings by the names of main.py's flags, over what is stored and found; None: not given.
 
     Raises:
-        UserError: there is no such file or name, it holds no DETR, or an override does not fit it.
+        UserError: there is no such file or name, it holds no DETR, or not the averaged weights that are
+            asked for, or an override does not fit it.
     """
     device = resolve_device(device if device is None else str(device))
     source = str(source)
     checkpoint = load_checkpoint(_location(source))
-    state = model_state(checkpoint)
+    if ema and "ema" not in checkpoint:
+        raise UserError(f"{source} holds no averaged weights, for it was not trained with --ema")
+    state = checkpoint["ema"] if ema else model_state(checkpoint)
     args = _settings(checkpoint, state, source, overrides)
     args.device = device
     names = _names(checkpoint, args)

@@ -21,6 +21,7 @@ from tests.mask_model import SMALL as SMALL_MASKS
 from tests.mask_model import images
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build
+from util.checkpoint import load_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
 
@@ -270,3 +271,15 @@ def test_the_demo_loads_with_and_without_its_flags(run: str, tmp_path: Path) -> 
     bare = load_trained(tmp_path / "bare.pth")
     assert_same_function(bare.model, full.model)
     assert ("panoptic" in full.postprocessors) == ("panoptic" in run)
+
+
+def test_averaged_weights_on_request(trained: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(trained / "checkpoint.pth")
+    average = {name: value + 1 for name, value in checkpoint["model"].items()}
+    torch.save({**checkpoint, "ema": average}, tmp_path / "both.pth")
+    plain, averaged = (
+        load_trained(tmp_path / "both.pth", ema=ema).model.state_dict() for ema in (False, True)
+    )
+    assert torch.equal(averaged["query_embed.weight"], plain["query_embed.weight"] + 1)
+    with pytest.raises(UserError, match="no averaged weights"):
+        load_trained(trained / "checkpoint.pth", ema=True)

@@ -38,7 +38,7 @@ def coco_figures(coco: COCO, predictions: dict[int, dict[str, Tensor]]) -> list[
 def panoptic_quality(
     truth_json: Path, truth_folder: Path, found_json: Path, found_folder: Path
 ) -> dict[str, float]:
-    """PQ over all classes, over things and over stuff, in [0, 1]; pixels are counted in a dictionary, one by one."""
+    """PQ over all classes, over things and over stuff, in [0, 1]; pixels are counted one by one."""
     truth, found = json.loads(truth_json.read_text()), json.loads(found_json.read_text())
     by_image = {entry["image_id"]: entry for entry in found["annotations"]}
     jobs = [
