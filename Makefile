@@ -1,6 +1,6 @@
 # Set up and prove the project:
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (10 minutes on two cores)
-#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (15 minutes)
+#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (14 minutes)
 #   make test    the tests, under 10 minutes on two cores
 #   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
 #   make slow    the tests that take long or need what `make demo` trained
@@ -45,4 +45,4 @@ lint: $(READY)
 	$(RUN) -m mypy .
 
 clean:
-	rm -rf $(VENV) demo demo-panoptic data/shapes .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo-panoptic data/shapes data/shapes_varied .pytest_cache .mypy_cache .ruff_cache

@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train", type=int, default=DEFAULT_TRAIN, help="number of training pictures")
     add("--val", type=int, default=DEFAULT_VAL, help="number of validation pictures")
     add("--size", type=int, default=DEFAULT_SIZE, help="side of the pictures in pixels")
-    add("--vary_size", action="store_true", help="height and width vary, each from 3/4 to 4/3 of --size")
+    add("--vary_size", action="store_true", help="--size is the shorter side, the longer one up to 7/6 of it")
     add("--seed", type=int, default=0, help="another seed gives other pictures")
     add("--workers", type=int, default=argparse.SUPPRESS, help="drawing processes (default: one a core)")
     return parser

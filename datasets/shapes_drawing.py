@@ -266,14 +266,16 @@ def draw_picture(
 ) -> Picture:
     """Draw picture `index` (from 0) of a split ("train" or "val").
 
-    `size` is the side in pixels; with `vary_size`, height and width each lie between 3/4 and 4/3 of it.
+    `size` is the side in pixels; with `vary_size` that of the shorter one, and the longer one, upright or
+    across, is as long or 7/6 of it. Sides of 96 and 112 pixels hold whole cells of 16, the backbone's, so
+    that the mask of a padded picture says in those cells neither more nor less than there is.
     Annotation ids are ten times the image id plus the object's number, so that none occurs twice.
     """
     rng = np.random.default_rng((seed, FIRST_IMAGE_ID[split], index))
     height = width = size
     if vary_size:
-        sides = rng.integers(size * 3 // 4, size * 4 // 3, size=2, endpoint=True)
-        height, width = int(sides[0]), int(sides[1])
+        longer = size + int(rng.integers(2)) * (size // 6)
+        height, width = (longer, size) if rng.integers(2) else (size, longer)
     image, labels = draw_landscape(rng, height, width)
     stuff = [category for category in STUFF if (labels == category).any()]
     shapes, visible = place_shapes(rng, height, width, [image[labels == c].mean(axis=0) for c in stuff])
