@@ -55,24 +55,19 @@ class LazyMasks:
     """
 
     def __init__(self, source: Tensor, extents: Tensor | None = None):
-        height, width = source.shape[1:]
+        count, height, width = source.shape
         if extents is None:
-            extents = torch.tensor([[0, 0, width, height]]).expand(len(source), 4)
+            extents = torch.tensor([[0, 0, width, height]]).expand(count, 4)
         self._source = source
         self._extents = extents
-        self._objects = torch.arange(len(source))  # [N] into source and extents
+        self._objects = torch.arange(count)  # [N] into source and extents
         self._rows = torch.arange(height)  # [h] into the source, ascending
         self._columns = torch.arange(width)  # [w] into the source, ascending, or descending where mirrored
 
     @classmethod
     def from_runs(cls, runs: list[dict[str, Any]], height: int, width: int) -> LazyMasks:
-        """Of objects in compressed run lengths."""
-        import pycocotools.mask as coco_mask
-
-        if not runs:
-            return cls(decode(runs, height, width))
-        boxes = torch.from_numpy(coco_mask.toBbox(runs)).long()  # left, top, width, height
-        return cls(decode(runs, height, width), torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        """Of objects in compressed run lengths, which are decoded in `tensor()`, those that are left then."""
+        return _LazyRuns(runs, height, width)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,14 +103,75 @@ class LazyMasks:
     def tensor(self) -> Tensor:
         """The masks as they are now: bool [N, h, w]."""
         masks = torch.zeros(self.shape, dtype=torch.bool)
-        for mask, index in zip(masks, self._objects.tolist(), strict=True):
-            left, top, right, bottom = self._extents[index].tolist()
-            rows, columns = _within(self._rows, top, bottom), _within(self._columns, left, right)
-            # Whole runs of memory are copied in both choices; only the small source is turned between them.
-            part = self._source[index, top:bottom].t().contiguous()  # [W, bottom - top]
-            part = part.index_select(0, self._columns[columns]).t().contiguous()  # [bottom - top, columns]
-            mask[rows, columns] = part.index_select(0, self._rows[rows] - top)
+        extents = self._extents[self._objects]
+        places = zip(
+            self._objects.tolist(),
+            extents.tolist(),
+            _within(self._rows, extents[:, 1::2]),
+            _within(self._columns, extents[:, 0::2]),
+            strict=True,
+        )
+        pixels, all_rows, all_columns = masks.numpy(), self._rows.numpy(), self._columns.numpy()
+        for mask, (index, (left, top, right, bottom), rows, columns) in zip(pixels, places, strict=True):
+            # Whole runs of memory are copied in both choices; only a small part is turned between them.
+            part = self._turned(index, left, right)[:, top:bottom][all_columns[columns] - left]
+            mask[rows, columns] = np.ascontiguousarray(part.T)[all_rows[rows] - top]
         return masks
+
+    def _turned(self, index: int, left: int, right: int) -> np.ndarray:
+        """An object's source [right - left, H], between two columns outside of which it has no pixel."""
+        return self._source[index, :, left:right].t().numpy()
+
+
+class _LazyRuns(LazyMasks):
+    """LazyMasks whose source is decoded one object at a time: in memory that stays in the cache."""
+
+    def __init__(self, runs: list[dict[str, Any]], height: int, width: int):
+        import pycocotools.mask as coco_mask
+
+        boxes = torch.from_numpy(coco_mask.toBbox(runs)).long().reshape(-1, 4)  # left, top, width, height
+        extents = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        super().__init__(torch.empty((), dtype=torch.bool).expand(len(runs), height, width), extents)
+        self._runs = runs
+
+    def _turned(self, index: int, left: int, right: int) -> np.ndarray:
+        height = self._source.shape[1]
+        return decode([_between_columns(self._runs[index], left, right)], height, right - left)[0].t().numpy()
+
+
+def _between_columns(runs: dict[str, Any], left: int, right: int) -> dict[str, Any]:
+    """The columns left…right - 1 of compressed run lengths whose other columns are empty.
+
+    Only the first and the last run grow shorter. Each number is written with five bits in a byte, the
+    lowest first, bit 5 if more bytes follow; those behind the third as differences from the number two
+    before, which is neither the first nor the last.
+    """
+    height, width = runs["size"]
+    text = runs["counts"].encode() if isinstance(runs["counts"], str) else runs["counts"]
+    ends = np.flatnonzero(~(np.frombuffer(text, np.uint8) - 48) & 32) + 1  # behind the bytes of each number
+    if len(ends) < 2:  # no pixel
+        return runs
+    first, last = int(ends[0]), int(ends[-2])
+    head, middle, tail = text[:first], text[first:last], text[last:]
+    head = _written(_number(head) - left * height)
+    if len(ends) % 2:  # the last run is of pixels outside the object
+        tail = _written(_number(tail) - (width - right) * height)
+    return {"size": [height, right - left], "counts": head + middle + tail}
+
+
+def _number(text: bytes) -> int:
+    value = sum((byte - 48 & 31) << 5 * place for place, byte in enumerate(text))
+    return value - (1 << 5 * len(text)) if text[-1] - 48 & 16 else value
+
+
+def _written(value: int) -> bytes:
+    text = bytearray()
+    while True:
+        bits, value = value & 31, value >> 5
+        if value == (-1 if bits & 16 else 0):
+            text.append(48 + bits)
+            return bytes(text)
+        text.append(48 + bits + 32)
 
 
 class LazySegments(LazyMasks):
@@ -134,10 +190,10 @@ class LazySegments(LazyMasks):
         """The masks as they are now: bool [N, h, w]."""
         places = self._places.index_select(1, self._columns).index_select(0, self._rows)  # [h, w]
         masks = torch.zeros(self.shape, dtype=torch.bool)
-        for mask, index in zip(masks, self._objects.tolist(), strict=True):
-            left, top, right, bottom = self._extents[index].tolist()
-            region = _within(self._rows, top, bottom), _within(self._columns, left, right)
-            torch.eq(places[region], index, out=mask[region])
+        extents = self._extents[self._objects]
+        rows, columns = _within(self._rows, extents[:, 1::2]), _within(self._columns, extents[:, 0::2])
+        for mask, index, *region in zip(masks, self._objects.tolist(), rows, columns, strict=True):
+            torch.eq(places[tuple(region)], index, out=mask[tuple(region)])
         return masks
 
 
@@ -147,7 +203,11 @@ def _nearest(old: int, new: int) -> Tensor:
     return torch.nn.functional.interpolate(places, size=new, mode="nearest")[0, 0].long()
 
 
-def _within(index: Tensor, low: int, high: int) -> slice:
-    """The places of a monotonic index whose values lie in low…high - 1; they are neighbours."""
-    places = torch.nonzero((index >= low) & (index < high))
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+def _within(index: Tensor, limits: Tensor) -> list[slice]:
+    """The places of a monotonic index whose values lie in low…high - 1, for limits [N, 2] of low and high.
+
+    They are neighbours.
+    """
+    if len(index) > 1 and index[0] > index[-1]:  # descending
+        index, limits = -index, 1 - limits.flip(1)
+    return [slice(*ends) for ends in torch.searchsorted(index, limits.contiguous()).tolist()]

@@ -24,7 +24,7 @@ SETTINGS = {
     "grouped": "--group_by_aspect",
     "deterministic": "--deterministic",
     "all at once": "--amp bf16 --ema 0.9 --grad_checkpoint --group_by_aspect --deterministic",
-    "compiled": "--compile --ema 0.9 --backbone_stages 1 --dec_layers 1",  # small: the compiler takes its time
+    "compiled": "--compile --ema 0.9 --backbone_stages 1 --dec_layers 1",  # few kernels to compile
 }
 
 

@@ -23,8 +23,6 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
-from benchmarks.reference.detector import pad_batch
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = tuple(range(480, 801, 32))
 
@@ -155,5 +153,12 @@ def resize(
 
 
 def collate(items: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[tuple[Tensor, Tensor], list[dict]]:
-    """Items -> ((padded batch, mask), targets)."""
-    return pad_batch([image for image, _ in items]), [target for _, target in items]
+    """Items -> ((padded batch, mask), targets); each image is copied once, into a batch of zeros."""
+    images = [image for image, _ in items]
+    height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+    pixels = torch.zeros((len(images), 3, height, width))
+    mask = torch.ones((len(images), height, width), dtype=torch.bool)
+    for canvas, padding, image in zip(pixels, mask, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]].copy_(image)
+        padding[: image.shape[1], : image.shape[2]] = False
+    return (pixels, mask), [target for _, target in items]
