@@ -1,0 +1,125 @@
+"""A page in the browser to try a model on: drop a picture, see what is found, and where the model looks.
+
+  python -m tools.app --resume outputs/mine/checkpoint.pth
+  python -m tools.app --resume detr_resnet50_panoptic --port 8000
+
+It shows boxes, masks or panoptic segments, whatever the model gives; a slider for the threshold and a choice
+of classes act without running the model again; a click on an object shows the attention it was found with, a
+click beside all objects where the encoder looks from that place. The numbers, and the JSON file to download,
+are those of predict.py.
+
+The page works without a network. It is served to this machine alone unless --host says otherwise: everybody
+who can reach the machine can use it then. Pictures stay in memory and in a temporary folder until an hour has
+passed or the server ends. It needs gradio: pip install -r requirements-app.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from util.command_line import RecipeParser, at_least, guarded
+from util.errors import UserError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def get_args_parser() -> RecipeParser:
+    """Every flag."""
+    parser = RecipeParser(
+        "tools.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
+    flag(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine)",
+    )
+    flag("--port", default=7860, type=at_least(1, 65536), help="port to listen on (default: %(default)s)")
+    flag("--max_megabytes", default=20.0, type=at_least(0.001), help="of a file (default: %(default)g)")
+    flag("--max_megapixels", default=40.0, type=at_least(0.001), help="of a picture (default: %(default)g)")
+    flag("--eval_scale", type=at_least(1), help="shorter side for the model (default: as trained, else 800)")
+    flag("--max_size", type=at_least(1), help="its longest side (default: as trained, else 1333)")
+    flag("--dilation", action="store_true", default=None, help="a DC5 model whose file does not say so")
+    flag("--nheads", type=at_least(1), help="attention heads, where the file does not say them and not 8")
+    flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
+    flag("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Load the model and serve the page until somebody ends it.
+
+    Raises:
+        UserError: gradio is missing, the port is taken, or there is no such model.
+    """
+    check_free(args.host, args.port)
+    prepare_gradio(args.host)
+    from models.trained import load_trained
+    from tools.app_look import Limits, warm_up
+
+    settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
+    trained = load_trained(args.resume, args.device, **settings)
+    warm_up(trained)
+    with tempfile.TemporaryDirectory(prefix="detr-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        from tools.app_page import build_page, serve
+
+        page = build_page(trained, Limits(args.max_megabytes, args.max_megapixels))
+        try:
+            address = serve(page, args.host, args.port, args.max_megabytes)
+            print(f"{args.resume}: {address} (Ctrl+C ends it)", flush=True)
+            if args.host not in LOOPBACK:
+                print(f"--host {args.host}: whoever reaches this machine can use it", file=sys.stderr)
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+def prepare_gradio(host: str) -> None:
+    """Import gradio, told to keep to itself.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    around = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), *LOOPBACK, host]
+    os.environ["no_proxy"] = ",".join(filter(None, around))  # gradio asks its own server whether it is there
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError("tools.app needs gradio: pip install -r requirements-app.txt") from error
+
+
+def check_free(host: str, port: int) -> None:
+    """Make sure that a server can listen here, before a model is loaded for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # or a server that ended a moment ago would be in the way
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; pass another") from error
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command line -> its exit status."""
+    args = get_args_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
+    return guarded(main, args)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

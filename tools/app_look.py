@@ -1,0 +1,199 @@
+"""A picture that somebody gives to the page of tools/app.py: checked, read, and shown to the model once.
+
+Everything that is asked of it later is answered from what the model said then; see tools/app_found.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datasets.geometry import resize
+from datasets.pictures import prepare, read_picture
+from models.attention_maps import Attention, listening
+from models.selection import Outputs, Select, confident_queries, masks_of
+from models.trained import TrainedModel
+from util.errors import UserError
+from util.nested_tensor import ByteBatch
+
+LEAST = 0.05
+"""The lowest threshold: below it nothing of the model's answer is kept."""
+SHOWN_SIDE = 1600
+"""Pictures are drawn at no more pixels a side, so that a slider can be followed."""
+
+
+class Limits(NamedTuple):
+    """How large a picture may be."""
+
+    megabytes: float = 20
+    """Of its file, in units of 2**20 bytes, as browsers count them."""
+    megapixels: float = 40
+    """Of all its pixels, in millions; what a decoder needs of memory depends on them, not on the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A picture, and all that the model said of it."""
+
+    name: str
+    """Of its file, without a folder."""
+    size: tuple[int, int]
+    """Height and width of the picture, upright."""
+    shown: Tensor
+    """uint8 [3, H, W], the picture or a smaller copy, in which boxes are drawn and clicks counted."""
+    image: Tensor
+    """uint8 [3, h, w]."""
+    answered: TrainedModel
+    """The trained model, with its answer in place of the model; see Answered."""
+    heard: Attention
+    """Its attention meanwhile."""
+    milliseconds: Mapping[str, float]
+    """How long reading, preprocessing and the model took."""
+
+
+class Answered(nn.Module):
+    """Stands for a model that was called: gives what it gave, whatever it is called with.
+
+    Args:
+        outputs: for one batch; `pred_masks` of those under `selected`, if there are masks at all.
+    """
+
+    def __init__(self, outputs: Outputs):
+        super().__init__()
+        self.outputs = outputs
+        self.logits = nn.Parameter(outputs["pred_logits"], requires_grad=False)  # says on which device
+
+    @property
+    def detr(self) -> Answered:
+        """The detector inside a model with a mask head."""
+        return self
+
+    def forward(self, samples: Any, select: Select | None = None) -> Outputs:
+        """The outputs; with a selection their masks are those of the selected queries."""
+        if select is None:
+            return self.outputs
+        chosen = select(self.outputs)
+        return {**self.outputs, "selected": chosen, "pred_masks": masks_of(self.outputs, chosen)}
+
+
+def refuse_large(path: str | os.PathLike, name: str, limits: Limits) -> None:
+    """Stop before a picture is decoded whose file or pixels are too many; only its header is read.
+
+    Args:
+        name: by which the user knows it.
+
+    Raises:
+        UserError: it is too large.
+    """
+    size = os.path.getsize(path) / 2**20
+    if size > limits.megabytes:
+        raise UserError(f"{name}: {size:.3g} MB, and no more than {limits.megabytes:g} are taken")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as header:
+                width, height = header.size
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: far more than {limits.megapixels:g} megapixels") from error
+    except Exception:
+        return  # read_picture tells better what is wrong with it
+    if width * height > 1e6 * limits.megapixels:
+        raise UserError(
+            f"{name}: {width} x {height} are {width * height / 1e6:.3g} megapixels, and no more than "
+            f"{limits.megapixels:g} are taken"
+        )
+
+
+def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: Limits) -> Look:
+    """Read a picture and ask the model.
+
+    Args:
+        name: by which the user knows the file.
+
+    Raises:
+        UserError: no picture, too large a one, or one that the model cannot see.
+    """
+    refuse_large(path, name, limits)
+    started = time.perf_counter()
+    try:
+        picture = read_picture(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from error
+    was_read = time.perf_counter()
+    try:
+        image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    batch = ByteBatch.from_images([image]).to(trained.device)
+    _wait(trained.device)
+    prepared = time.perf_counter()
+    with listening(trained.model) as heard:
+        outputs = _ask(trained, batch, name)
+    _wait(trained.device)
+    done = time.perf_counter()
+    height, width = picture.shape[1:]
+    return Look(
+        name,
+        (height, width),
+        _shown(picture),
+        image,
+        replace(trained, model=Answered(outputs)),
+        heard,
+        {
+            "read": 1e3 * (was_read - started),
+            "preprocess": 1e3 * (prepared - was_read),
+            "model": 1e3 * (done - prepared),
+        },
+    )
+
+
+def warm_up(trained: TrainedModel) -> None:
+    """Call the model once, so that the first picture's time is no longer than that of later ones."""
+    scale = trained.args.eval_scale
+    image = prepare(torch.zeros(3, scale, scale, dtype=torch.uint8), scale, trained.args.max_size)
+    _ask(trained, ByteBatch.from_images([image]).to(trained.device), trained.source)
+
+
+@torch.no_grad()
+def _ask(trained: TrainedModel, batch: Any, name: str) -> Outputs:
+    """The model's outputs, with the masks of whatever can be shown later."""
+    try:
+        if trained.args.masks:
+            return trained.model(batch, select=lambda outputs: confident_queries(outputs, LEAST))
+        return trained.model(batch)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{name}: out of memory; start the page with a lower --max_size") from error
+    except ValueError as error:
+        if trained.args.position_embedding != "learned":
+            raise
+        # The feature map is larger than the tables of positions.
+        raise UserError(f"{name}: {error}; start the page with a lower --max_size") from error
+
+
+def _wait(device: torch.device) -> None:
+    """Let a device finish what it was given, so that a clock tells how long that took."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _shown(picture: Tensor) -> Tensor:
+    """A picture uint8 [3, H, W], smaller if a side exceeds SHOWN_SIDE."""
+    height, width = picture.shape[1:]
+    if max(height, width) <= SHOWN_SIDE:
+        return picture
+    scale = SHOWN_SIDE / max(height, width)
+    return resize(picture, None, (max(1, round(scale * width)), max(1, round(scale * height))))[0]
+
+
+def file_name(text: str | None) -> str:
+    """The name of an uploaded file without folders, whatever system it comes from."""
+    return PurePath((text or "").replace("\\", "/")).name or "picture"

@@ -1,0 +1,188 @@
+"""The page of tools/app.py: gradio's components, and which of them is answered by what.
+
+A picture goes to the model once. Its answer stays with the visitor's session, and threshold, classes, kind
+and clicks are served from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from models.trained import TrainedModel
+from tools.app_answers import MOST, Answers, default_threshold, uploaded, within_slider
+from tools.app_found import kinds_of
+from tools.app_look import LEAST, Limits
+from util.errors import UserError
+
+COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
+SESSIONS = 32  # visitors whose pictures are kept; the one who came first is forgotten first
+HOUR = 3600  # seconds after which a visitor's picture, and whatever was drawn of it, is forgotten
+CSS = "#drawn img, #attention img { max-height: 75vh; }"
+
+
+@dataclass
+class Controls:
+    """What visitors set, and the buttons that give them files."""
+
+    given: gr.Image
+    kind: gr.Radio
+    threshold: gr.Slider
+    classes: gr.Dropdown
+    json: gr.DownloadButton
+    png: gr.DownloadButton
+
+
+@dataclass
+class Results:
+    """What they see."""
+
+    drawn: gr.Image
+    told: gr.Textbox
+    rows: gr.Dataframe
+    explained: gr.Column
+    attention: gr.Image
+
+
+def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
+    """The page for a model; nothing is served yet."""
+    title = "/".join(Path(trained.source).parts[-2:])
+    with gr.Blocks(analytics_enabled=False, title=f"DETR: {title}", delete_cache=(600, HOUR)) as page:
+        look = gr.State(None, time_to_live=HOUR)
+        gr.Markdown(
+            "Click an object to see the attention it was found with, or a place without one to see where the "
+            "encoder looks from there.",
+            elem_id="advice",
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                controls = _controls(trained, limits)
+            with gr.Column(scale=5, min_width=400):
+                drawn = _picture("drawn")
+                told = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="told")
+        with gr.Column(visible=False) as explained:
+            attention = _picture("attention")
+        rows = gr.Dataframe(
+            headers=COLUMNS,
+            datatype=["number", "str", "number", "number", "number", "number", "number"],
+            label="Detections, in pixels of the picture: click a row for its attention",
+            interactive=False,
+            elem_id="rows",
+        )
+        results = Results(drawn, told, rows, explained, attention)
+        _connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
+    return page
+
+
+def _picture(name: str) -> gr.Image:
+    """A place for a drawn picture; a label would lie on it."""
+    return gr.Image(
+        show_label=False, interactive=False, buttons=["download", "fullscreen"], elem_id=name, alt_text=name
+    )
+
+
+def _controls(trained: TrainedModel, limits: Limits) -> Controls:
+    kinds = kinds_of(trained)
+    given = gr.Image(
+        label=f"Picture, up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels",
+        sources=["upload", "webcam", "clipboard"],
+        webcam_options=gr.WebcamOptions(mirror=False),
+        buttons=[],
+        height=260,
+        elem_id="given",
+    )
+    # gradio's own would decode the file before anybody knows how large it becomes.
+    given.preprocess = uploaded  # type: ignore[method-assign, assignment]
+    kind = gr.Radio(kinds, value=kinds[-1], label="Show", visible=len(kinds) > 1, elem_id="kind")
+    threshold = gr.Slider(
+        LEAST,
+        MOST,
+        default_threshold(kinds[-1]),
+        step=0.01,
+        label="Least probability",
+        elem_id="threshold",
+    )
+    # gradio's own complains of 0 while somebody types 0.5.
+    threshold.preprocess = within_slider  # type: ignore[method-assign, assignment]
+    names = trained.names or {i: str(i) for i in range(trained.args.num_classes)}
+    classes = gr.Dropdown(
+        [(name, i) for i, name in names.items()],
+        value=[],
+        multiselect=True,
+        label="Classes",
+        info="none chosen: all",
+        elem_id="classes",
+    )
+    json = gr.DownloadButton("Download JSON", interactive=False, elem_id="json")
+    png = gr.DownloadButton("Download the segments' PNG", interactive=False, visible=False, elem_id="png")
+    return Controls(given, kind, threshold, classes, json, png)
+
+
+def _connect(answers: Answers, look: gr.State, controls: Controls, results: Results) -> None:
+    """Say what answers which component; the buttons' files are made after the picture is shown."""
+    choice = [look, controls.kind, controls.threshold, controls.classes]
+    buttons = [controls.json, controls.png]
+    shown = [results.drawn, results.told, results.rows, *buttons]
+    explained = [results.explained, results.attention]
+    loud: dict[str, Any] = {"api_visibility": "private"}
+    quiet: dict[str, Any] = {**loud, "show_progress": "hidden"}
+
+    seen = controls.given.input(
+        answers.see,
+        [controls.given, *choice[1:]],
+        [look, *shown, *explained],
+        trigger_mode="always_last",
+        **loud,
+    )
+    other_kind = controls.kind.input(default_threshold, controls.kind, controls.threshold, **quiet)
+    drawn_anew = gr.on(
+        [controls.threshold.input, controls.classes.input],
+        answers.show,
+        choice,
+        shown,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    for event in (seen, other_kind.then(answers.show, choice, shown, **quiet), drawn_anew):
+        event.then(answers.files, choice, buttons, **quiet)
+    results.drawn.select(answers.clicked, choice, explained, **loud)
+    results.rows.select(answers.chosen, choice, explained, **loud)
+
+
+def serve(page: gr.Blocks, host: str, port: int, megabytes: float) -> str:
+    """Serve the page in threads of its own -> its address.
+
+    Args:
+        megabytes: larger uploads are refused while they arrive.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    # Fonts that every machine has: gradio's may come from the network.
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=round(2**20 * megabytes),
+            state_session_capacity=SESSIONS,
+            theme=theme,
+            css=CSS,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            num_workers=0,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({error})") from error
+    return address
