@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
-from models.dropout import dropout
+from models.dropout import dropout, dropped_product
 from models.linear import linear
 
 
@@ -60,10 +60,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         if spelled_out:
             scores = (q / self.head_dim**0.5) @ k.transpose(-2, -1)  # [B, n, L, S]
             weights = softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = dropout(weights, p)
-            out = weights @ v
             if need_weights:
+                weights = dropout(weights, p)
+                out = weights @ v
                 averaged = weights.mean(dim=1) if average_attn_weights else weights
+            else:
+                out = dropped_product(weights, v, p)
         else:
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         out = out.permute(2, 0, 1, 3).flatten(2)  # [L, B, D]

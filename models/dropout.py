@@ -1,12 +1,17 @@
-"""Dropout that draws its random numbers quickly on a CPU.
+"""Dropout that draws its random numbers quickly on a CPU, and keeps little for the gradient.
 
 torch draws there by bernoulli_, one conversion after the other, and keeps a float for each element until the
 gradient is computed. Comparing random words takes a third of the time, and a byte is kept.
+
+Whatever follows dropout keeps dropout's result, and whatever stands before it may keep its own: two tensors
+that differ in the dropped places alone. `relu_dropout` and `dropped_product` join dropout with its neighbour,
+give the same numbers, and keep one of the two.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import relu
 
 WORDS = 1 << 32  # the values of an int32
 
@@ -14,9 +19,10 @@ WORDS = 1 << 32  # the values of an int32
 class Dropout(nn.Dropout):
     """torch's module, computed by `dropout`; never in place."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """A tensor of any shape -> another."""
-        return dropout(x, self.p if self.training else 0.0)
+    def forward(self, x: Tensor, behind_relu: bool = False) -> Tensor:  # type: ignore[override]
+        """A tensor of any shape -> another; with behind_relu of its positive part."""
+        p = self.p if self.training else 0.0
+        return relu_dropout(x, p) if behind_relu else dropout(x, p)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -26,12 +32,92 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return functional.dropout(x, p)
 
 
+def relu_dropout(x: Tensor, p: float) -> Tensor:
+    """dropout(relu(x), p), of which the result alone is kept."""
+    if not torch.jit.is_scripting():
+        return _relu_dropout(x, p)
+    return functional.dropout(relu(x), p)
+
+
+def dropped_product(weights: Tensor, values: Tensor, p: float) -> Tensor:
+    """dropout(weights, p) @ values, of which the dropped weights are not kept: [..., L, S], [..., S, d]."""
+    if not torch.jit.is_scripting():
+        return _dropped_product(weights, values, p)
+    return functional.dropout(weights, p) @ values
+
+
 @torch.jit.unused
 def _dropout(x: Tensor, p: float) -> Tensor:
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if x.device.type != "cpu" or not 0 < p < 1 or recorded:
+    if x.device.type != "cpu" or not _acts(p):
         return functional.dropout(x, p)
+    return _without(x, _drawn(x, p), p)
+
+
+@torch.jit.unused
+def _relu_dropout(x: Tensor, p: float) -> Tensor:
+    return _ReluDropout.apply(x, p) if _acts(p) else dropout(relu(x), p)
+
+
+@torch.jit.unused
+def _dropped_product(weights: Tensor, values: Tensor, p: float) -> Tensor:
+    if not _acts(p) or weights.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return dropout(weights, p) @ values
+    return _DroppedProduct.apply(weights, values, _drawn(weights, p), p)
+
+
+def _acts(p: float) -> bool:
+    """Whether something will be dropped, not all, and nobody records the graph."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and 0 < p < 1
+
+
+def _drawn(x: Tensor, p: float) -> Tensor:
+    """bool of x's shape: True, with probability p, where an element is to be dropped."""
     words = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int32)[: x.numel()].view(x.shape)
-    dropped = numbers < round(p * WORDS) - WORDS // 2
+    return numbers < round(p * WORDS) - WORDS // 2
+
+
+def _without(x: Tensor, dropped: Tensor, p: float) -> Tensor:
     return x.masked_fill(dropped, 0.0).mul_(1 / (1 - p))
+
+
+class _ReluDropout(torch.autograd.Function):
+    """An element of the result is positive where relu let it pass and dropout kept it, and only there."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, p):
+        return dropout(relu(x), p)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.p = inputs[1]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, out, 0).mul_(1 / (1 - ctx.p)), None
+
+
+class _DroppedProduct(torch.autograd.Function):
+    """Weights, which softmax keeps anyhow, and bools [..., L, S], values [..., S, d] -> [..., L, d]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights, values, dropped, p):
+        return _without(weights, dropped, p) @ values
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.p = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weights, values, dropped = ctx.saved_tensors
+        of_weights = (grad @ values.transpose(-2, -1)).masked_fill_(dropped, 0.0).mul_(1 / (1 - ctx.p))
+        of_values = _without(weights, dropped, ctx.p).transpose(-2, -1) @ grad
+        return of_weights, of_values, None, None

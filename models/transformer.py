@@ -211,7 +211,11 @@ class _Layer(nn.Module):
         self.normalize_before = normalize_before
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        x = self.linear1(x)
+        behind_relu = False
+        if not torch.jit.is_scripting():
+            behind_relu = self.activation is relu  # dropout does both then, and keeps one result of the two
+        return self.linear2(self.dropout(x if behind_relu else self.activation(x), behind_relu))
 
 
 class TransformerEncoderLayer(_Layer):

@@ -140,6 +140,7 @@ def test_an_unreadable_image_in_one_ranks_share(workers: int, tmp_path: Path) ->
     name = sorted((root / "train2017").iterdir())[place].name
     (root / "train2017" / name).write_bytes(b"not an image")
     flags = [*TINY.split(), "--coco_path", root, "--batch_size", 2, "--num_workers", workers, "--epochs", 1]
+    flags += ["--check_data", "off"]  # which would find it before training
     (first, told, _), (second, lines, _) = start(tmp_path, ["main.py", *flags])
     assert (first, second) == (1, 2)
     (line,) = lines

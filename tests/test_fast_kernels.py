@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.dropout import Dropout, dropout
+from models.dropout import Dropout, dropout, dropped_product, relu_dropout
 from models.folded_conv import folded_conv2d
 from models.linear import Linear, linear
+from models.transformer import TransformerEncoderLayer
 
 
 def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -75,6 +77,78 @@ def test_dropout_follows_the_seed_and_stops_in_evaluation() -> None:
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert torch.equal(layer.eval()(x), x)
     assert not dropout(x, 1.0).any()
+
+
+P = 0.3
+JOINED: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
+    "relu": (lambda x: relu_dropout(x, P), lambda x: dropout(functional.relu(x), P), [(7, 3, 5)]),
+    "product": (
+        lambda w, v: dropped_product(w, v, P),
+        lambda w, v: dropout(w, P) @ v,
+        [(2, 3, 7, 5), (2, 3, 5, 4)],
+    ),
+}
+"""Dropout and a neighbour, as one function and as two, and the shapes of what they take."""
+
+
+def after_seed(function: Callable, *inputs: Tensor) -> Tensor:
+    torch.manual_seed(5)
+    return function(*inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", JOINED)
+def test_dropout_and_its_neighbour_keep_their_bits(kind: str, dtype: torch.dtype) -> None:
+    joined, apart, shapes = JOINED[kind]
+    torch.manual_seed(0)
+    inputs = tuple(torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes)
+    found, expected = after_seed(joined, *inputs), after_seed(apart, *inputs)
+    assert torch.equal(found, expected) and (found != 0).any()
+    for a, b in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        assert torch.equal(a, b) and (a != 0).any()
+
+
+@pytest.mark.parametrize("kind", JOINED)
+def test_dropout_and_its_neighbour_have_the_gradients_of_differences(kind: str) -> None:
+    joined, _, shapes = JOINED[kind]
+    torch.manual_seed(0)
+    inputs = tuple(torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    assert torch.autograd.gradcheck(lambda *given: after_seed(joined, *given), inputs)
+    assert torch.autograd.gradgradcheck(lambda *given: after_seed(joined, *given), inputs)
+
+
+def test_relu_and_dropout_treat_extreme_numbers_as_apart() -> None:
+    extreme = [-math.inf, -1.0, -0.0, 0.0, 1e-45, 3e38, math.inf, math.nan]
+    x = torch.tensor(extreme * 20, requires_grad=True)
+    found, expected = (after_seed(function, x) for function in JOINED["relu"][:2])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(*(gradients(out, (x,))[0] for out in (found, expected)))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_of_nothing_and_of_everything_joins_as_apart(p: float) -> None:
+    torch.manual_seed(0)
+    x, values = torch.randn(6, 5), torch.randn(5, 4)
+    assert torch.equal(relu_dropout(x, p), functional.dropout(x.relu(), p))
+    torch.testing.assert_close(dropped_product(x, values, p), functional.dropout(x, p) @ values)
+
+
+def test_an_encoder_layer_keeps_one_tensor_around_each_dropout() -> None:
+    """Of attention the weights and a byte for each, of the feed-forward network what its second map takes."""
+    cells, images, width, heads, inner = 60, 2, 16, 4, 96
+    layer = TransformerEncoderLayer(width, heads, inner, dropout=P)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()  # held, or its address would come back
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        layer(torch.randn(cells, images, width), pos=torch.randn(cells, images, width))
+    sizes = [storage.nbytes() for storage in kept.values()]
+    weights = images * heads * cells * cells
+    assert sizes.count(4 * weights) == 1 and sizes.count(weights) == 1
+    assert sizes.count(4 * cells * images * inner) == 1
 
 
 @pytest.mark.parametrize("groups, stride", [(1, 1), (2, 2)])

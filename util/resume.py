@@ -113,7 +113,9 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
             f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
         )
     ranks = checkpoint.get("ranks", [])
-    before = {"group_by_aspect": False, **dict(checkpoint.get("args", {}))}  # older files lack the flag
+    given = checkpoint.get("args", {})
+    given = vars(given) if isinstance(given, Namespace) else given  # published files hold one
+    before = {"group_by_aspect": False, **given}  # older files lack the flag
     same = len(ranks) == get_world_size() and all(
         before.get(name) == getattr(args, name) for name in ("batch_size", "accum_steps", "group_by_aspect")
     )

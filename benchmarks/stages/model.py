@@ -147,7 +147,7 @@ STAGES = [
         _step,
         ALL,
         target=1 / 0.8,
-        rounds=1,
+        rounds=3,  # what the C library's allocator leaves unused differs from run to run
         unit="bytes",
     ),
     Stage(
