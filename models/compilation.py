@@ -22,8 +22,8 @@ from util.errors import UserError
 from util.nested_tensor import NestedTensor
 from util.random_state import random_state_kept
 
-CANVAS_MULTIPLE = 64  # pixels
-WARM_UP_SIZE = 3 * CANVAS_MULTIPLE, 5 * CANVAS_MULTIPLE  # height, width
+CANVAS_MULTIPLE = 32  # pixels: the stride of the last map
+WARM_UP_SIZE = 6 * CANVAS_MULTIPLE, 10 * CANVAS_MULTIPLE  # height, width
 GRAPHS = 32  # of one function, at most; torch's own limit is 8, behind which it silently goes on uncompiled
 
 

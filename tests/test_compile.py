@@ -164,7 +164,8 @@ def test_outputs_and_gradients_agree_and_graphs_are_few() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_counts_its_graphs(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The same graphs as above, mostly: torch finds their kernels on the disk.
+    # The same graphs as above, mostly: they are made anew, but torch finds their kernels on the disk.
+    torch._dynamo.reset()
     words = ("--backbone_stages", 2, "--dec_layers", 1, "--dropout", 0, "--epochs", 1, "--no_report")
     assert run("--coco_path", coco_root, *words, "--compile") == 0
     told = re.search(r"^--compile: (\d+) graphs compiled$", capsys.readouterr().out, re.M)

@@ -204,7 +204,7 @@ def _speed_flags(flag: Callable[..., Any]) -> None:
         "--compile",
         action="store_true",
         help="backbone and transformer through torch.compile: one to several minutes at the start, then "
-        "faster steps. Outputs differ by rounding; training batches are padded to multiples of 64 pixels, "
+        "faster steps. Outputs differ by rounding; training batches are padded to multiples of 32 pixels, "
         "which the mask knows. Prints the number of graphs at the end",
     )
     flag(
