@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from datasets import annotation_cache
+from util.collector import paused_collector
 from util.errors import UserError
 
 
@@ -180,22 +178,10 @@ def _load(path: str | Path, form: type[F]) -> F:
 
 
 def _pack(path: str | Path, form: type[F]) -> F:
-    with _no_collection():
+    with paused_collector():
         annotations = form(read_json(path), path)
     _return_freed_memory()
     return annotations
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector away: to look for cycles among millions of records takes as long again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _return_freed_memory() -> None:

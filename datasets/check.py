@@ -10,7 +10,6 @@ Exit status: 0 without faults (there may be notes), 1 with faults, 2 where a fil
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from datasets.doctor.pictures import check_across, check_listing, check_names, c
 from datasets.doctor.report import Finding, Report
 from datasets.doctor.sources import Files, Source
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
+from util.collector import paused_collector
 from util.errors import UserError, exit_status
 
 
@@ -112,9 +112,7 @@ def _check_file(
     raw: RawFile, report: Report, num_classes: int | None, num_queries: int | None
 ) -> dict[str, int]:
     """The checks of the JSON alone -> objects of each class by name."""
-    collecting = gc.isenabled()
-    gc.disable()  # lists of a million entries are made here, and no cycles
-    try:
+    with paused_collector():
         check_ids(raw, report)
         check_listing(raw, report)
         check_categories(raw, report, num_classes)
@@ -126,9 +124,6 @@ def _check_file(
             check_areas_and_crowds(raw, report)
             check_masks(raw, report, extents, faults)
         return note_classes(raw, report, num_queries)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _compare_categories(

@@ -6,7 +6,6 @@ fault; the checks read the file through this module instead and see all of them.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.doctor.report import Finding, Report
+from util.collector import paused_collector
 
 SECTIONS = ("images", "annotations", "categories")
 _MISSING = object()
@@ -205,13 +205,8 @@ def read_raw(path: str | Path, report: Report) -> RawFile | None:
     """The file, or None where it is unusable; what is wrong with it as a whole goes to the report."""
     path = Path(path)
     report.files.append(path)
-    collecting = gc.isenabled()
-    gc.disable()  # a file of COCO's size makes millions of objects, none of which is garbage
-    try:
+    with paused_collector():
         content = _parse(path, report)
-    finally:
-        if collecting:
-            gc.enable()
     if content is _MISSING or not _has_sections(path, content, report):
         return None
     for section in SECTIONS:
