@@ -114,6 +114,9 @@ class Training:
         self.best.follow(logged)
         epochs = range(position.epoch + 1, args.epochs)
         if is_main_process():
+            if source is not None and position.resumes:
+                steps = f" and {position.step} steps" if position.step else ""
+                print(f"--resume {source.path}: goes on behind {position.epoch + 1} epochs{steps}")
             self.announce(epochs)
         start = time.time()
         with Interruption() as self.interruption:

@@ -109,7 +109,9 @@ def compare(name: str, figures: dict[str, float]) -> tuple[str, bool]:
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.published",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--coco_path", type=Path, required=True, help="COCO 2017, with val2017")
     parser.add_argument("--coco_panoptic_path", type=Path, help="its panoptic annotations")

@@ -156,7 +156,7 @@ def start(options: argparse.Namespace) -> int:
 
         for stage in all_stages().values():
             target = "" if stage.target is None else f"at least {stage.target:.2f}"
-            print(f"{stage.name:<20}{stage.title:<44}{', '.join(stage.sides[1:]):<16}{target}".rstrip())
+            print(f"{stage.name:<20}{stage.title:<46}{', '.join(stage.sides[1:]):<16}{target}".rstrip())
         return 0
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)

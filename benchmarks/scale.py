@@ -299,7 +299,9 @@ def draw(figures: dict[str, float], path: Path) -> None:
 def main() -> int:
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: all")
     parser.add_argument("--folder", type=Path, help="where data is made and kept (default: a temporary one)")

@@ -22,6 +22,10 @@ def _timm() -> Any:
             "--backbone timm/...: the timm package is not installed; run `pip install timm`, or take one of "
             "torchvision's ResNets"
         ) from error
+    with contextlib.suppress(ImportError):  # its retries without a network are 22 lines before ours
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()
     return timm
 
 

@@ -33,7 +33,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def get_args_parser() -> RecipeParser:
     """Every flag."""
     parser = RecipeParser(
-        "tools.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m tools.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = parser.add_argument
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")

@@ -161,7 +161,9 @@ def _beside(target: Path) -> _Scratch:
 def get_parser() -> argparse.ArgumentParser:
     """The two commands and their flags."""
     parser = RecipeParser(
-        "tools.convert_hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m tools.convert_hf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
     there = commands.add_parser("to-hf", help="write a checkpoint for transformers")
@@ -197,7 +199,9 @@ def main(args: argparse.Namespace) -> None:
         found, written = to_hf(load_trained(args.checkpoint, **overrides), args.folder), args.folder
     print(f"{written}: written; largest differences on two padded images, in double precision: {told(found)}")
     if args.command == "from-hf":
-        print(f"evaluate it with: main.py --eval --resume {written} {_flags(written)} --coco_path ...")
+        flags = _flags(written)
+        paths = "--coco_path ..." + (" --coco_panoptic_path ..." if "coco_panoptic" in flags else "")
+        print(f"evaluate it with: python main.py --eval --resume {written} {flags} {paths}")
 
 
 def _flags(checkpoint: Path) -> str:

@@ -151,7 +151,7 @@ def panoptic(folder: Path) -> list[Path]:
 def main() -> int:
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--panoptic", action="store_true", help="train masks, too")
     parser.add_argument("--check", action="store_true", help="only look at the figures of what is there")

@@ -34,6 +34,10 @@ def import_transformers() -> Any:
     if int(transformers.__version__.split(".")[0]) < 5:
         raise UserError(f"transformers {transformers.__version__} is too old: {NEEDS}")
     transformers.utils.logging.disable_progress_bar()
+    with contextlib.suppress(ImportError):  # its retries without a network are 11 lines before ours
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()
     return transformers
 
 

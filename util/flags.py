@@ -64,7 +64,11 @@ def _optimisation_flags(flag: Callable[..., Any]) -> None:
 
 
 def _backbone_flags(flag: Callable[..., Any]) -> None:
-    flag("--backbone", default="resnet50", help="resnet18, 34, 50, 101 or another of torchvision's ResNets")
+    flag(
+        "--backbone",
+        default="resnet50",
+        help="resnet18, 34, 50, 101 or another of torchvision's ResNets; or timm/NAME",
+    )
     flag("--dilation", action="store_true", help="DC5: dilate the last stage in place of its stride")
     flag(
         "--position_embedding", default="sine", choices=("sine", "learned"), help="of the feature map's cells"

@@ -62,7 +62,9 @@ def _set_aside(path: Path) -> None:
     """Give a file, if it is there, the next free name of name.1.suffix, name.2.suffix, ..."""
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
     if path.exists():
-        path.rename(next(name for name in names if not name.exists()))
+        kept = next(name for name in names if not name.exists())
+        path.rename(kept)
+        print(f"an earlier run's {path} is kept as {kept.name}; --resume auto would continue that run")
 
 
 def _append(path: Path, line: str) -> None:
