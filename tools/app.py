@@ -117,8 +117,12 @@ def check_free(host: str, port: int) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command line -> its exit status."""
     args = get_args_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
-    return guarded(main, args)
+    end = signal.SIGTERM
+    before = signal.signal(end, lambda *_: sys.exit(128 + end))  # so that nothing is left behind
+    try:
+        return guarded(main, args)
+    finally:
+        signal.signal(end, before)
 
 
 if __name__ == "__main__":
