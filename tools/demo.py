@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_AP = 0.45  # a full run reached 0.72; below this something is broken
-LEAST_PQ = 0.816  # a full run reached 0.866; five points under it
+LEAST_PQ = 0.795  # two full runs reached 0.866 and 0.845; five points under the lower one
 PICTURES = 12
 SHOWN_FROM = 0.8  # score
 NEXT = """What to try next:
