@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from util.command_line import RecipeParser, at_least, guarded
+from util.command_line import RecipeParser, at_least, guarded, trained_model_flags
 from util.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,12 +99,7 @@ def get_args_parser() -> RecipeParser:
         "little with a picture's neighbours, and much in DC5 models",
     )
     flag("--num_workers", default=2, type=at_least(0), help="processes that read pictures; 0: this one")
-    flag("--eval_scale", type=at_least(1), help="shorter side for the model (default: as trained, else 800)")
-    flag("--max_size", type=at_least(1), help="its longest side (default: as trained, else 1333)")
-    flag("--dilation", action="store_true", default=None, help="a DC5 model whose file does not say so")
-    flag("--nheads", type=at_least(1), help="attention heads, where the file does not say them and not 8")
-    flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
-    flag("--debug", action="store_true", help="show the traceback of an error")
+    trained_model_flags(flag)
     return parser
 
 

@@ -5,7 +5,6 @@ python -m benchmarks.memory STAGE SIDE SETTINGS     prints bytes; benchmarks.run
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.measure import Work
 from benchmarks.settings import Settings
+from util.collector import return_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = 2  # the first step of an optimizer makes its state, the second holds it beside all else
@@ -50,11 +50,11 @@ def measure_here(stage: str, side: str, settings: Settings) -> int:
         torch.cuda.reset_peak_memory_stats()
         _run(work)
         return torch.cuda.max_memory_allocated() - before
-    _give_back()
-    _forget_peak()
-    before = _status("VmRSS")
+    return_freed_memory()  # work that is given it again would not seem to take any
+    forget_peak()
+    before = status("VmRSS")
     _run(work)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
 def _run(work: Work) -> None:
@@ -62,19 +62,12 @@ def _run(work: Work) -> None:
         work.run(*([work.before()] if work.before else []))
 
 
-def _give_back() -> None:
-    """Return freed memory to the system: work that is given it again would not seem to take any."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
-
-
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the kernel count the peak from here on: building the model may have taken more than it keeps."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Bytes, from the kernel's account of this process. getrusage would tell the parent's peak as well."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

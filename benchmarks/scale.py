@@ -134,23 +134,15 @@ def _memory(root: Path, batches: int | None) -> dict[str, float]:
 
 def evaluation(root: Path) -> dict[str, float]:
     """MiB of peak memory of 5,000 x 100 boxes, beside what the process had before the evaluation."""
-    import contextlib
-    import io
+    from benchmarks.memory import forget_peak, status
+    from benchmarks.settings import Settings
+    from benchmarks.stages import all_stages
 
-    from benchmarks.memory import _forget_peak, _status
-    from benchmarks.workloads import coco_predictions
-    from datasets.coco_eval import CocoEvaluator
-
-    coco, predictions = coco_predictions(5000, 100)
-    _forget_peak()
-    before = _status("VmRSS")
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = CocoEvaluator(coco, ["bbox"])
-        for image_id, found in predictions.items():
-            evaluator.update({image_id: found})
-        evaluator.accumulate()
-        evaluator.summarize()
-    peak = _status("VmHWM")
+    work = all_stages()["coco-5000-memory"].build(Settings(root), "ours")
+    forget_peak()
+    before = status("VmRSS")
+    work.run()
+    peak = status("VmHWM")
     return {"whole process": peak / MIB, "evaluation alone": (peak - before) / MIB}
 
 

@@ -12,9 +12,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -72,17 +72,24 @@ def write_entry(entry: Path, values: dict[str, Any]) -> None:
     tables = {name: list(value.items()) for name, value in values.items() if isinstance(value, dict)}
     plain = {name: value for name, value in values.items() if name not in arrays and name not in tables}
     state = np.frombuffer(json.dumps({"values": plain, "tables": tables}).encode(), dtype=np.uint8)
-    with contextlib.suppress(OSError):  # a full or read-only disk costs time, and nothing else
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, allow_pickle=False, **{_STATE: state}, **arrays)
-                os.replace(file.name, entry)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+    keep(entry, lambda file: np.savez(file, allow_pickle=False, **{_STATE: state}, **arrays))
+    with contextlib.suppress(OSError):
         entries = sorted(entry.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
         for old in entries[:-KEPT]:
             old.unlink(missing_ok=True)
+
+
+def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file of the cache whole, or not at all: a full or read-only disk costs time alone."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                write(file)
+                file.flush()  # the name is for what is whole
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

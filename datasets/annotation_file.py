@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datasets import annotation_cache
-from util.collector import paused_collector
+from util.collector import paused_collector, return_freed_memory
 from util.errors import UserError
 
 
@@ -180,13 +178,5 @@ def _load(path: str | Path, form: type[F]) -> F:
 def _pack(path: str | Path, form: type[F]) -> F:
     with paused_collector():
         annotations = form(read_json(path), path)
-    _return_freed_memory()
+    return_freed_memory()  # data workers would map it, too
     return annotations
-
-
-def _return_freed_memory() -> None:
-    """Hand the records' memory back to the system, where the C library can: workers would map it, too."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim is not None:
-            trim(0)

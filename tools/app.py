@@ -24,7 +24,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
-from util.command_line import RecipeParser, at_least, guarded
+from util.command_line import RecipeParser, at_least, guarded, trained_model_flags
 from util.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -45,12 +45,7 @@ def get_args_parser() -> RecipeParser:
     flag("--port", default=7860, type=at_least(1, 65536), help="port to listen on (default: %(default)s)")
     flag("--max_megabytes", default=20.0, type=at_least(0.001), help="of a file (default: %(default)g)")
     flag("--max_megapixels", default=40.0, type=at_least(0.001), help="of a picture (default: %(default)g)")
-    flag("--eval_scale", type=at_least(1), help="shorter side for the model (default: as trained, else 800)")
-    flag("--max_size", type=at_least(1), help="its longest side (default: as trained, else 1333)")
-    flag("--dilation", action="store_true", default=None, help="a DC5 model whose file does not say so")
-    flag("--nheads", type=at_least(1), help="attention heads, where the file does not say them and not 8")
-    flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
-    flag("--debug", action="store_true", help="show the traceback of an error")
+    trained_model_flags(flag)
     return parser
 
 

@@ -1,8 +1,10 @@
-"""Python's garbage collector, kept away while millions of objects are made, none of which is garbage."""
+"""Millions of objects: no search for garbage while they are made, and their memory given back behind them."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,3 +19,11 @@ def paused_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def return_freed_memory() -> None:
+    """Hand freed memory back to the system, where the C library can."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)

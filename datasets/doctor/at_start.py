@@ -7,17 +7,15 @@ picture folder or the doctor changes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.annotation_cache import cache_folder
+from datasets.annotation_cache import cache_folder, keep
 from datasets.doctor.report import Report, finding_line
 from datasets.doctor.sources import Source
 from datasets.layouts import find_split
@@ -118,7 +116,7 @@ def _verdict(sources: Mapping[str, Source], num_classes: int | None, masks: bool
     report = check_dataset(sources, num_classes, decode=False, headers_up_to=HEADERS_UP_TO, masks=masks)
     found = summarise(report)
     if kept is not None and not found.refusal:
-        _keep(kept, asdict(found))
+        keep(kept, lambda file: file.write(json.dumps(asdict(found)).encode()))
     return found
 
 
@@ -163,15 +161,3 @@ def _kept(sources: Mapping[str, Source], *settings: Any) -> Path | None:
     except OSError:
         return None
     return folder / "checked" / f"{digest.hexdigest()}.json"
-
-
-def _keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the verdict whole; where nothing can be written, the next start checks again."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
