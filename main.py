@@ -221,6 +221,7 @@ def main(args: argparse.Namespace) -> None:
     """Train, or with `--eval` evaluate, as the flags say."""
     import torch
 
+    from datasets.parsed import held_parsed
     from models.compilation import compile_model, graphs_compiled
     from training import Evaluation, Training
     from util.amp import Precision
@@ -244,8 +245,9 @@ def main(args: argparse.Namespace) -> None:
     source = find_checkpoint(args)
     reads_frozen = args.frozen_weights and args.masks and source is None
     frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
-    check_data(args)
-    categories = resolve(args, frozen if source is None else source.checkpoint)
+    with held_parsed():
+        check_data(args)
+        categories = resolve(args, frozen if source is None else source.checkpoint)
     train_loader, val_loader = build_data_loaders(args)
     base_ds = ground_truth(args, val_loader.dataset)
 

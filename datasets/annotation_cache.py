@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from datasets import json_columns
+
 LEAST_BYTES = 8 << 20  # smaller files are read faster than a user wonders what lies in the cache
 KEPT = 16  # entries, by their last use
 _STATE = "state"
@@ -43,8 +45,8 @@ def entry_of(path: str | Path, form: type) -> Path | None:
     if folder is None or os.path.getsize(path) < LEAST_BYTES:
         return None
     digest = hashlib.sha256()
-    for code in form.__mro__[:-1]:
-        source = getattr(sys.modules[code.__module__], "__file__", None)
+    for name in (*(base.__module__ for base in form.__mro__[:-1]), json_columns.__name__):
+        source = getattr(sys.modules[name], "__file__", None)
         if source is not None:
             digest.update(Path(source).read_bytes())
     with open(path, "rb") as file:

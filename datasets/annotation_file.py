@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datasets import annotation_cache
+from datasets.json_columns import integers
+from datasets.parsed import parse
 from util.collector import paused_collector, return_freed_memory
 from util.errors import UserError
 
@@ -90,11 +92,11 @@ class AnnotationFile(ABC):
 
     def _integers(self, records: list[Any], key: str, kind: str) -> np.ndarray:
         values = self._column(records, key, kind)
-        for place, value in enumerate(values):
-            if type(value) is not int:
-                name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
-                raise self._fault(f"{key} of {name} must be an integer, not {value!r:.60}")
-        return np.array(values, dtype=np.int64)
+        numbers, valid = integers(values)
+        for place in np.flatnonzero(~valid)[:1]:
+            name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
+            raise self._fault(f"{key} of {name} must be an integer, not {values[place]!r:.60}")
+        return numbers
 
     def _ids(self, records: list[Any], kind: str, key: str = "id") -> list[int]:
         """A column of integers none of which occurs twice."""
@@ -121,8 +123,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is no JSON, or holds something other than one object.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = parse(path)
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:

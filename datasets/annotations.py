@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 
 from datasets.annotation_file import AnnotationFile, load_once
+from datasets.json_columns import are_polygons, floats, quads
 
 # How an annotation's segmentation is kept.
 _ABSENT, _EMPTY, _POLYGONS, _OTHER = range(4)
 _NO_CROWD_FLAG = -1
 _PACKED_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd"}
+_USUAL_KEYS = _PACKED_KEYS | {"segmentation"}
+_MISSING = object()
+_BLOCK = 50_000  # annotations whose segmentations are looked at together
 
 
 class CocoAnnotations(AnnotationFile):
@@ -107,16 +111,15 @@ class CocoAnnotations(AnnotationFile):
 
     # ---- packing
 
-    def _floats(self, records: list[Any], key: str, length: int) -> np.ndarray:
-        """Numbers of each annotation, float64 [annotations, length]."""
+    def _numbers(self, records: list[Any], key: str) -> np.ndarray:
+        """A number of each annotation, float64 [annotations]; four of a bbox, [annotations, 4]."""
         values = self._column(records, key, "annotation")
-        for record, value in zip(records, values, strict=True):
-            numbers = value if length > 1 else [value]
-            valid = isinstance(numbers, list) and len(numbers) == length
-            if not valid or not all(type(number) in (int, float) for number in numbers):
-                wanted = f"{length} numbers" if length > 1 else "a number"
-                raise self._fault(f"{key} of annotation {record['id']} must be {wanted}, not {value!r:.60}")
-        return np.array(values, dtype=np.float64).reshape(-1, length)
+        numbers, valid = quads(values) if key == "bbox" else floats(values)
+        for place in np.flatnonzero(~valid)[:1]:
+            wanted = "4 numbers" if key == "bbox" else "a number"
+            what = f"{key} of annotation {records[place]['id']}"
+            raise self._fault(f"{what} must be {wanted}, not {values[place]!r:.60}")
+        return numbers
 
     def _pack_annotations(self, records: list[dict[str, Any]]) -> None:
         ids = np.array(self._ids(records, "annotation"), dtype=np.int64)
@@ -127,36 +130,34 @@ class CocoAnnotations(AnnotationFile):
         self._starts = np.searchsorted(index[order], np.arange(self.num_images + 1))  # rows of each image
         self._annotation_ids, self._annotation_image_ids = ids[order], image_ids[order]
         self._category_ids = self._integers(records, "category_id", "annotation")[order]
-        self._boxes = self._floats(records, "bbox", 4)[order]
-        self._areas = self._floats(records, "area", 1)[order, 0]
+        self._boxes = self._numbers(records, "bbox")[order]
+        self._areas = self._numbers(records, "area")[order]
         crowds = [record.get("iscrowd", _NO_CROWD_FLAG) for record in records]
         self._crowds = np.array(crowds, dtype=np.int8)[order]
         self._pack_segmentations([records[row] for row in order])
 
     def _pack_segmentations(self, records: list[dict[str, Any]]) -> None:
         """Polygons as numbers; everything else that arrays do not suit (RLE, further keys) as JSON text."""
-        kinds = np.zeros(len(records), dtype=np.int8)
-        coordinates, lengths, polygons = array.array("d"), array.array("q"), array.array("q", [0])
-        texts, text_ends = [], np.zeros(len(records) + 1, dtype=np.int64)
-        for row, record in enumerate(records):
-            rest = {key: value for key, value in record.items() if key not in _PACKED_KEYS}
-            if "segmentation" in rest:
-                kinds[row] = _kind(rest["segmentation"])
-                if kinds[row] == _POLYGONS:
-                    lengths.extend(map(len, rest["segmentation"]))
-                    coordinates.extend(chain.from_iterable(rest["segmentation"]))
-                if kinds[row] != _OTHER:
-                    del rest["segmentation"]
-            polygons.append(len(lengths))
-            if rest:
-                texts.append(json.dumps(rest).encode())
-            text_ends[row + 1] = text_ends[row] + (len(texts[-1]) if rest else 0)
+        segmentations = [record.get("segmentation", _MISSING) for record in records]
+        kinds = _kinds(segmentations)
+        lists = [segmentations[row] for row in np.flatnonzero(kinds == _POLYGONS).tolist()]
+        polygons = list(chain.from_iterable(lists))
+        counts = np.zeros(len(records), dtype=np.int64)
+        counts[kinds == _POLYGONS] = list(map(len, lists))
+        texts = {
+            row: _text(record, with_segmentation=kinds[row] == _OTHER)
+            for row, record in enumerate(records)
+            if kinds[row] == _OTHER or not record.keys() <= _USUAL_KEYS
+        }
+        text_lengths = np.zeros(len(records), dtype=np.int64)
+        text_lengths[list(texts)] = [len(text) for text in texts.values()]
         self._segmentation_kinds = kinds
+        coordinates = array.array("d", chain.from_iterable(polygons))
         self._coordinates, self._unit = _pack_coordinates(np.array(coordinates))
-        self._polygon_ends = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
-        self._polygon_starts = np.array(polygons)  # [annotations + 1], into _polygon_ends
-        self._text_ends = text_ends
-        self._texts = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        self._polygon_ends = _ends(list(map(len, polygons)))
+        self._polygon_starts = _ends(counts)  # [annotations + 1], into _polygon_ends
+        self._text_ends = _ends(text_lengths)
+        self._texts = np.frombuffer(b"".join(texts.values()), dtype=np.uint8)
 
     # ---- unpacking
 
@@ -188,13 +189,30 @@ class CocoAnnotations(AnnotationFile):
         return [numbers[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def _kind(segmentation: Any) -> int:
-    if segmentation == []:
-        return _EMPTY
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        return _OTHER
-    types = set(map(type, chain.from_iterable(segmentation)))
-    return _POLYGONS if types <= {int, float} else _OTHER
+def _kinds(segmentations: list[Any]) -> np.ndarray:
+    """How each is kept, int8 [annotations]."""
+    kinds = np.full(len(segmentations), _OTHER, dtype=np.int8)
+    for start in range(0, len(segmentations), _BLOCK):
+        block = segmentations[start : start + _BLOCK]
+        lists = [row for row, value in enumerate(block, start) if type(value) is list]
+        if are_polygons([segmentations[row] for row in lists]):
+            kinds[lists] = _POLYGONS
+        else:
+            kinds[[row for row in lists if are_polygons([segmentations[row]])]] = _POLYGONS
+        kinds[[row for row in lists if not segmentations[row]]] = _EMPTY
+        kinds[[row for row, value in enumerate(block, start) if value is _MISSING]] = _ABSENT
+    return kinds
+
+
+def _text(record: dict[str, Any], with_segmentation: bool) -> bytes:
+    """What is not kept in arrays of an annotation."""
+    left_out = _PACKED_KEYS if with_segmentation else _USUAL_KEYS
+    return json.dumps({key: value for key, value in record.items() if key not in left_out}).encode()
+
+
+def _ends(lengths: Any) -> np.ndarray:
+    """Where pieces of these lengths [N] end, one behind the other, int64 [N + 1]; the first number is 0."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
 
 
 def _pack_coordinates(values: np.ndarray) -> tuple[np.ndarray, float]:

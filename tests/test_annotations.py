@@ -77,6 +77,16 @@ def test_every_annotation_equals_pycocotools(tmp_path, capsys, further, dtype):
     assert (ours.heights == 40).all() and (ours.widths == 60).all()
 
 
+def test_odd_segmentations_stay_as_they_are_beside_polygons(tmp_path):
+    """A block of polygons is looked at as a whole; what does not fit in falls back one by one."""
+    odd = [[[True, 1, 2, 3, 4, 5]], [1, 2, 3], [[1, 2], 3], [["a"]], [[[1, 2]]], None, "text", {}, [[]], []]
+    records = [annotation(2 * i, 3, segmentation=value) for i, value in enumerate(odd)]
+    records += [annotation(2 * i + 1, 12) for i in range(len(odd))]
+    ours = load_annotations(write(tmp_path / "a.json", content(records)))
+    assert json.dumps([a["segmentation"] for a in ours.annotations_of(3)]) == json.dumps(odd)
+    assert [a["segmentation"] for a in ours.annotations_of(12)] == [records[-1]["segmentation"]] * len(odd)
+
+
 def test_workers_get_an_equal_copy(tmp_path):
     ours = load_annotations(write(tmp_path / "a.json", content(every_kind())))
     assert ours.coco is ours.coco
@@ -121,6 +131,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path):
         ({"images": [], "annotations": []}, "categories"),
         ({"images": {}, "annotations": [], "categories": []}, "images"),
         (content([annotation("1", 3)]), "id of annotation number 0 must be an integer, not '1'"),
+        (content([annotation(1 << 70, 3)]), "id of annotation number 0 must be an integer"),
         (content([annotation(1, "3")]), "image_id of annotation 1 must be an integer"),
         (content([annotation(1, 3, category_id=None)]), "category_id of annotation 1"),
         (content([annotation(1, 3), annotation(2, 3), annotation(1, 12)]), "annotation id 1 occurs 2 times"),

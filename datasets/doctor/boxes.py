@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.doctor.columns import RawFile, floats
+from datasets.doctor.columns import RawFile
 from datasets.doctor.masks import Extents, overlap
 from datasets.doctor.report import Report
+from datasets.json_columns import floats
 
 TOLERANCE = 2.0  # pixels by which a box may leave its image: rounding, and tools that count from 1
 FEWEST = 3  # boxes from which a convention is judged

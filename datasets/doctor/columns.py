@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.doctor.report import Finding, Report
+from datasets.json_columns import floats, integers, quads
+from datasets.parsed import parse
 from util.collector import paused_collector
 
 SECTIONS = ("images", "annotations", "categories")
@@ -32,54 +33,11 @@ def shorten(text: str, length: int = 70) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def integers(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [N], bool [N] which of the values are integers); 0 where one is none."""
-    if set(map(type, values)) <= {int}:
-        try:
-            return np.array(values, dtype=np.int64), np.ones(len(values), dtype=bool)
-        except OverflowError:
-            pass
-    valid = [type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values]
-    numbers = [value if ok else 0 for value, ok in zip(values, valid, strict=True)]
-    return np.array(numbers, dtype=np.int64), np.array(valid, dtype=bool)
-
-
 def as_integer(value: Any) -> int | None:
     """The integer that '7' or 7.0 means; None for what means none."""
     if type(value) is str and value.strip().lstrip("-").isdecimal():
         return int(value)
     return int(value) if type(value) is float and value.is_integer() else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether JSON gave a number, and no truth value; NaN and infinity count as numbers."""
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
-
-
-def floats(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [N], bool [N] which of the values are numbers); NaN where one is none."""
-    if set(map(type, values)) <= {int, float}:
-        try:
-            return np.array(values, dtype=np.float64), np.ones(len(values), dtype=bool)
-        except OverflowError:
-            pass
-    valid = list(map(is_number, values))
-    numbers = [value if ok else np.nan for value, ok in zip(values, valid, strict=True)]
-    return np.array(numbers, dtype=np.float64), np.array(valid, dtype=bool)
-
-
-def quads(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of four numbers as (float64 [N, 4], bool [N] which are such lists); NaN where one is none."""
-    regular = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}
-    if regular and set(map(type, chain.from_iterable(values))) <= {int, float}:
-        try:
-            flat = np.fromiter(chain.from_iterable(values), dtype=np.float64, count=4 * len(values))
-            return flat.reshape(-1, 4), np.ones(len(values), dtype=bool)
-        except OverflowError:
-            pass
-    valid = [isinstance(value, list) and len(value) == 4 and all(map(is_number, value)) for value in values]
-    rows = [value if ok else [np.nan] * 4 for value, ok in zip(values, valid, strict=True)]
-    return np.array(rows, dtype=np.float64).reshape(-1, 4), np.array(valid, dtype=bool)
 
 
 class RawFile:
@@ -221,8 +179,7 @@ def _broken(section: str, records: list[Any]) -> Callable[[Any], Finding]:
 
 def _parse(path: Path, report: Report) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return parse(path)
     except OSError as error:
         report.tell("missing_file", path, error.strerror or str(error))
     except json.JSONDecodeError as error:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.doctor.columns import RawFile, is_number
+from datasets.doctor.columns import RawFile
 from datasets.doctor.report import Finding, Report
+from datasets.json_columns import is_number
 
 TOLERANCE = 2.0  # pixels, as for boxes
 BLOCK = 50_000  # annotations at a time: their coordinates fit in a cache or two

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from datasets.doctor.boxes import to_corners
-from datasets.doctor.columns import is_number
 from datasets.doctor.correction import Action, Correction, drop
 from datasets.doctor.masks import is_polygons
 from datasets.doctor.report import Group
+from datasets.json_columns import is_number
 
 
 def _polygon_points(record: dict[str, Any]) -> np.ndarray:
