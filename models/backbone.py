@@ -11,10 +11,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
+from torch.nn.modules.module import _global_forward_hooks
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from models.folded_conv import folded_conv2d
+from models.folded_conv import added_to_shortcut, folded_conv2d
 from models.position_encoding import build_position_encoding
 from util.checkpoint import load_checkpoint, model_state
 from util.distributed import is_main_process
@@ -69,18 +70,38 @@ class FoldedConv2d(nn.Conv2d):
     the same, also for training: the gradient reaches the weight through the scale.
     """
 
-    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        """[B, C, h, w] -> convolved, scaled and shifted, [B, C', h', w']."""
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        affine: tuple[Tensor, Tensor],
+        shortcut: Tensor | None = None,
+        spare: bool = False,
+    ) -> Tensor:
+        """[B, C, h, w] -> convolved, scaled and shifted, [B, C', h', w'].
+
+        With a shortcut, relu of both's sum; one that is to spare may be overwritten.
+        """
         scale, shift = affine
         if not torch.jit.is_scripting():
-            return self._keeping_less(x, scale, shift)
+            return self._on_little_memory(x, scale, shift, shortcut, spare)
         weight = self.weight * scale[:, None, None, None]
-        return conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+        out = conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+        return out if shortcut is None else relu(out + shortcut)
 
     @torch.jit.unused
-    def _keeping_less(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def _on_little_memory(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        shortcut: Tensor | None,
+        spare: bool,
+    ) -> Tensor:
         geometry = (list(self.stride), list(self.padding), list(self.dilation), self.groups)
-        return folded_conv2d(x, self.weight, scale, shift, geometry)
+        folded = self.weight, scale, shift, geometry
+        if shortcut is None:
+            return folded_conv2d(x, *folded)
+        return added_to_shortcut(shortcut, x, *folded, spare)
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> "FoldedConv2d":
@@ -118,12 +139,12 @@ class FoldedBasicBlock(resnet.BasicBlock):
         super().__init__(*args, **kwargs)
         _fold(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w']."""
+    def forward(self, x: Tensor, spare: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w']; an x that is to spare may be overwritten."""
         out = relu(self.conv1(x, self.bn1.affine()), inplace=True)
-        out = self.conv2(out, self.bn2.affine())
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
+        if self.downsample is not None:
+            x, spare = self.downsample(x), True
+        return self.conv2(out, self.bn2.affine(), x, spare)
 
 
 class FoldedBottleneck(resnet.Bottleneck):
@@ -133,13 +154,33 @@ class FoldedBottleneck(resnet.Bottleneck):
         super().__init__(*args, **kwargs)
         _fold(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w']."""
+    def forward(self, x: Tensor, spare: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w']; an x that is to spare may be overwritten."""
         out = relu(self.conv1(x, self.bn1.affine()), inplace=True)
         out = relu(self.conv2(out, self.bn2.affine()), inplace=True)
-        out = self.conv3(out, self.bn3.affine())
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
+        if self.downsample is not None:
+            x, spare = self.downsample(x), True
+        return self.conv3(out, self.bn3.affine(), x, spare)
+
+
+class FoldedStage(nn.Sequential):
+    """The folded blocks of a stage, each of which may overwrite what only the one before it has made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w']."""
+        if not torch.jit.is_scripting():
+            return self._on_little_memory(x)
+        for block in self:
+            x = block(x)
+        return x
+
+    @torch.jit.unused
+    def _on_little_memory(self, x: Tensor) -> Tensor:
+        spare = False
+        for block in self:
+            x = block(x, spare)
+            spare = not (block._forward_hooks or _global_forward_hooks)  # which may keep what they are given
+        return x
 
 
 class Depth(NamedTuple):
@@ -190,6 +231,8 @@ class ResNetBody(resnet.ResNet):
         del self.avgpool, self.fc
         if folds:
             self.conv1: nn.Module = FoldedConv2d.like(self.conv1)  # type: ignore[arg-type]
+            for stage in ("layer1", "layer2", "layer3", "layer4"):
+                setattr(self, stage, FoldedStage(*getattr(self, stage)))
         for unused in ("layer4", "layer3", "layer2")[: STAGES - stages]:
             setattr(self, unused, nn.Identity())
         self.folds = folds

@@ -11,6 +11,7 @@ from torch.nn.functional import relu
 
 # SetCriterion and PostProcess are imported from here by users of the published code.
 from models.criterion import SetCriterion
+from models.pointwise import PointwiseConv2d
 from models.postprocess import PostProcess
 from util.amp import full_precision
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
@@ -59,7 +60,7 @@ class DETR(nn.Module):
         self.class_embed = nn.Linear(width, num_classes + 1)
         self.bbox_embed = MLP(width, width, 4, 3)
         self.query_embed = nn.Embedding(num_queries, width)
-        self.input_proj = nn.Conv2d(backbone.num_channels, width, kernel_size=1)  # type: ignore[arg-type]
+        self.input_proj = PointwiseConv2d(backbone.num_channels, width)  # type: ignore[arg-type]
         self.backbone = backbone
         self.aux_loss = aux_loss
 

@@ -1,4 +1,4 @@
-"""A convolution with the scale and shift of a frozen norm, which keeps no scaled weight for the gradient.
+"""A convolution with the scale and shift of a frozen norm, and with a shortcut, on little memory.
 
 Shapes: B batch, C and C' channels in and out, h w.
 """
@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, relu
+
+from models.linear import suits_onednn
+from models.pointwise import DILATED
 
 Geometry = tuple[Any, Any, Any, int]
 """Stride, padding, dilation (two numbers each), groups."""
@@ -31,9 +34,53 @@ def folded_conv2d(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geome
         [B, C', h', w'].
     """
     stride, padding, dilation, groups = geometry
+    if weight.shape[2:] == (1, 1) and suits_onednn(x, weight):
+        dilation = list(DILATED)  # the same function, by a quicker kernel
     if _suits(x, weight):
         return _FoldedConvolution.apply(x, weight, scale, shift, stride, padding, dilation, groups)
     return conv2d(x, _scaled(weight, scale), shift, stride, padding, dilation, groups)
+
+
+def added_to_shortcut(
+    shortcut: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    geometry: Geometry,
+    spare: bool,
+) -> Tensor:
+    """folded_conv2d, added to a shortcut, and ReLU of the sum: the end of a residual block.
+
+    Memory of the largest maps is fresh each time, and touching it first costs more than the sums do: where
+    no gradient is wanted, a shortcut that nobody needs any more takes the result.
+
+    Args:
+        shortcut: [B, C', h', w'].
+        x, weight, scale, shift, geometry: see folded_conv2d.
+        spare: the shortcut may be overwritten.
+
+    Returns:
+        [B, C', h', w'].
+    """
+    if spare and _overwrites(shortcut, x, weight):
+        stride, padding, dilation, groups = geometry
+        place = padding, stride, dilation, groups
+        kernel = torch.ops.mkldnn._convolution_pointwise_.binary
+        scaled = _scaled(weight, scale)
+        return kernel(shortcut, x, scaled, shift, *place, "add", 1.0, "relu", [], "")
+    out = folded_conv2d(x, weight, scale, shift, geometry)
+    return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
+
+
+def _overwrites(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is at hand, and nobody asks for a gradient: its kernel knows of none."""
+    return (
+        suits_onednn(x, weight)
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")  # torch's compiler calls it, too
+        and shortcut.is_contiguous(memory_format=torch.channels_last)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (shortcut, x, weight)))
+    )
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

@@ -31,15 +31,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.jit.unused
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not _suits(x, weight):
+    if not suits_onednn(x, weight):
         return functional.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Product.apply(x, weight, bias)
     return _product(x, weight, bias)
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is at hand, and this is a plain product that nobody records."""
+def suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is at hand, both are plain float32, and nobody records the graph."""
     return bool(
         not torch.compiler.is_compiling()  # first: the compiler cannot follow what is asked next
         and X86

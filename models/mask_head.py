@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, relu
 
+from models.pointwise import PointwiseConv2d, pointwise
+
 GROUPS = 8  # of every GroupNorm
 
 
@@ -43,7 +45,7 @@ class MHAttentionMap(nn.Module):
         """Queries [B, Q, D], image [B, D, h, w], padding bool [B, h, w] or None -> [B, Q, n, h, w]."""
         height, width = k.shape[-2:]
         q = (self.q_linear(q) * self.scale).unflatten(-1, [self.num_heads, -1]).transpose(1, 2)
-        k = conv2d(k, self.k_linear.weight[:, :, None, None], self.k_linear.bias).flatten(2)
+        k = pointwise(k, self.k_linear.weight[:, :, None, None], self.k_linear.bias).flatten(2)
         k = k.unflatten(1, [self.num_heads, -1])  # [B, n, D / n, h * w]
         scores = (q @ k).transpose(1, 2)  # [B, Q, n, h * w]
         if mask is not None:
@@ -88,9 +90,9 @@ class MaskHeadSmallConv(nn.Module):
         self.lay5 = nn.Conv2d(inner[2], inner[3], 3, padding=1)
         self.gn5 = nn.GroupNorm(GROUPS, inner[3])
         self.out_lay = nn.Conv2d(inner[3], 1, 3, padding=1)
-        self.adapter1 = nn.Conv2d(fpn_dims[0], inner[0], 1)
-        self.adapter2 = nn.Conv2d(fpn_dims[1], inner[1], 1)
-        self.adapter3 = nn.Conv2d(fpn_dims[2], inner[2], 1)
+        self.adapter1 = PointwiseConv2d(fpn_dims[0], inner[0])
+        self.adapter2 = PointwiseConv2d(fpn_dims[1], inner[1])
+        self.adapter3 = PointwiseConv2d(fpn_dims[2], inner[2])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)

@@ -1,0 +1,39 @@
+"""1 × 1 convolutions by oneDNN, on one thread too.
+
+Where torch has a single thread, which is what torchrun leaves to each process, it takes another library for
+undilated 1 × 1 convolutions, and twice the time on other processors than Intel's. Dilation is nothing to a
+kernel of one pixel, so that a dilated one computes the same.
+
+Shapes: B batch, C and C' channels in and out, h w.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from models.linear import suits_onednn
+
+DILATED = (2, 2)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """torch's module of kernel size 1, without padding, stride or groups."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, C, h, w] -> [B, C', h, w]."""
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, C, h, w] convolved by weight [C', C, 1, 1], and bias [C'] or None -> [B, C', h, w]."""
+    if not torch.jit.is_scripting():
+        return _pointwise(x, weight, bias)
+    return conv2d(x, weight, bias)
+
+
+@torch.jit.unused
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return conv2d(x, weight, bias, dilation=DILATED if suits_onednn(x, weight) else 1)
