@@ -98,7 +98,7 @@ def predict(
     if threshold is None:
         threshold = PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
     choose = _choice(trained, threshold, kind)
-    batch = ByteBatch.from_images(images)
+    batch = ByteBatch(images)
     model: Any = trained.model
     if kind == BOXES:
         outputs = (model.detr if trained.args.masks else model)(batch.to(trained.device))

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seen = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in pictures]
     with torch.no_grad():
         head.weight *= 60
-        outputs = model(ByteBatch.from_images(seen).to("cpu"))
+        outputs = model(ByteBatch(seen).to("cpu"))
         head.bias -= outputs["pred_logits"].mean((0, 1))  # what all queries have in common
     content = {"args": vars(parse(words)), "categories": NAMES, "is_thing": {i: i % 3 > 0 for i in NAMES}}
     torch.save({"model": model.state_dict(), **content}, folder / "panoptic.pth")

@@ -180,9 +180,7 @@ def test_its_processor_prepares_and_reads_as_ours(exported: Exported) -> None:
         for n, size in zip(noise, sizes, strict=True)
     ]
     inputs = processor(images=pictures, return_tensors="pt")
-    batch = ByteBatch.from_images(
-        [prepare(p, trained.args.eval_scale, trained.args.max_size) for p in pictures]
-    )
+    batch = ByteBatch([prepare(p, trained.args.eval_scale, trained.args.max_size) for p in pictures])
     ours = batch.to("cpu")
     assert ours.mask is not None
     assert torch.equal(inputs["pixel_mask"] == 0, ours.mask)

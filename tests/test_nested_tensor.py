@@ -82,7 +82,7 @@ def test_bytes_normalised_on_the_device_equal_floats_normalised_first(sizes):
         transforms.normalize(image.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD)) for image in images
     ]
     published = nested_tensor_from_tensor_list(normalised)
-    batch = ByteBatch.from_images(images).to("cpu", non_blocking=True)
+    batch = ByteBatch(images).to("cpu", non_blocking=True)
     torch.testing.assert_close(batch.tensors, published.tensors, atol=2e-6, rtol=0)
     mask = expected_mask(sizes)
     assert torch.equal(batch.decompose()[1], mask)
@@ -92,7 +92,7 @@ def test_bytes_normalised_on_the_device_equal_floats_normalised_first(sizes):
 
 
 def test_bytes_can_be_moved_twice():
-    batch = ByteBatch.from_images(byte_images(SIZES))
+    batch = ByteBatch(byte_images(SIZES))
     assert torch.equal(batch.to("cpu").tensors, batch.to("cpu").tensors)
     assert batch.tensors.dtype == torch.uint8
 

@@ -52,7 +52,7 @@ def panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seen = [read_picture(noise(path.with_name("noise.png"), seed=seed)) for seed in range(3)]
     with torch.no_grad():
         head.weight *= 60
-        outputs = model(ByteBatch.from_images(seen).to("cpu"))
+        outputs = model(ByteBatch(seen).to("cpu"))
         head.bias -= outputs["pred_logits"].mean((0, 1))  # what all queries have in common
     is_thing = {i: i not in STUFF for i in NAMES}
     content = {"args": vars(parse(words)), "categories": NAMES, "is_thing": is_thing}

@@ -45,7 +45,7 @@ def saved(path: Path, words: str, **more: Any) -> TrainedModel:
 
 def batch_outputs(model: Any) -> dict[str, Any]:
     """All outputs for the pictures, masks of all queries too."""
-    return model(ByteBatch.from_images(pictures()).to("cpu"))
+    return model(ByteBatch(pictures()).to("cpu"))
 
 
 @pytest.fixture(scope="module")

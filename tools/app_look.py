@@ -133,7 +133,7 @@ def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: L
         image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    batch = ByteBatch.from_images([image]).to(trained.device)
+    batch = ByteBatch([image]).to(trained.device)
     _wait(trained.device)
     prepared = time.perf_counter()
     with listening(trained.model) as heard:
@@ -160,7 +160,7 @@ def warm_up(trained: TrainedModel) -> None:
     """Call the model once, so that the first picture's time is no longer than that of later ones."""
     scale = trained.args.eval_scale
     image = prepare(torch.zeros(3, scale, scale, dtype=torch.uint8), scale, trained.args.max_size)
-    _ask(trained, ByteBatch.from_images([image]).to(trained.device), trained.source)
+    _ask(trained, ByteBatch([image]).to(trained.device), trained.source)
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     images, targets = zip(*(data[i] for i in range(PICTURES)), strict=True)
     sizes = torch.stack([target["size"] for target in targets])
     with torch.no_grad():
-        outputs = model.eval()(ByteBatch.from_images(images).to(args.device))
+        outputs = model.eval()(ByteBatch(images).to(args.device))
     found = postprocessors["panoptic" if args.masks else "bbox"](outputs, sizes)
 
     names = checkpoint["categories"]

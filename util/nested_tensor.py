@@ -104,48 +104,68 @@ class ByteBatch:
     """Images as uint8 on their way to the device: a quarter of the bytes of a normalised batch.
 
     `to(device)` moves them and normalises there; what comes out equals the published road (normalise,
-    then pad with zeros) but for rounding.
+    then pad with zeros) but for rounding. On a CPU images go into the normalised batch one by one; for
+    another device they are first laid on one canvas, in page-locked memory where `pin_memory` is called.
+
+    Args:
+        images: uint8 [3, h, w] each.
+        multiple: round the canvas up to a multiple of so many pixels.
 
     Attributes:
-        tensors: uint8 [B, 3, H, W].
-        sizes: (h, w) of each image within the canvas.
+        images: the images.
+        size: (H, W) of the canvas.
     """
 
-    def __init__(self, tensors: Tensor, sizes: list[tuple[int, int]]):
-        self.tensors = tensors
-        self.sizes = sizes
+    def __init__(self, images: Sequence[Tensor], multiple: int = 1):
+        self.images = list(images)
+        height, width = (-(-side // multiple) * multiple for side in _canvas(self.sizes))
+        self.size = height, width
+        self._laid_out: Tensor | None = None
 
-    @classmethod
-    def from_images(cls, images: Sequence[Tensor], multiple: int = 1) -> ByteBatch:
-        """Images uint8 [3, h, w] -> a padded batch, its height and width rounded up to a multiple."""
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = (-(-side // multiple) * multiple for side in _canvas(sizes))
-        # Decoders give interleaved pixels: a canvas of the same layout is filled row by row.
-        tensors = torch.empty(
-            (len(images), images[0].shape[0], height, width),
-            dtype=torch.uint8,
-            memory_format=torch.channels_last,
-        )
-        for canvas, image, (h, w) in zip(tensors, images, sizes, strict=True):
-            canvas[:, :h, :w] = image
-        _zero_padding(tensors, sizes)
-        return cls(tensors, sizes)
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(h, w) of each image within the canvas."""
+        return [(image.shape[1], image.shape[2]) for image in self.images]
+
+    @property
+    def tensors(self) -> Tensor:
+        """The canvas, uint8 [B, 3, H, W], zero where padded."""
+        return self._lay_out() if self._laid_out is None else self._laid_out
 
     def pin_memory(self) -> ByteBatch:
-        """The same batch in page-locked memory."""
-        return ByteBatch(self.tensors.pin_memory(), self.sizes)
+        """The same images, on a canvas in page-locked memory (the data loader calls this)."""
+        self._laid_out = self._lay_out(pinned=True)
+        return self
 
     def to(self, device: Any, non_blocking: bool = False) -> NestedTensor:
         """Move, normalise with ImageNet's mean and deviation, and pad with zeros -> NestedTensor."""
-        raw = self.tensors.to(device, non_blocking=non_blocking)
-        batch, _, height, width = raw.shape
-        padded = any(size != (height, width) for size in self.sizes)
-        mask = torch.zeros((batch, height, width), dtype=torch.bool, device=raw.device)
+        device = torch.device(device)
+        shape = len(self.images), *self.size
+        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        padded = any(size != self.size for size in self.sizes)
         if padded:
             for i, (h, w) in enumerate(self.sizes):
                 mask[i, h:] = True
                 mask[i, :, w:] = True
-        return NestedTensor(_normalised(raw, self.sizes), mask, padded)
+        pixels = torch.empty(
+            (len(self.images), 3, *self.size), device=device, memory_format=torch.channels_last
+        )
+        if device.type == "cpu":
+            for canvas, image in zip(_interleaved(pixels), self.images, strict=True):
+                _normalise(image.permute(1, 2, 0), canvas)
+        else:
+            _normalise(_interleaved(self.tensors.to(device, non_blocking=non_blocking)), _interleaved(pixels))
+        _zero_padding(pixels, self.sizes)
+        return NestedTensor(pixels, mask, padded)
+
+    def _lay_out(self, pinned: bool = False) -> Tensor:
+        shape = len(self.images), 3, *self.size
+        canvas = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pinned)
+        # Decoders give interleaved pixels: a canvas of the same layout is filled row by row.
+        for part, image in zip(canvas, self.images, strict=True):
+            part[:, : image.shape[1], : image.shape[2]] = image
+        _zero_padding(canvas, self.sizes)
+        return canvas
 
 
 def _zero_padding(tensors: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
@@ -154,30 +174,28 @@ def _zero_padding(tensors: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
         canvas[:, :h, w:] = 0
 
 
-def _normalised(raw: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Pixels uint8 [B, 3, H, W] in channels_last -> float32, normalised, zero outside the sizes.
+def _interleaved(tensors: Tensor) -> Tensor:
+    """[..., 3, H, W] in channels_last -> a view [..., H, W, 3] without gaps."""
+    return tensors.movedim(-3, -1)
 
-    Rows of interleaved pixels are taken as vectors of 3 W numbers, with factors for each: broadcasting over
-    the channels themselves would run in loops of three. On a CPU a few rows go through all operations while
+
+def _normalise(raw: Tensor, pixels: Tensor) -> None:
+    """Fill the upper left of pixels [..., H, W, 3] with raw ones, uint8 [..., h, w, 3], normalised.
+
+    Rows of interleaved pixels are taken as vectors of 3 w numbers, with factors for each: broadcasting over
+    the channels themselves would run in loops of three. On a CPU some rows go through both operations while
     they are in its cache.
     """
+    height, width = raw.shape[-3:-1]
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    batch, channels, height, width = raw.shape
-    scale = (1 / (255 * std)).repeat(width).to(raw.device, non_blocking=True)  # [3 W]
-    shift = (mean / std).repeat(width).to(raw.device, non_blocking=True)
-    pixels = torch.empty(raw.shape, device=raw.device, memory_format=torch.channels_last)
-    rows = pixels.permute(0, 2, 3, 1).view(batch, height, width * channels)
-    raw_rows = raw.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    if raw.device.type != "cpu":
-        rows.copy_(raw_rows).mul_(scale).sub_(shift)
-    else:
-        for image, raw_image, (h, w) in zip(rows, raw_rows, sizes, strict=True):
-            w *= channels
-            pieces = image[:h, :w].split(_ROWS_IN_CACHE), raw_image[:h, :w].split(_ROWS_IN_CACHE)
-            for piece, raw_piece in zip(*pieces, strict=True):
-                piece.copy_(raw_piece).mul_(scale[:w]).sub_(shift[:w])
-    _zero_padding(pixels, sizes)
-    return pixels
+    scale = (1 / (255 * std)).repeat(width).to(raw.device, non_blocking=True)  # [3 w]
+    shift = (-mean / std).repeat(width).to(raw.device, non_blocking=True)
+    rows = pixels.flatten(-2)[..., :height, : 3 * width]
+    raw_rows = raw.flatten(-2)
+    step = _ROWS_IN_CACHE if raw.device.type == "cpu" else height
+    for piece, raw_piece in zip(rows.split(step, -2), raw_rows.split(step, -2), strict=True):
+        piece.copy_(raw_piece)
+        torch.addcmul(shift, piece, scale, out=piece)
 
 
 def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tuple:
@@ -188,4 +206,4 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
         multiple: round the canvas up to a multiple of so many pixels; the mask knows the padding.
     """
     images, *rest = zip(*batch, strict=True)
-    return ByteBatch.from_images(list(images), multiple), *rest
+    return ByteBatch(images, multiple), *rest

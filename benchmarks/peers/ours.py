@@ -48,7 +48,7 @@ class Ours:
 
     def batch(self, images: list[Tensor]) -> NestedTensor:
         """See Peer."""
-        return ByteBatch.from_images(images).to(self.device)
+        return ByteBatch(images).to(self.device)
 
     def objects(self, targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """See Peer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,58 @@ def _loading(settings: Settings, side: str, masks: bool) -> Work:
     dataset: Any = plain.CocoTraining(args)
     if side == "ours":
         dataset = build_dataset("train", args, normalize_images=False)
-    starts = range(0, len(dataset), BATCH)
 
-    def ours(_: None) -> list[Any]:
-        batches = [collate_bytes([dataset[start + i] for i in range(BATCH)]) for start in starts]
-        moved = [samples.to(settings.device) for samples, _ in batches]
-        return [(b.tensors, t) for b, (_, t) in zip(moved, batches, strict=True)]
+    def ours() -> Iterator[Any]:
+        for items in _items_of_batches(dataset):
+            samples, targets = collate_bytes(items)
+            yield samples.to(settings.device).tensors, targets
 
-    def reference(_: None) -> list[Any]:
-        batches = [plain.collate([dataset[start + i] for i in range(BATCH)]) for start in starts]
-        return [(pixels.to(settings.device), t) for (pixels, _), t in batches]
+    def reference() -> Iterator[Any]:
+        for items in _items_of_batches(dataset):
+            (pixels, _), targets = plain.collate(items)
+            yield pixels.to(settings.device), targets
 
-    return Work(ours if side == "ours" else reference, _same_draws, items=len(dataset))
+    return Work(_Epochs(ours if side == "ours" else reference), _same_draws, items=len(dataset))
 
 
 def _dataset(settings: Settings, side: str, masks: bool) -> Work:
     """The published calls, from a user's own script: items, and the collate function."""
     args = _flags(settings, masks)
     dataset: Any = build_dataset("train", args) if side == "ours" else plain.CocoTraining(args)
-    starts = range(0, len(dataset), BATCH)
 
-    def ours(_: None) -> list[Any]:
-        batches = [collate_fn([dataset[start + i] for i in range(BATCH)]) for start in starts]
-        return [(samples.tensors, targets) for samples, targets in batches]
+    def ours() -> Iterator[Any]:
+        for items in _items_of_batches(dataset):
+            samples, targets = collate_fn(items)
+            yield samples.tensors, targets
 
-    def reference(_: None) -> list[Any]:
-        batches = [plain.collate([dataset[start + i] for i in range(BATCH)]) for start in starts]
-        return [(pixels, targets) for (pixels, _), targets in batches]
+    def reference() -> Iterator[Any]:
+        for items in _items_of_batches(dataset):
+            (pixels, _), targets = plain.collate(items)
+            yield pixels, targets
 
-    return Work(ours if side == "ours" else reference, _same_draws, items=len(dataset))
+    return Work(_Epochs(ours if side == "ours" else reference), _same_draws, items=len(dataset))
+
+
+def _items_of_batches(dataset: Any) -> Iterator[list[Any]]:
+    for start in range(0, len(dataset), BATCH):
+        yield [dataset[start + i] for i in range(BATCH)]
+
+
+class _Epochs:
+    """Goes through all batches at each call: keeps them the first time, for comparing; drops each after."""
+
+    def __init__(self, batches: Callable[[], Iterator[Any]]):
+        self.batches = batches
+        self.is_first = True
+
+    def __call__(self, _: None) -> list[Any]:
+        """The batches, or nothing."""
+        if self.is_first:
+            self.is_first = False
+            return list(self.batches())
+        for _batch in self.batches():
+            pass
+        return []
 
 
 def _transfer(settings: Settings, side: str) -> Work:
@@ -81,7 +105,7 @@ def _transfer(settings: Settings, side: str) -> Work:
     device = settings.device
 
     def ours() -> Any:
-        return ByteBatch.from_images(images).to(device).tensors
+        return ByteBatch(images).to(device).tensors
 
     def reference() -> Any:
         floats = [plain.F.normalize(image.float() / 255, plain.MEAN, plain.STD) for image in images]
