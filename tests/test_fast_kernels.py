@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.backbone import RESNETS, ResNetBody
 from models.dropout import Dropout, dropout, dropped_product, relu_dropout
-from models.folded_conv import folded_conv2d
+from models.folded_conv import added_to_shortcut, folded_conv2d
 from models.linear import Linear, linear
+from models.pointwise import PointwiseConv2d
 from models.transformer import TransformerEncoderLayer
 
 
@@ -166,3 +168,70 @@ def test_folded_convolution_is_the_plain_one(groups: int, stride: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     (alone,) = gradients(folded_conv2d(x.detach(), weight, scale, shift, geometry), (weight,))
     torch.testing.assert_close(alone, gradients(expected, (weight,))[0], rtol=1e-4, atol=1e-4)
+
+
+def end_of_a_block(stride: int) -> tuple[Tensor, tuple]:
+    """A shortcut, and what is added to it."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 8).to(memory_format=torch.channels_last)
+    weight, scale, shift = torch.randn(6, 4, 1, 1), torch.randn(6), torch.randn(6)
+    geometry = ([stride] * 2, [0, 0], [1, 1], 1)
+    shortcut = torch.randn_like(functional.conv2d(x, weight, None, stride))
+    return shortcut, (x, weight, scale, shift, geometry)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_shortcut_is_added_and_overwritten_only_where_it_may_be(stride: int, spare: bool) -> None:
+    shortcut, (x, weight, *rest) = end_of_a_block(stride)
+    expected = (shortcut + folded_conv2d(x, weight, *rest)).relu()
+    assert (expected == 0).any()
+    given = shortcut.clone(memory_format=torch.preserve_format)
+    found = added_to_shortcut(given, x, weight, *rest, spare=spare)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if not spare:
+        assert torch.equal(given, shortcut)
+    given, weight = given.copy_(shortcut), weight.requires_grad_()
+    found = added_to_shortcut(given, x, weight, *rest, spare=spare)
+    assert torch.equal(given, shortcut), "backward may want it"
+    (gradient,) = gradients(found, (weight,))
+    expected = (shortcut + folded_conv2d(x, weight, *rest)).relu()
+    torch.testing.assert_close(gradient, gradients(expected, (weight,))[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_blocks_overwrite_nothing_that_others_hold(name: str) -> None:
+    torch.manual_seed(0)
+    stage = ResNetBody(RESNETS[name], False, True, 2, False).layer2
+    channels = 64 * RESNETS[name].block.expansion
+    x = torch.randn(2, channels, 6, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        before, outputs = x.clone(), [x]
+        for block in stage:  # alone, no block knows what it might overwrite
+            outputs.append(block(outputs[-1]))
+        copies = [out.clone() for out in outputs]
+        torch.testing.assert_close(stage(x), copies[-1])
+        assert torch.equal(x, before)
+        assert all(map(torch.equal, outputs, copies))
+        kept: list[Tensor] = []
+        for block in stage:
+            block.register_forward_hook(lambda module, inputs, out: kept.append(out))
+        stage(x)
+    for found, expected in zip(kept, copies[1:], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_convolutions_are_torchs(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    conv = PointwiseConv2d(5, 7)
+    x = torch.randn(2, 5, 6, 4).to(memory_format=layout).requires_grad_()
+    expected = functional.conv2d(x, conv.weight, conv.bias)
+    torch.testing.assert_close(conv(x), expected)
+    assert conv.bias is not None
+    inputs = x, conv.weight, conv.bias
+    for a, b in zip(gradients(conv(x), inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    assert conv.state_dict().keys() == {"weight", "bias"}
