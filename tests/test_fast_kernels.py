@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from models.backbone import RESNETS, ResNetBody
 from models.dropout import Dropout, dropout, dropped_product, relu_dropout
-from models.folded_conv import added_to_shortcut, folded_conv2d
+from models.folded_conv import Geometry, added_to_shortcut, folded_conv2d
 from models.linear import Linear, linear
 from models.pointwise import PointwiseConv2d
 from models.transformer import TransformerEncoderLayer
@@ -170,20 +170,20 @@ def test_folded_convolution_is_the_plain_one(groups: int, stride: int) -> None:
     torch.testing.assert_close(alone, gradients(expected, (weight,))[0], rtol=1e-4, atol=1e-4)
 
 
-def end_of_a_block(stride: int) -> tuple[Tensor, tuple]:
-    """A shortcut, and what is added to it."""
+def end_of_a_block(stride: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Geometry]]:
+    """A shortcut, an input, a weight, and what else folded_conv2d wants."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, 9, 8).to(memory_format=torch.channels_last)
     weight, scale, shift = torch.randn(6, 4, 1, 1), torch.randn(6), torch.randn(6)
-    geometry = ([stride] * 2, [0, 0], [1, 1], 1)
+    geometry: Geometry = ([stride] * 2, [0, 0], [1, 1], 1)
     shortcut = torch.randn_like(functional.conv2d(x, weight, None, stride))
-    return shortcut, (x, weight, scale, shift, geometry)
+    return shortcut, x, weight, (scale, shift, geometry)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("spare", [False, True])
 def test_a_shortcut_is_added_and_overwritten_only_where_it_may_be(stride: int, spare: bool) -> None:
-    shortcut, (x, weight, *rest) = end_of_a_block(stride)
+    shortcut, x, weight, rest = end_of_a_block(stride)
     expected = (shortcut + folded_conv2d(x, weight, *rest)).relu()
     assert (expected == 0).any()
     given = shortcut.clone(memory_format=torch.preserve_format)
