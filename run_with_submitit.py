@@ -10,6 +10,7 @@ where it was. Logs, checkpoints and log.txt are in the job's folder, unless --ou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import os
 import shutil
@@ -163,11 +164,15 @@ def submit(args: argparse.Namespace) -> submitit.Job:
     if not args.ngpus:
         args.device = args.device or "cpu"
     args.shared_dir, args.job_dir = map(str, find_folders(args))
+    was_there = Path(args.job_dir).exists()
     executor = submitit.AutoExecutor(args.job_dir, cluster=args.cluster, slurm_max_num_timeout=MANY)
     executor.update_parameters(**job_parameters(args))
     try:
         return executor.submit(Work(args, str(Path(main.__file__).resolve().parent)))
     except (RuntimeError, subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
+        if not was_there:
+            with contextlib.suppress(OSError):  # something lies in it, then
+                Path(args.job_dir).rmdir()
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
         reason = lines[-1].strip().removeprefix("sbatch: error: ")
         raise UserError(f"the cluster refuses the job: {reason}") from error

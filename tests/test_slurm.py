@@ -192,3 +192,4 @@ def test_more_than_the_cluster_has(data: Path, tmp_path: Path) -> None:
     assert answer.returncode == 2
     line = answer.stderr.splitlines()[-1]  # behind what sbatch says
     assert line.startswith("error: the cluster refuses the job: ") and "partition" in line
+    assert not (tmp_path / "%j").exists(), "no job, no folder"
