@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.segment_maps import PanopticMap, coco_rle, panoptic_maps, panoptic_queries
-from models.selection import Outputs, Selection, confident_queries
+from models.selection import Outputs, Selection, confident_queries, masks_of
 from models.trained import TrainedModel
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
@@ -94,34 +94,65 @@ def predict(
     Raises:
         UserError: the model cannot give that.
     """
-    kind = kind_of(trained, kind)
-    if threshold is None:
-        threshold = PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
-    choose = _choice(trained, threshold, kind)
+    choose = _choice(trained, threshold, kind_of(trained, kind))
     batch = ByteBatch(images)
     model: Any = trained.model
-    if kind == BOXES:
-        outputs = (model.detr if trained.args.masks else model)(batch.to(trained.device))
-        outputs = {**outputs, "selected": choose(outputs)}
+    samples = batch.to(trained.device)
+    if kind_of(trained, kind) == BOXES:
+        outputs = (model.detr if trained.args.masks else model)(samples)
     else:
-        outputs = model(batch.to(trained.device), select=choose)
+        outputs = model(samples, select=choose)
+    return read(trained, outputs, batch.sizes, sizes, threshold, kind)
+
+
+@torch.no_grad()
+def read(
+    trained: TrainedModel,
+    outputs: Outputs,
+    image_sizes: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    threshold: float | None = None,
+    kind: str | None = None,
+) -> list[Found]:
+    """What a model's outputs say of the pictures of a batch; see predict.
+
+    Args:
+        outputs: of the batch; `pred_masks` of all queries, or of those under `selected`, of which there must
+            be all that the threshold leaves.
+        image_sizes: (height, width) of each picture within the batch.
+
+    Raises:
+        UserError: the model cannot give that.
+        ValueError: a mask is wanted that the outputs lack.
+    """
+    kind = kind_of(trained, kind)
+    chosen = _choice(trained, threshold, kind)(outputs)
     results = trained.postprocessors["bbox"](outputs, torch.tensor([list(size) for size in sizes]))
+    if kind == BOXES:
+        return [_found(trained, *pair) for pair in zip(results, chosen, strict=True)]
+    outputs = {**outputs, "selected": chosen, "pred_masks": masks_of(outputs, chosen)}
     if kind == PANOPTIC:
         things: Any = trained.postprocessors["panoptic"]
-        maps = panoptic_maps(outputs, things.is_thing_map, batch.sizes, sizes, threshold, things.merge_always)
+        rules = _threshold(threshold, kind), things.merge_always
+        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, *rules)
         return [
             _found(trained, result, queries, panoptic=PanopticMap(one.ids.cpu(), one.segments))
-            for result, queries, one in zip(results, outputs["selected"], maps, strict=True)
+            for result, queries, one in zip(results, chosen, maps, strict=True)
         ]
-    if kind == MASKS:
-        drawn = trained.postprocessors["segm"](results, outputs, sizes, batch.sizes)
-        pairs = zip(results, outputs["selected"], drawn, strict=True)
-        return [_found(trained, result, queries, one["masks"][:, 0]) for result, queries, one in pairs]
-    return [_found(trained, *pair) for pair in zip(results, outputs["selected"], strict=True)]
+    drawn = trained.postprocessors["segm"](results, outputs, sizes, image_sizes)
+    pairs = zip(results, chosen, drawn, strict=True)
+    return [_found(trained, result, queries, one["masks"][:, 0]) for result, queries, one in pairs]
 
 
-def _choice(trained: TrainedModel, threshold: float, kind: str) -> Callable[[Outputs], Selection]:
+def _threshold(threshold: float | None, kind: str) -> float:
+    if threshold is not None:
+        return threshold
+    return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
+
+
+def _choice(trained: TrainedModel, threshold: float | None, kind: str) -> Callable[[Outputs], Selection]:
     """Which queries of each picture are read, given the model's outputs."""
+    threshold = _threshold(threshold, kind)
     if kind == PANOPTIC:
         is_thing: Any = trained.postprocessors["panoptic"].is_thing_map
         return lambda outputs: panoptic_queries(outputs, is_thing, threshold)[0]

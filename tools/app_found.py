@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datasets.pictures import Read
 from models.drawing import draw_attention
-from models.predicting import BOXES, MASKS, PANOPTIC, Found, kind_of, predict, summary
+from models.predicting import BOXES, MASKS, PANOPTIC, Found, kind_of, read, summary
 from models.segment_maps import PanopticMap
 from models.trained import TrainedModel
 from prediction_output import Output
@@ -54,7 +54,8 @@ def find(look: Look, choice: Choice, whole: bool = False) -> Found:
     """
     height, width = look.size if whole else look.shown.shape[1:]
     threshold = max(choice.threshold, LEAST)
-    (found,) = predict(look.answered, [look.image], [(height, width)], threshold, choice.kind)
+    image_size = look.image.shape[1:]
+    (found,) = read(look.trained, look.outputs, [image_size], [(height, width)], threshold, choice.kind)
     return _of_classes(found, choice.classes) if choice.classes else found
 
 
@@ -110,9 +111,9 @@ def draw_where(look: Look, found: Found, index: int | None, point: tuple[float, 
     Raises:
         UserError: a point, and the model has no encoder.
     """
-    names = look.answered.names
+    names = look.trained.names
     if index is None:
-        if not look.answered.args.enc_layers:
+        if not look.trained.args.enc_layers:
             raise UserError("there is no detection here, and the model has no encoder to look from a place")
         return draw_attention(look.shown, found, look.heard, 0, names, [point])
     one = slice(index, index + 1)
@@ -129,7 +130,7 @@ def table(look: Look, found: Found) -> list[list[Any]]:
     scale = torch.tensor([width / shown[1], height / shown[0]]).repeat(2)
     boxes = found.boxes * scale
     rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
-    names = look.answered.names
+    names = look.trained.names
     return [
         [i, names.get(label, str(label)), round(score, 3), *(round(v, 1) for v in (x0, y0, x1 - x0, y1 - y0))]
         for i, (label, score, (x0, y0, x1, y1)) in enumerate(rows, 1)
@@ -146,9 +147,9 @@ def in_words(look: Look, found: Found, postprocess: float) -> str:
     times = {**look.milliseconds, "post-process": postprocess}
     smaller = f", drawn at {shown[1]} x {shown[0]}" if (height, width) != tuple(shown) else ""
     return (
-        f"{summary(found, look.answered.names)}\n"
+        f"{summary(found, look.trained.names)}\n"
         f"{look.name}: {width} x {height} pixels, seen by the model at {seen[1]} x {seen[0]}{smaller}\n"
-        f"{' · '.join(f'{name} {value:.1f} ms' for name, value in times.items())} ({look.answered.device})"
+        f"{' · '.join(f'{name} {value:.1f} ms' for name, value in times.items())} ({look.trained.device})"
     )
 
 
@@ -163,9 +164,9 @@ def written(look: Look, choice: Choice) -> dict[str, bytes]:
         flags = {"output_dir": folder, "json": True, "no_pictures": True, "attention": None}
         output = Output(argparse.Namespace(**flags, point=None, format="png"), [path])
         read = Read(path, look.shown, look.image, "")
-        names = look.answered.names
+        names = look.trained.names
         records = output.write(read, find(look, choice, whole=True), None, 0, names)
-        output.finish([records], look.answered, choice.kind)
+        output.finish([records], look.trained, choice.kind)
         return {file.name: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
 
 

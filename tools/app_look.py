@@ -9,18 +9,18 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.geometry import resize
 from datasets.pictures import prepare, read_picture
 from models.attention_maps import Attention, listening
-from models.selection import Outputs, Select, confident_queries, masks_of
+from models.selection import Outputs, confident_queries
 from models.trained import TrainedModel
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
@@ -52,37 +52,14 @@ class Look:
     """uint8 [3, H, W], the picture or a smaller copy, in which boxes are drawn and clicks counted."""
     image: Tensor
     """uint8 [3, h, w]."""
-    answered: TrainedModel
-    """The trained model, with its answer in place of the model; see Answered."""
+    trained: TrainedModel
+    """The model."""
+    outputs: Outputs
+    """What it said: masks of whatever LEAST leaves."""
     heard: Attention
     """Its attention meanwhile."""
     milliseconds: Mapping[str, float]
     """How long reading, preprocessing and the model took."""
-
-
-class Answered(nn.Module):
-    """Stands for a model that was called: gives what it gave, whatever it is called with.
-
-    Args:
-        outputs: for one batch; `pred_masks` of those under `selected`, if there are masks at all.
-    """
-
-    def __init__(self, outputs: Outputs):
-        super().__init__()
-        self.outputs = outputs
-        self.logits = nn.Parameter(outputs["pred_logits"], requires_grad=False)  # says on which device
-
-    @property
-    def detr(self) -> Answered:
-        """The detector inside a model with a mask head."""
-        return self
-
-    def forward(self, samples: Any, select: Select | None = None) -> Outputs:
-        """The outputs; with a selection their masks are those of the selected queries."""
-        if select is None:
-            return self.outputs
-        chosen = select(self.outputs)
-        return {**self.outputs, "selected": chosen, "pred_masks": masks_of(self.outputs, chosen)}
 
 
 def refuse_large(path: str | os.PathLike, name: str, limits: Limits) -> None:
@@ -146,7 +123,8 @@ def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: L
         (height, width),
         _shown(picture),
         image,
-        replace(trained, model=Answered(outputs)),
+        trained,
+        outputs,
         heard,
         {
             "read": 1e3 * (was_read - started),
