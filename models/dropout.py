@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import relu
 
-WORDS = 1 << 32  # the values of an int32
+VALUES = 1 << 16  # of an int16
 
 
 class Dropout(nn.Dropout):
@@ -71,10 +71,15 @@ def _acts(p: float) -> bool:
 
 
 def _drawn(x: Tensor, p: float) -> Tensor:
-    """bool of x's shape: True, with probability p, where an element is to be dropped."""
-    words = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
-    numbers = words.view(torch.int32)[: x.numel()].view(x.shape)
-    return numbers < round(p * WORDS) - WORDS // 2
+    """bool of x's shape: True, with probability p, where an element is to be dropped.
+
+    16 random bits decide on each, four elements share a word. What p lacks or has beyond a multiple of 2^-16
+    is made up by the limit: it is one higher as often as that makes p of them all.
+    """
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
+    limit, remainder = divmod(p * VALUES, 1)
+    return numbers < int(limit) + bool(torch.rand(()) < remainder) - VALUES // 2
 
 
 def _without(x: Tensor, dropped: Tensor, p: float) -> Tensor:

@@ -65,9 +65,20 @@ def test_dropout_draws_as_often_as_it_says() -> None:
         spread = math.sqrt(p * (1 - p) / out.numel())
         assert abs((out == 0).double().mean().item() - p) < 5 * spread
         assert out.detach().max().item() == pytest.approx(1 / (1 - p), rel=1e-6)
-        halves = (out == 0).flatten()[: 2 * (out.numel() // 2)].view(-1, 2)  # of one random word
-        assert abs(halves.all(1).double().mean().item() - p * p) < 5 * math.sqrt(p * p / len(halves))
+        quarters = (out == 0).flatten()[: 4 * (out.numel() // 4)].view(-1, 4).double()  # of one random word
+        together = quarters.T @ quarters / len(quarters)  # how often two of them are dropped at once
+        together.fill_diagonal_(p * p)
+        assert (together - p * p).abs().max().item() < 5 * math.sqrt(p * p / len(quarters))
         assert torch.equal(torch.autograd.grad(out.sum(), x)[0], out)
+
+
+def test_probabilities_that_16_bits_cannot_give_are_met_on_average() -> None:
+    torch.manual_seed(0)
+    p = 3.5 / 65536
+    draws, size = 400, 1 << 16
+    dropped = sum(int((dropout(torch.ones(size), p) == 0).sum()) for _ in range(draws))
+    expected = p * draws * size
+    assert abs(dropped - expected) < 4 * math.sqrt(expected) < expected / 7, "3 or 4 in 65,536 are off more"
 
 
 def test_dropout_follows_the_seed_and_stops_in_evaluation() -> None:
