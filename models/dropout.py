@@ -83,7 +83,7 @@ def _drawn(x: Tensor, p: float) -> Tensor:
 
 
 def _without(x: Tensor, dropped: Tensor, p: float) -> Tensor:
-    return x.masked_fill(dropped, 0.0).mul_(1 / (1 - p))
+    return (x * (1 / (1 - p))).masked_fill_(dropped, 0.0)
 
 
 class _ReluDropout(torch.autograd.Function):
