@@ -95,7 +95,8 @@ class AnnotationFile(ABC):
         numbers, valid = integers(values)
         for place in np.flatnonzero(~valid)[:1]:
             name = f"{kind} number {place}" if key == "id" else f"{kind} {records[place].get('id')}"
-            raise self._fault(f"{key} of {name} must be an integer, not {values[place]!r:.60}")
+            wanted = "an integer of 64 bits" if type(values[place]) is int else "an integer"
+            raise self._fault(f"{key} of {name} must be {wanted}, not {values[place]!r:.60}")
         return numbers
 
     def _ids(self, records: list[Any], kind: str, key: str = "id") -> list[int]:

@@ -40,7 +40,7 @@ from util.errors import UserError, exit_status
 DEFAULT_TRAIN = 16_000
 DEFAULT_VAL = 200
 MIN_SIZE = 48  # pixels; below, the smallest shapes are too few pixels to tell apart
-VERSION = 1  # of the drawing: raise it when the same seed gives other pictures
+VERSION = 2  # of the drawing: raise it when the same seed gives other pictures
 STALE_SECONDS = 3600
 _CHUNK = 50  # pictures a task
 
@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train", type=int, default=DEFAULT_TRAIN, help="number of training pictures")
     add("--val", type=int, default=DEFAULT_VAL, help="number of validation pictures")
     add("--size", type=int, default=DEFAULT_SIZE, help="side of the pictures in pixels")
-    add("--vary_size", action="store_true", help="--size is the shorter side, the longer one up to 7/6 of it")
+    add("--vary_size", action="store_true", help="in one picture of five the longer side is 7/6 of --size")
     add("--seed", type=int, default=0, help="another seed gives other pictures")
     add("--workers", type=int, default=argparse.SUPPRESS, help="drawing processes (default: one a core)")
     return parser

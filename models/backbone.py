@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules import module as module_hooks
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -140,10 +140,10 @@ class FoldedBasicBlock(resnet.BasicBlock):
         _fold(self)
 
     def forward(self, x: Tensor, spare: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w']; an x that is to spare may be overwritten."""
+        """[B, C, h, w] -> [B, C', h', w']; with `spare` the shortcut may be overwritten."""
         out = relu(self.conv1(x, self.bn1.affine()), inplace=True)
         if self.downsample is not None:
-            x, spare = self.downsample(x), True
+            x = self.downsample(x)
         return self.conv2(out, self.bn2.affine(), x, spare)
 
 
@@ -155,31 +155,44 @@ class FoldedBottleneck(resnet.Bottleneck):
         _fold(self)
 
     def forward(self, x: Tensor, spare: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w']; an x that is to spare may be overwritten."""
+        """[B, C, h, w] -> [B, C', h', w']; with `spare` the shortcut may be overwritten."""
         out = relu(self.conv1(x, self.bn1.affine()), inplace=True)
         out = relu(self.conv2(out, self.bn2.affine()), inplace=True)
         if self.downsample is not None:
-            x, spare = self.downsample(x), True
+            x = self.downsample(x)
         return self.conv3(out, self.bn3.affine(), x, spare)
 
 
 class FoldedStage(nn.Sequential):
-    """The folded blocks of a stage, each of which may overwrite what only the one before it has made."""
+    """The folded blocks of a stage; in evaluation each overwrites what only the one before it has made."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', h', w']."""
-        if not torch.jit.is_scripting():
-            return self._on_little_memory(x)
+        if not torch.jit.is_scripting() and self._is_private():
+            return self._overwriting(x)
         for block in self:
             x = block(x)
         return x
 
     @torch.jit.unused
-    def _on_little_memory(self, x: Tensor) -> Tensor:
-        spare = False
+    def _is_private(self) -> bool:
+        """Whether nobody sees what the blocks give each other: no gradient, no hooks, blocks as built."""
+        return not (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or module_hooks._global_forward_hooks
+            or module_hooks._global_forward_pre_hooks
+            or any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+            or any(type(block) not in FOLDED.values() for block in self)
+        )
+
+    @torch.jit.unused
+    def _overwriting(self, x: Tensor) -> Tensor:
+        is_ours = False
         for block in self:
-            x = block(x, spare)
-            spare = not (block._forward_hooks or _global_forward_hooks)  # which may keep what they are given
+            x = block(x, spare=is_ours or isinstance(block.downsample, FoldedDownsample))
+            is_ours = True
         return x
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import conv2d, relu
 
 from models.linear import suits_onednn
-from models.pointwise import DILATED
+from models.pointwise import gains_by_dilation
 
 Geometry = tuple[Any, Any, Any, int]
 """Stride, padding, dilation (two numbers each), groups."""
@@ -34,8 +35,8 @@ def folded_conv2d(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geome
         [B, C', h', w'].
     """
     stride, padding, dilation, groups = geometry
-    if weight.shape[2:] == (1, 1) and suits_onednn(x, weight):
-        dilation = list(DILATED)  # the same function, by a quicker kernel
+    if gains_by_dilation(x, weight):
+        dilation = [2, 2]
     if _suits(x, weight):
         return _FoldedConvolution.apply(x, weight, scale, shift, stride, padding, dilation, groups)
     return conv2d(x, _scaled(weight, scale), shift, stride, padding, dilation, groups)
@@ -53,12 +54,12 @@ def added_to_shortcut(
     """folded_conv2d, added to a shortcut, and ReLU of the sum: the end of a residual block.
 
     Memory of the largest maps is fresh each time, and touching it first costs more than the sums do: where
-    no gradient is wanted, a shortcut that nobody needs any more takes the result.
+    no gradient is wanted, a shortcut that nobody else holds takes the result.
 
     Args:
         shortcut: [B, C', h', w'].
         x, weight, scale, shift, geometry: see folded_conv2d.
-        spare: the shortcut may be overwritten.
+        spare: nobody else holds the shortcut: it may be overwritten.
 
     Returns:
         [B, C', h', w'].
@@ -68,18 +69,23 @@ def added_to_shortcut(
         place = padding, stride, dilation, groups
         kernel = torch.ops.mkldnn._convolution_pointwise_.binary
         scaled = _scaled(weight, scale)
-        return kernel(shortcut, x, scaled, shift, *place, "add", 1.0, "relu", [], "")
+        return kernel(
+            shortcut, x, scaled, shift, *place, "add", 1.0, None, [], ""
+        ).relu_()  # its own drops NaN
     out = folded_conv2d(x, weight, scale, shift, geometry)
     return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
 
 
 def _overwrites(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is at hand, and nobody asks for a gradient: its kernel knows of none."""
+    """Whether oneDNN's kernel is at hand, and no gradient and no transform of torch.func is wanted."""
     return (
-        suits_onednn(x, weight)
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")  # torch's compiler calls it, too
+        not torch.is_grad_enabled()
+        and suits_onednn(x, weight)
+        and type(shortcut) is Tensor
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")  # older builds of torch lack it
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and shortcut.is_contiguous(memory_format=torch.channels_last)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (shortcut, x, weight)))
     )
 
 

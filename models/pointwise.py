@@ -1,8 +1,8 @@
 """1 × 1 convolutions by oneDNN, on one thread too.
 
-Where torch has a single thread, which is what torchrun leaves to each process, it takes another library for
-undilated 1 × 1 convolutions, and twice the time on other processors than Intel's. Dilation is nothing to a
-kernel of one pixel, so that a dilated one computes the same.
+Where torch has a single thread, which is what torchrun leaves to each process, it gives undilated 1 × 1
+convolutions to another library, which takes twice the time (measured on an AMD processor). Dilation is
+nothing to a kernel of one pixel, so that a dilated one computes the same.
 
 Shapes: B batch, C and C' channels in and out, h w.
 """
@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 
 from models.linear import suits_onednn
 
-DILATED = (2, 2)
+SMALL = 20_480  # numbers; an image of fewer is not given to oneDNN, dilated or not
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -36,4 +36,14 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.jit.unused
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return conv2d(x, weight, bias, dilation=DILATED if suits_onednn(x, weight) else 1)
+    return conv2d(x, weight, bias, dilation=2 if gains_by_dilation(x, weight) else 1)
+
+
+def gains_by_dilation(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of x [B, C, h, w] by weight [C', C, k, k] is quicker, and the same, dilated."""
+    return (
+        weight.shape[2:] == (1, 1)
+        and torch.get_num_threads() == 1
+        and (x.shape[0] > 1 or x.numel() > SMALL)
+        and suits_onednn(x, weight)
+    )

@@ -94,14 +94,14 @@ def predict(
     Raises:
         UserError: the model cannot give that.
     """
-    choose = _choice(trained, threshold, kind_of(trained, kind))
+    kind = kind_of(trained, kind)
     batch = ByteBatch(images)
     model: Any = trained.model
     samples = batch.to(trained.device)
-    if kind_of(trained, kind) == BOXES:
+    if kind == BOXES:
         outputs = (model.detr if trained.args.masks else model)(samples)
     else:
-        outputs = model(samples, select=choose)
+        outputs = model(samples, select=_choice(trained, threshold, kind))
     return read(trained, outputs, batch.sizes, sizes, threshold, kind)
 
 
@@ -123,10 +123,13 @@ def read(
 
     Raises:
         UserError: the model cannot give that.
-        ValueError: a mask is wanted that the outputs lack.
+        ValueError: a mask is wanted that is not among those of the selected queries.
     """
     kind = kind_of(trained, kind)
     chosen = _choice(trained, threshold, kind)(outputs)
+    selected = outputs.get("selected")
+    if selected is not None and all(map(torch.equal, selected, chosen)):
+        chosen = selected  # by which their masks are known
     results = trained.postprocessors["bbox"](outputs, torch.tensor([list(size) for size in sizes]))
     if kind == BOXES:
         return [_found(trained, *pair) for pair in zip(results, chosen, strict=True)]

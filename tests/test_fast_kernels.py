@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -195,45 +196,97 @@ def end_of_a_block(stride: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, T
 @pytest.mark.parametrize("spare", [False, True])
 def test_a_shortcut_is_added_and_overwritten_only_where_it_may_be(stride: int, spare: bool) -> None:
     shortcut, x, weight, rest = end_of_a_block(stride)
+    shortcut[0, 0, 0, 0] = math.nan
     expected = (shortcut + folded_conv2d(x, weight, *rest)).relu()
-    assert (expected == 0).any()
-    given = shortcut.clone(memory_format=torch.preserve_format)
-    found = added_to_shortcut(given, x, weight, *rest, spare=spare)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    if not spare:
-        assert torch.equal(given, shortcut)
-    given, weight = given.copy_(shortcut), weight.requires_grad_()
-    found = added_to_shortcut(given, x, weight, *rest, spare=spare)
-    assert torch.equal(given, shortcut), "backward may want it"
+    assert (expected == 0).any() and expected.isnan().sum() == 1
+    with torch.no_grad():
+        given = shortcut.clone(memory_format=torch.preserve_format)
+        found = added_to_shortcut(given, x, weight, *rest, spare=spare)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert spare or torch.equal(given.nan_to_num(), shortcut.nan_to_num())
+
+
+def test_a_shortcut_is_kept_where_its_gradient_may_be_wanted() -> None:
+    shortcut, x, weight, rest = end_of_a_block(1)
+    given, weight = shortcut.clone(), weight.requires_grad_()
+    found = added_to_shortcut(given, x, weight, *rest, spare=True)
+    assert torch.equal(given, shortcut)
     (gradient,) = gradients(found, (weight,))
     expected = (shortcut + folded_conv2d(x, weight, *rest)).relu()
     torch.testing.assert_close(gradient, gradients(expected, (weight,))[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_blocks_overwrite_nothing_that_others_hold(name: str) -> None:
+@pytest.fixture(params=["resnet18", "resnet50"])
+def stage(request: pytest.FixtureRequest) -> Any:
+    """The second stage of a ResNet in evaluation, its input, and what each block gives, called alone."""
     torch.manual_seed(0)
-    stage = ResNetBody(RESNETS[name], False, True, 2, False).layer2
-    channels = 64 * RESNETS[name].block.expansion
+    blocks = ResNetBody(RESNETS[request.param], False, True, 2, False).eval().layer2
+    channels = 64 * RESNETS[request.param].block.expansion
     x = torch.randn(2, channels, 6, 8).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        before, outputs = x.clone(), [x]
-        for block in stage:  # alone, no block knows what it might overwrite
+        outputs = [x]
+        for block in blocks:  # alone, no block overwrites anything
             outputs.append(block(outputs[-1]))
-        copies = [out.clone() for out in outputs]
-        torch.testing.assert_close(stage(x), copies[-1])
-        assert torch.equal(x, before)
-        assert all(map(torch.equal, outputs, copies))
-        kept: list[Tensor] = []
-        for block in stage:
-            block.register_forward_hook(lambda module, inputs, out: kept.append(out))
-        stage(x)
-    for found, expected in zip(kept, copies[1:], strict=True):
-        torch.testing.assert_close(found, expected)
+    return blocks, x, [out.clone() for out in outputs]
 
 
+def test_a_stage_overwrites_what_its_blocks_alone_hold(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, x, expected = stage
+    spared = []
+
+    def recording(*given: Any) -> Tensor:
+        spared.append(given[-1])
+        return added_to_shortcut(*given)
+
+    monkeypatch.setattr("models.backbone.added_to_shortcut", recording)
+    with torch.no_grad():
+        torch.testing.assert_close(blocks(x), expected[-1])
+    assert torch.equal(x, expected[0]) and all(spared) and len(spared) == len(blocks)
+    first = ResNetBody(RESNETS["resnet18"], False, True, 1, False).eval().layer1
+    spared.clear()
+    with torch.no_grad():
+        first(torch.randn(1, 64, 4, 4))
+    assert spared == [False, True], "the first block's shortcut is the stage's input"
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_hooks_keep_what_they_are_given(stage: Any, kind: str) -> None:
+    blocks, x, expected = stage
+    given: list[Tensor] = []
+    for block in blocks:
+        getattr(block, f"register_{kind}_hook")(lambda module, inputs, *out: given.append((*out, *inputs)[0]))
+    inner: list[tuple[Tensor, Tensor]] = []
+    hook = blocks[1].conv1.register_forward_pre_hook(lambda module, inputs: inner.append(inputs[0]))
+    with torch.no_grad():
+        blocks(x)
+        hook.remove()
+    for found, wanted in zip(given, expected[1:] if kind == "forward" else expected[:-1], strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(inner[0], expected[1])
+
+
+def test_blocks_may_be_replaced_and_transformed(stage: Any) -> None:
+    blocks, x, expected = stage
+    with torch.no_grad():
+        together = torch.vmap(blocks)(
+            torch.stack([x, x])
+        )  # some of torch's transforms refuse oneDNN's kernels
+        torch.testing.assert_close(together[1], expected[-1])
+        tangent = torch.func.jvp(blocks, (x,), (torch.ones_like(x),))[1]
+    wanted = torch.func.jvp(blocks.requires_grad_(False), (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(tangent, wanted)
+    assert tangent.any()
+    blocks[1] = torch.nn.Identity()
+    with torch.no_grad():
+        assert blocks(x).shape == expected[-1].shape
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pointwise_convolutions_are_torchs(layout: torch.memory_format) -> None:
+def test_pointwise_convolutions_are_torchs(
+    layout: torch.memory_format, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     conv = PointwiseConv2d(5, 7)
     x = torch.randn(2, 5, 6, 4).to(memory_format=layout).requires_grad_()

@@ -263,10 +263,11 @@ def test_objects_are_drawn_where_they_are_annotated(root, coco):
 
 
 def test_sizes_vary_on_request(tmp_path):
-    root = write_shapes(tmp_path / "data", train=1, val=30, vary_size=True, workers=1)
+    root = write_shapes(tmp_path / "data", train=1, val=60, vary_size=True, workers=1)
     content = panoptic(root, "val")
     sizes = [(row["width"], row["height"]) for row in content["images"]]
     assert set(sizes) == {(96, 96), (96, 112), (112, 96)}
+    assert 0.65 < sizes.count((96, 96)) / len(sizes) < 0.95, "four of five are square"
     for size, row in zip(sizes, content["images"], strict=True):
         assert Image.open(root / "val2017" / row["file_name"]).size == size
         assert Image.open(root / "panoptic_val2017" / f"{row['id']:012d}.png").size == size

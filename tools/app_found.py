@@ -163,9 +163,9 @@ def written(look: Look, choice: Choice) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         flags = {"output_dir": folder, "json": True, "no_pictures": True, "attention": None}
         output = Output(argparse.Namespace(**flags, point=None, format="png"), [path])
-        read = Read(path, look.shown, look.image, "")
+        picture = Read(path, look.shown, look.image, "")
         names = look.trained.names
-        records = output.write(read, find(look, choice, whole=True), None, 0, names)
+        records = output.write(picture, find(look, choice, whole=True), None, 0, names)
         output.finish([records], look.trained, choice.kind)
         return {file.name: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
 

@@ -130,11 +130,15 @@ class ByteBatch:
     @property
     def tensors(self) -> Tensor:
         """The canvas, uint8 [B, 3, H, W], zero where padded."""
-        return self._lay_out() if self._laid_out is None else self._laid_out
+        if self._laid_out is None:
+            self._laid_out = self._lay_out()
+        return self._laid_out
 
     def pin_memory(self) -> ByteBatch:
         """The same images, on a canvas in page-locked memory (the data loader calls this)."""
         self._laid_out = self._lay_out(pinned=True)
+        # What a data worker handed over is let go.
+        self.images = [canvas[:, :h, :w] for canvas, (h, w) in zip(self._laid_out, self.sizes, strict=True)]
         return self
 
     def to(self, device: Any, non_blocking: bool = False) -> NestedTensor:
