@@ -78,8 +78,11 @@ def _drawn(x: Tensor, p: float) -> Tensor:
     """
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
-    limit, remainder = divmod(p * VALUES, 1)
-    return numbers < int(limit) + bool(torch.rand(()) < remainder) - VALUES // 2
+    whole, remainder = divmod(p * VALUES, 1)
+    limit = int(whole) + bool(torch.rand(()) < remainder)  # values of which elements are dropped
+    if limit == VALUES:  # no int16
+        return torch.ones(x.shape, dtype=torch.bool)
+    return numbers < limit - VALUES // 2
 
 
 def _without(x: Tensor, dropped: Tensor, p: float) -> Tensor:

@@ -69,9 +69,8 @@ def added_to_shortcut(
         place = padding, stride, dilation, groups
         kernel = torch.ops.mkldnn._convolution_pointwise_.binary
         scaled = _scaled(weight, scale)
-        return kernel(
-            shortcut, x, scaled, shift, *place, "add", 1.0, None, [], ""
-        ).relu_()  # its own drops NaN
+        out = kernel(shortcut, x, scaled, shift, *place, "add", 1.0, None, [], "")
+        return out.relu_()  # the kernel's own would make zeros of NaN
     out = folded_conv2d(x, weight, scale, shift, geometry)
     return relu(out.add_(shortcut), inplace=True)  # a convolution's gradient does not need its output
 

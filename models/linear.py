@@ -41,8 +41,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is at hand, both are plain float32, and nobody records the graph."""
     return bool(
-        type(x) is Tensor  # no proxy, and no subclass that wants to see torch's own functions
-        and not torch.compiler.is_compiling()  # first: the compiler cannot follow what is asked next
+        not torch.compiler.is_compiling()  # first: the compiler cannot follow what is asked next
+        and type(x) in (Tensor, nn.Parameter)  # no proxy, and no subclass that watches torch's functions
         and X86
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

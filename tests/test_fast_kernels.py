@@ -78,6 +78,7 @@ def test_probabilities_that_16_bits_cannot_give_are_met_on_average() -> None:
     p = 3.5 / 65536
     draws, size = 400, 1 << 16
     dropped = sum(int((dropout(torch.ones(size), p) == 0).sum()) for _ in range(draws))
+    assert not dropout(torch.ones(1000), 1 - 1e-9).any() and dropout(torch.ones(1000), 1e-9).all()
     expected = p * draws * size
     assert abs(dropped - expected) < 4 * math.sqrt(expected) < expected / 7, "3 or 4 in 65,536 are off more"
 
