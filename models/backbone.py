@@ -178,9 +178,9 @@ class FoldedStage(nn.Sequential):
     def _is_private(self) -> bool:
         """Whether nobody sees what the blocks give each other: no gradient, no hooks, blocks as built."""
         return not (
-            self.training
+            torch.compiler.is_compiling()
+            or self.training
             or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
             or module_hooks._global_forward_hooks
             or module_hooks._global_forward_pre_hooks
             or any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())

@@ -36,14 +36,16 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.jit.unused
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return conv2d(x, weight, bias, dilation=2 if gains_by_dilation(x, weight) else 1)
+    # By way of a matrix, the weight's gradient comes back in the weight's own layout, which DDP wants.
+    matrix = weight.flatten(1)
+    return conv2d(x, matrix[..., None, None], bias, dilation=2 if gains_by_dilation(x, weight) else 1)
 
 
 def gains_by_dilation(x: Tensor, weight: Tensor) -> bool:
     """Whether a convolution of x [B, C, h, w] by weight [C', C, k, k] is quicker, and the same, dilated."""
     return (
-        weight.shape[2:] == (1, 1)
+        suits_onednn(x, weight)  # first: the compiler cannot follow what is asked next
         and torch.get_num_threads() == 1
+        and weight.shape[2:] == (1, 1)
         and (x.shape[0] > 1 or x.numel() > SMALL)
-        and suits_onednn(x, weight)
     )

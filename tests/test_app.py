@@ -438,7 +438,7 @@ def upload(seen: Visit, path: Path) -> None:
 def wait_for_words(seen: Visit, text: str) -> str:
     """Until the page says so -> all that it says."""
     seen.page.wait_for_function(
-        "text => document.querySelector('#told textarea').value.includes(text)", arg=text
+        "text => document.querySelector('#told textarea')?.value.includes(text)", arg=text
     )
     return str(seen.page.locator("#told textarea").input_value())
 
@@ -509,7 +509,7 @@ def test_boxes_in_a_browser(browser: Browser, tmp_path: Path) -> None:
         picture = seen.page.locator("#drawn img").get_attribute("src")
         seen.page.locator("#threshold input[type=range]").fill("0.1")
         seen.page.wait_for_function(
-            "old => document.querySelector('#drawn img').getAttribute('src') !== old", arg=picture
+            "old => (document.querySelector('#drawn img')?.getAttribute('src') ?? old) !== old", arg=picture
         )
         second = wait_for_words(seen, "96 x 96 pixels")
         assert model_time(second) == model_time(first), "the model must not have run again"

@@ -297,6 +297,8 @@ def test_pointwise_convolutions_are_torchs(
     inputs = x, conv.weight, conv.bias
     for a, b in zip(gradients(conv(x), inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    conv(x).sum().backward()
+    assert conv.weight.grad is not None and conv.weight.grad.stride() == conv.weight.stride()
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
     assert conv.state_dict().keys() == {"weight", "bias"}
