@@ -200,6 +200,16 @@ def test_transformers_has_the_same_criterion(settings: Settings) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_transformers_trains_as_much(settings: Settings) -> None:
+    """Left alone it freezes the whole backbone."""
+    pytest.importorskip("transformers")
+    counts = []
+    for side in ("ours", "hf"):
+        peer: Any = build_peer(side, settings)
+        counts.append(sum(p.numel() for p in peer.model.parameters() if p.requires_grad))
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 def test_transformers_does_what_a_peer_does(masks: bool, settings: Settings) -> None:
     pytest.importorskip("transformers")

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
+import torch.utils.data
 from torch import Tensor
+
+from util.parcel import Parcel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -211,3 +214,20 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
     """
     images, *rest = zip(*batch, strict=True)
     return ByteBatch(images, multiple), *rest
+
+
+class InOnePiece:
+    """collate_bytes for a data loader: batches leave its workers by util.parcel.
+
+    Args:
+        multiple: see collate_bytes.
+    """
+
+    def __init__(self, multiple: int = 1):
+        self.multiple = multiple
+
+    def __call__(self, batch: Sequence[tuple[Tensor, dict]]) -> Any:
+        """As collate_bytes; in a worker, what arrives as that."""
+        if torch.utils.data.get_worker_info() is None:
+            return collate_bytes(batch, self.multiple)
+        return Parcel(collate_bytes, list(batch), self.multiple)

@@ -20,6 +20,7 @@ from benchmarks.workloads import byte_images
 from util.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+TRAINED_STAGES = (1, 2, 3)  # of four, counted from 0, as published
 
 
 def _transformers() -> Any:
@@ -70,6 +71,10 @@ class Transformers:
         torch.manual_seed(0)
         kind = library.DetrForSegmentation if masks else library.DetrForObjectDetection
         self.model = kind(config).to(self.device)
+        for name, parameter in self.model.named_parameters():
+            # The library looks for timm's names, and freezes all of a ResNet of its own.
+            if "backbone" in name:
+                parameter.requires_grad_(any(f"stages.{stage}." in name for stage in TRAINED_STAGES))
         self.processor = library.DetrImageProcessor()
         self.optimizer = engine.build_optimizer(self.model)
         if masks:

@@ -1,0 +1,89 @@
+"""What a data worker hands over, all of its tensors in one piece of shared memory.
+
+Each tensor that is sent by itself costs the receiving process a connection to the worker, a quarter of a
+millisecond: for a batch of images and targets more than loading it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in the piece of memory."""
+
+    start: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    interleaved: bool
+    """Its first axis is the last one in memory, as of a decoded picture."""
+
+
+class Parcel:
+    """A call to be made where this arrives: out of a data loader's queue comes the result.
+
+    Args:
+        make: what is called; a function that pickle knows by name.
+        content: its arguments: tuples, lists and dicts of tensors and other values.
+    """
+
+    def __init__(self, make: Callable[..., Any], *content: Any):
+        self.make = make
+        self.content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        tensors: list[Tensor] = []
+        places: list[_Place] = []
+        structure = _emptied(self.content, tensors, places)
+        size = places[-1].start + places[-1].size if places else 0
+        memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+        for tensor, place in zip(tensors, places, strict=True):
+            _lying(memory, place).copy_(tensor)
+        return _delivered, (self.make, structure, memory)
+
+
+def _delivered(make: Callable[..., Any], structure: Any, memory: Tensor) -> Any:
+    return make(*_filled(structure, memory))
+
+
+def _emptied(value: Any, tensors: list[Tensor], places: list[_Place]) -> Any:
+    """The same with places instead of tensors, which are appended."""
+    if isinstance(value, Tensor):
+        end = places[-1].start + places[-1].size if places else 0
+        interleaved = value.ndim == 3 and not value.is_contiguous() and value.movedim(0, -1).is_contiguous()
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        size = value.numel() * value.element_size()
+        tensors.append(value)
+        places.append(_Place(start, size, value.dtype, tuple(value.shape), interleaved))
+        return places[-1]
+    if isinstance(value, dict):
+        return {key: _emptied(inner, tensors, places) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_emptied(inner, tensors, places) for inner in value)
+    return value
+
+
+def _filled(value: Any, memory: Tensor) -> Any:
+    """The inverse of `_emptied`; tensors are views of the memory."""
+    if isinstance(value, _Place):
+        return _lying(memory, value)
+    if isinstance(value, dict):
+        return {key: _filled(inner, memory) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_filled(inner, memory) for inner in value)
+    return value
+
+
+def _lying(memory: Tensor, place: _Place) -> Tensor:
+    flat = memory[place.start : place.start + place.size].view(place.dtype)
+    if not place.interleaved:
+        return flat.view(place.shape)
+    first, *rest = place.shape
+    return flat.view(*rest, first).movedim(-1, 0)
