@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,14 +125,14 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     from models.compilation import CANVAS_MULTIPLE
     from util.distributed import get_rank, get_world_size
     from util.interruption import leave_to_parent
-    from util.nested_tensor import InOnePiece
+    from util.nested_tensor import collate_in_one_piece
 
     def loader(dataset: Any, sampler: Any, multiple: int = 1) -> DataLoader:
         # A generator of its own keeps the seeds of the workers apart from the model's random numbers.
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=InOnePiece(multiple),
+            collate_fn=partial(collate_in_one_piece, multiple=multiple),
             num_workers=args.num_workers,
             pin_memory=args.device.startswith("cuda"),
             persistent_workers=args.num_workers > 0,

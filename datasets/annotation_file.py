@@ -12,8 +12,7 @@ import numpy as np
 
 from datasets import annotation_cache
 from datasets.json_columns import integers
-from datasets.parsed import parse
-from util.collector import paused_collector, return_freed_memory
+from datasets.parsed import held_parsed, parse
 from util.errors import UserError
 
 
@@ -178,7 +177,5 @@ def _load(path: str | Path, form: type[F]) -> F:
 
 
 def _pack(path: str | Path, form: type[F]) -> F:
-    with paused_collector():
-        annotations = form(read_json(path), path)
-    return_freed_memory()  # data workers would map it, too
-    return annotations
+    with held_parsed():  # gives the records' memory back, which data workers would map, too
+        return form(read_json(path), path)

@@ -176,11 +176,10 @@ class FoldedStage(nn.Sequential):
 
     @torch.jit.unused
     def _is_private(self) -> bool:
-        """Whether nobody sees what the blocks give each other: no gradient, no hooks, blocks as built."""
+        """Whether nobody sees what the blocks give each other: no training, no hooks, blocks as built."""
         return not (
             torch.compiler.is_compiling()
             or self.training
-            or torch.is_grad_enabled()
             or module_hooks._global_forward_hooks
             or module_hooks._global_forward_pre_hooks
             or any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
@@ -189,10 +188,8 @@ class FoldedStage(nn.Sequential):
 
     @torch.jit.unused
     def _overwriting(self, x: Tensor) -> Tensor:
-        is_ours = False
-        for block in self:
-            x = block(x, spare=is_ours or isinstance(block.downsample, FoldedDownsample))
-            is_ours = True
+        for place, block in enumerate(self):  # the first one's shortcut may be the stage's input
+            x = block(x, spare=place > 0 or isinstance(block.downsample, FoldedDownsample))
         return x
 
 

@@ -45,7 +45,7 @@ class MHAttentionMap(nn.Module):
         """Queries [B, Q, D], image [B, D, h, w], padding bool [B, h, w] or None -> [B, Q, n, h, w]."""
         height, width = k.shape[-2:]
         q = (self.q_linear(q) * self.scale).unflatten(-1, [self.num_heads, -1]).transpose(1, 2)
-        k = pointwise(k, self.k_linear.weight[:, :, None, None], self.k_linear.bias).flatten(2)
+        k = pointwise(k, self.k_linear.weight, self.k_linear.bias).flatten(2)
         k = k.unflatten(1, [self.num_heads, -1])  # [B, n, D / n, h * w]
         scores = (q @ k).transpose(1, 2)  # [B, Q, n, h * w]
         if mask is not None:

@@ -24,21 +24,21 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """[B, C, h, w] -> [B, C', h, w]."""
-        return pointwise(x, self.weight, self.bias)
+        # Through the matrix the weight's gradient comes back in the weight's own layout, which DDP wants.
+        return pointwise(x, self.weight.flatten(1), self.bias)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[B, C, h, w] convolved by weight [C', C, 1, 1], and bias [C'] or None -> [B, C', h, w]."""
+    """A linear map of the channels: x [B, C, h, w], weight [C', C], bias [C'] or None -> [B, C', h, w]."""
+    kernel = weight[:, :, None, None]
     if not torch.jit.is_scripting():
-        return _pointwise(x, weight, bias)
-    return conv2d(x, weight, bias)
+        return _pointwise(x, kernel, bias)
+    return conv2d(x, kernel, bias)
 
 
 @torch.jit.unused
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # By way of a matrix, the weight's gradient comes back in the weight's own layout, which DDP wants.
-    matrix = weight.flatten(1)
-    return conv2d(x, matrix[..., None, None], bias, dilation=2 if gains_by_dilation(x, weight) else 1)
+def _pointwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    return conv2d(x, kernel, bias, dilation=2 if gains_by_dilation(x, kernel) else 1)
 
 
 def gains_by_dilation(x: Tensor, weight: Tensor) -> bool:

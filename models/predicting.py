@@ -95,14 +95,18 @@ def predict(
         UserError: the model cannot give that.
     """
     kind = kind_of(trained, kind)
+    threshold = _threshold(threshold, kind)
+    choose = _choice(trained, threshold, kind)
     batch = ByteBatch(images)
     model: Any = trained.model
     samples = batch.to(trained.device)
     if kind == BOXES:
         outputs = (model.detr if trained.args.masks else model)(samples)
+        chosen = choose(outputs)
     else:
-        outputs = model(samples, select=_choice(trained, threshold, kind))
-    return read(trained, outputs, batch.sizes, sizes, threshold, kind)
+        outputs = model(samples, select=choose)
+        chosen = outputs["selected"]
+    return _read(trained, outputs, chosen, batch.sizes, sizes, threshold, kind)
 
 
 @torch.no_grad()
@@ -126,18 +130,28 @@ def read(
         ValueError: a mask is wanted that is not among those of the selected queries.
     """
     kind = kind_of(trained, kind)
+    threshold = _threshold(threshold, kind)
     chosen = _choice(trained, threshold, kind)(outputs)
-    selected = outputs.get("selected")
-    if selected is not None and all(map(torch.equal, selected, chosen)):
-        chosen = selected  # by which their masks are known
+    return _read(trained, outputs, chosen, image_sizes, sizes, threshold, kind)
+
+
+def _read(
+    trained: TrainedModel,
+    outputs: Outputs,
+    chosen: Selection,
+    image_sizes: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    threshold: float,
+    kind: str,
+) -> list[Found]:
+    """What the chosen queries of each picture have found."""
     results = trained.postprocessors["bbox"](outputs, torch.tensor([list(size) for size in sizes]))
     if kind == BOXES:
         return [_found(trained, *pair) for pair in zip(results, chosen, strict=True)]
     outputs = {**outputs, "selected": chosen, "pred_masks": masks_of(outputs, chosen)}
     if kind == PANOPTIC:
         things: Any = trained.postprocessors["panoptic"]
-        rules = _threshold(threshold, kind), things.merge_always
-        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, *rules)
+        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, threshold, things.merge_always)
         return [
             _found(trained, result, queries, panoptic=PanopticMap(one.ids.cpu(), one.segments))
             for result, queries, one in zip(results, chosen, maps, strict=True)
@@ -153,9 +167,8 @@ def _threshold(threshold: float | None, kind: str) -> float:
     return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
 
 
-def _choice(trained: TrainedModel, threshold: float | None, kind: str) -> Callable[[Outputs], Selection]:
+def _choice(trained: TrainedModel, threshold: float, kind: str) -> Callable[[Outputs], Selection]:
     """Which queries of each picture are read, given the model's outputs."""
-    threshold = _threshold(threshold, kind)
     if kind == PANOPTIC:
         is_thing: Any = trained.postprocessors["panoptic"].is_thing_map
         return lambda outputs: panoptic_queries(outputs, is_thing, threshold)[0]

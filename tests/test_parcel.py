@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from util.nested_tensor import ByteBatch, InOnePiece
+from util.nested_tensor import ByteBatch, collate_in_one_piece
 from util.parcel import Parcel
 
 SIZES = [(5, 7), (8, 3), (1, 1), (6, 6)]
@@ -38,9 +39,8 @@ class Items(Dataset):
 
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_workers_give_the_same_batches(multiple: int) -> None:
-    alone, workers = (
-        list(DataLoader(Items(), 2, collate_fn=InOnePiece(multiple), num_workers=count)) for count in (0, 2)
-    )
+    collate = partial(collate_in_one_piece, multiple=multiple)
+    alone, workers = (list(DataLoader(Items(), 2, collate_fn=collate, num_workers=count)) for count in (0, 2))
     assert len(alone) == len(workers) == 2
     for (one, targets), (other, others) in zip(alone, workers, strict=True):
         assert isinstance(other, ByteBatch) and one.size == other.size

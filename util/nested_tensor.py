@@ -157,11 +157,15 @@ class ByteBatch:
         pixels = torch.empty(
             (len(self.images), 3, *self.size), device=device, memory_format=torch.channels_last
         )
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        factors = (values.repeat(self.size[1]) for values in (1 / (255 * std), -mean / std))  # [3 W] each
+        scale, shift = (factor.to(device, non_blocking=non_blocking) for factor in factors)
         if device.type == "cpu":
             for canvas, image in zip(_interleaved(pixels), self.images, strict=True):
-                _normalise(image.permute(1, 2, 0), canvas)
+                _normalise(image.permute(1, 2, 0), canvas, scale, shift)
         else:
-            _normalise(_interleaved(self.tensors.to(device, non_blocking=non_blocking)), _interleaved(pixels))
+            raw = self.tensors.to(device, non_blocking=non_blocking)
+            _normalise(_interleaved(raw), _interleaved(pixels), scale, shift)
         _zero_padding(pixels, self.sizes)
         return NestedTensor(pixels, mask, padded)
 
@@ -186,19 +190,17 @@ def _interleaved(tensors: Tensor) -> Tensor:
     return tensors.movedim(-3, -1)
 
 
-def _normalise(raw: Tensor, pixels: Tensor) -> None:
-    """Fill the upper left of pixels [..., H, W, 3] with raw ones, uint8 [..., h, w, 3], normalised.
+def _normalise(raw: Tensor, pixels: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Fill the upper left of pixels [..., H, W, 3] with scale * raw + shift, raw uint8 [..., h, w, 3].
 
-    Rows of interleaved pixels are taken as vectors of 3 w numbers, with factors for each: broadcasting over
-    the channels themselves would run in loops of three. On a CPU some rows go through both operations while
-    they are in its cache.
+    Rows of interleaved pixels are taken as vectors of 3 w numbers, with a scale and a shift [3 W] for each:
+    broadcasting over the channels themselves would run in loops of three. On a CPU some rows go through both
+    operations while they are in its cache.
     """
-    height, width = raw.shape[-3:-1]
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    scale = (1 / (255 * std)).repeat(width).to(raw.device, non_blocking=True)  # [3 w]
-    shift = (-mean / std).repeat(width).to(raw.device, non_blocking=True)
-    rows = pixels.flatten(-2)[..., :height, : 3 * width]
-    raw_rows = raw.flatten(-2)
+    raw_rows = raw.flatten(-2)  # [..., h, 3 w]
+    height, length = raw_rows.shape[-2:]
+    rows = pixels.flatten(-2)[..., :height, :length]
+    scale, shift = scale[:length], shift[:length]
     step = _ROWS_IN_CACHE if raw.device.type == "cpu" else height
     for piece, raw_piece in zip(rows.split(step, -2), raw_rows.split(step, -2), strict=True):
         piece.copy_(raw_piece)
@@ -216,18 +218,8 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
     return ByteBatch(images, multiple), *rest
 
 
-class InOnePiece:
-    """collate_bytes for a data loader: batches leave its workers by util.parcel.
-
-    Args:
-        multiple: see collate_bytes.
-    """
-
-    def __init__(self, multiple: int = 1):
-        self.multiple = multiple
-
-    def __call__(self, batch: Sequence[tuple[Tensor, dict]]) -> Any:
-        """As collate_bytes; in a worker, what arrives as that."""
-        if torch.utils.data.get_worker_info() is None:
-            return collate_bytes(batch, self.multiple)
-        return Parcel(collate_bytes, list(batch), self.multiple)
+def collate_in_one_piece(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> Any:
+    """collate_bytes for a data loader: what its workers return arrives as that, sent by util.parcel."""
+    if torch.utils.data.get_worker_info() is None:
+        return collate_bytes(batch, multiple)
+    return Parcel(collate_bytes, list(batch), multiple)

@@ -42,61 +42,39 @@ def _same_draws() -> None:
 def _loading(settings: Settings, side: str, masks: bool) -> Work:
     """Each side's own road from files to the device."""
     args = _flags(settings, masks)
-    dataset: Any = plain.CocoTraining(args)
     if side == "ours":
         dataset = build_dataset("train", args, normalize_images=False)
-
-    def ours() -> Iterator[Any]:
-        for items in _items_of_batches(dataset):
-            samples, targets = collate_bytes(items)
-            yield samples.to(settings.device).tensors, targets
-
-    def reference() -> Iterator[Any]:
-        for items in _items_of_batches(dataset):
-            (pixels, _), targets = plain.collate(items)
-            yield pixels.to(settings.device), targets
-
-    return Work(_Epochs(ours if side == "ours" else reference), _same_draws, items=len(dataset))
+        return _epochs(dataset, collate_bytes, lambda samples: samples.to(settings.device).tensors)
+    return _epochs(plain.CocoTraining(args), plain.collate, lambda samples: samples[0].to(settings.device))
 
 
 def _dataset(settings: Settings, side: str, masks: bool) -> Work:
     """The published calls, from a user's own script: items, and the collate function."""
     args = _flags(settings, masks)
-    dataset: Any = build_dataset("train", args) if side == "ours" else plain.CocoTraining(args)
-
-    def ours() -> Iterator[Any]:
-        for items in _items_of_batches(dataset):
-            samples, targets = collate_fn(items)
-            yield samples.tensors, targets
-
-    def reference() -> Iterator[Any]:
-        for items in _items_of_batches(dataset):
-            (pixels, _), targets = plain.collate(items)
-            yield pixels, targets
-
-    return Work(_Epochs(ours if side == "ours" else reference), _same_draws, items=len(dataset))
+    if side == "ours":
+        return _epochs(build_dataset("train", args), collate_fn, lambda samples: samples.tensors)
+    return _epochs(plain.CocoTraining(args), plain.collate, lambda samples: samples[0])
 
 
-def _items_of_batches(dataset: Any) -> Iterator[list[Any]]:
-    for start in range(0, len(dataset), BATCH):
-        yield [dataset[start + i] for i in range(BATCH)]
+def _epochs(dataset: Any, collate: Callable[..., Any], pixels_of: Callable[[Any], torch.Tensor]) -> Work:
+    """All batches, (pixels, targets) each: kept the first time, for comparing, then dropped one by one."""
+    kept = False
 
+    def batches() -> Iterator[Any]:
+        for start in range(0, len(dataset), BATCH):
+            samples, targets = collate([dataset[start + i] for i in range(BATCH)])
+            yield pixels_of(samples), targets
 
-class _Epochs:
-    """Goes through all batches at each call: keeps them the first time, for comparing; drops each after."""
-
-    def __init__(self, batches: Callable[[], Iterator[Any]]):
-        self.batches = batches
-        self.is_first = True
-
-    def __call__(self, _: None) -> list[Any]:
-        """The batches, or nothing."""
-        if self.is_first:
-            self.is_first = False
-            return list(self.batches())
-        for _batch in self.batches():
+    def run(_: None) -> list[Any]:
+        nonlocal kept
+        if not kept:
+            kept = True
+            return list(batches())
+        for _batch in batches():
             pass
         return []
+
+    return Work(run, _same_draws, items=len(dataset))
 
 
 def _transfer(settings: Settings, side: str) -> Work:
