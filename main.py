@@ -122,20 +122,26 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     from datasets import build_dataset
     from datasets.labels import check_labels, check_objects
     from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
+    from datasets.thread_loader import ThreadLoader
     from models.compilation import CANVAS_MULTIPLE
     from util.distributed import get_rank, get_world_size
     from util.interruption import leave_to_parent
     from util.nested_tensor import collate_in_one_piece
 
     def loader(dataset: Any, sampler: Any, multiple: int = 1) -> DataLoader:
+        common: dict[str, Any] = {
+            "batch_sampler": sampler,
+            "collate_fn": partial(collate_in_one_piece, multiple=multiple),
+            "pin_memory": args.device.startswith("cuda"),
+        }
+        if args.num_workers == 0:
+            return ThreadLoader(dataset, **common)
         # A generator of its own keeps the seeds of the workers apart from the model's random numbers.
         return DataLoader(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=partial(collate_in_one_piece, multiple=multiple),
+            **common,
             num_workers=args.num_workers,
-            pin_memory=args.device.startswith("cuda"),
-            persistent_workers=args.num_workers > 0,
+            persistent_workers=True,
             worker_init_fn=leave_to_parent,
             generator=torch.Generator().manual_seed(args.seed),
         )

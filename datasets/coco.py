@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, load_annotations
-from datasets.geometry import image_size
-from datasets.images import read_image
+from datasets.augmented import AugmentedImages, Item
+from datasets.geometry import ImageLike, image_size
+from datasets.images import LazyImage, read_image
 from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
-from datasets.seeding import SharedEpoch
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN_SCALES = tuple(range(480, 801, 32))
 
 
-class CocoDetection(Dataset):
+class CocoDetection(AugmentedImages):
     """Pairs (image, target), one for each image of an annotation file, in the order of image ids.
 
     The target is what ConvertCocoPolysToMask makes, behind the transforms. Where an epoch has been set,
@@ -38,6 +37,7 @@ class CocoDetection(Dataset):
         return_masks: give masks too.
         seed: of the random transforms.
         as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
+            Transforms of this project get LazyImages of them.
 
     Attributes:
         ids: image ids, ascending.
@@ -61,44 +61,31 @@ class CocoDetection(Dataset):
     ):
         self.root = Path(img_folder)
         self.annotations: CocoAnnotations = load_annotations(ann_file)
-        self.ids: list[int] = self.annotations.image_ids.tolist()
+        super().__init__(self.annotations.image_ids.tolist(), seed)
         self.prepare = ConvertCocoPolysToMask(return_masks, lazy_masks=as_tensors)
-        self.seed = seed
         self._transforms = transforms
         self._return_masks = return_masks
         self._as_tensors = as_tensors
-        self._epoch = SharedEpoch()
 
     @property
     def coco(self) -> Any:
         """The pycocotools object of the annotation file, built when it is first asked for."""
         return self.annotations.coco
 
-    def set_epoch(self, epoch: int | None) -> None:
-        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
-        self._epoch.value = epoch
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+    def begin(self, index: int) -> Callable[[], Item]:
+        """See datasets.augmented."""
         index = range(len(self.ids))[index]  # counts from the end where negative; IndexError beyond
         image_id = self.ids[index]
         annotations = self.annotations.annotations_of(image_id, segmentation=self._return_masks)
         image = self._image(index)
         image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
-        if self._transforms is not None:
-            with self._epoch.drawing(self.seed, index):
-                image, target = self._transforms(image, target)
-        if isinstance(target.get("masks"), LazyMasks):
-            target = {**target, "masks": target["masks"].tensor()}
-        return image, target
+        return self._transformed(index, image, target, self._transforms)
 
     def image_path(self, index: int) -> Path:
         """The file of the picture at `index`."""
         return self.root / self.annotations.file_name(index)
 
-    def _image(self, index: int) -> Image.Image | Tensor:
+    def _image(self, index: int) -> Image.Image | LazyImage:
         return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
 
@@ -126,7 +113,7 @@ class ConvertCocoPolysToMask:
         self.return_masks = return_masks
         self.lazy_masks = lazy_masks
 
-    def __call__(self, image: Image.Image | Tensor, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, image: ImageLike, target: dict[str, Any]) -> Item:
         height, width = image_size(image)
         objects = [a for a in target["annotations"] if a.get("iscrowd", 0) == 0]
         boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import datasets.transforms as T
+from datasets.augmented import AugmentedImages, Item
 from datasets.coco import make_coco_transforms
 from datasets.geometry import image_size
-from datasets.images import read_image
-from datasets.masks import LazyMasks, LazySegments
+from datasets.images import LazyImage, read_image
+from datasets.masks import LazySegments
 from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
 from datasets.panoptic_png import read_ids, run_starts
-from datasets.seeding import SharedEpoch
 from util.errors import UserError
 
 
-class CocoPanoptic(Dataset):
+class CocoPanoptic(AugmentedImages):
     """Pairs (image, target), one for each image of a panoptic file, in the order of image ids.
 
     Behind the transforms a target is what ConvertCocoPolysToMask makes, of segments instead of instances:
@@ -44,6 +43,7 @@ class CocoPanoptic(Dataset):
         return_masks: give masks too.
         seed: of the random transforms.
         as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
+            Transforms of this project get LazyImages of them.
 
     Attributes:
         ids: image ids, ascending.
@@ -69,12 +69,10 @@ class CocoPanoptic(Dataset):
     ):
         self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
         self.annotations: PanopticAnnotations = load_panoptic_annotations(ann_file)
-        self.ids: list[int] = self.annotations.image_ids.tolist()
+        super().__init__(self.annotations.image_ids.tolist(), seed)
         self.transforms = transforms
         self.return_masks = return_masks
-        self.seed = seed
         self._as_tensors = as_tensors
-        self._epoch = SharedEpoch()
 
     @property
     def is_thing(self) -> dict[int, bool]:
@@ -86,27 +84,16 @@ class CocoPanoptic(Dataset):
         """The annotation file's JSON object, images sorted by id; read when it is first asked for."""
         return self.annotations.coco
 
-    def set_epoch(self, epoch: int | None) -> None:
-        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
-        self._epoch.value = epoch
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def get_height_and_width(self, idx: int) -> tuple[int, int]:
         """Size of an image in pixels, as the file says."""
         return int(self.annotations.heights[idx]), int(self.annotations.widths[idx])
 
-    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+    def begin(self, index: int) -> Callable[[], Item]:
+        """See datasets.augmented."""
         index = range(len(self.ids))[index]  # counts from the end where negative; IndexError beyond
         image = self._image(index)
         target = self._target(index, *image_size(image))
-        if self.transforms is not None:
-            with self._epoch.drawing(self.seed, index):
-                image, target = self.transforms(image, target)
-        if isinstance(target.get("masks"), LazyMasks):
-            target = {**target, "masks": target["masks"].tensor()}
-        return image, target
+        return self._transformed(index, image, target, self.transforms)
 
     def image_path(self, index: int) -> Path:
         """The file of the picture at `index`; the one listed, where none of its names exists."""
@@ -114,7 +101,7 @@ class CocoPanoptic(Dataset):
         names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
         return next((name for name in names if name.exists()), path)
 
-    def _image(self, index: int) -> Image.Image | Tensor:
+    def _image(self, index: int) -> Image.Image | LazyImage:
         return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
     def _target(self, index: int, height: int, width: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Geometry of an image together with its target: crop, mirror, resize, pad.
 
-An image is a PIL image or a tensor [3, h, w]: uint8 on the project's own, faster road. A target is None or
-a dict that may hold
+An image is a PIL image, a tensor [3, h, w] or a LazyImage of one: uint8 on the project's own, faster road. A
+target is None or a dict that may hold
     boxes [N, 4] float32, xyxy in pixels,
     masks [N, h, w] bool or uint8 (or LazyMasks), area [N] float32 in square pixels, labels [N], iscrowd [N],
     keypoints [N, K, 3] float32: x and y in pixels, visibility; (0, 0, 0) where there is none,
@@ -11,7 +11,7 @@ Every function returns a new image and a new target; nothing that the caller pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.images import LazyImage
 from datasets.masks import LazyMasks
 
-ImageLike = Image.Image | Tensor
+ImageLike = Image.Image | Tensor | LazyImage
 Target = dict[str, Any] | None
 Pair = tuple[Any, Any]
 
@@ -30,10 +31,17 @@ _PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd", "keypoints")
 
 
 def image_size(image: ImageLike) -> tuple[int, int]:
-    """(height, width) of a PIL image or of a tensor [..., h, w]."""
+    """(height, width) of a PIL image, a LazyImage or a tensor [..., h, w]."""
+    if isinstance(image, LazyImage):
+        return image.size
     if isinstance(image, Tensor):
         return image.shape[-2], image.shape[-1]
     return image.height, image.width
+
+
+def _changed(image: ImageLike, change: Callable[[Any], Any], size: tuple[int, int]) -> Any:
+    """`change(image)`, which has this size (h, w): now, or when a LazyImage is asked for its pixels."""
+    return image.then(change, size) if isinstance(image, LazyImage) else change(image)
 
 
 def crop(image: ImageLike, target: Target, region: Sequence[int]) -> Pair:
@@ -43,7 +51,7 @@ def crop(image: ImageLike, target: Target, region: Sequence[int]) -> Pair:
     Objects without extent inside are removed: judged by their boxes, or by masks where there are no boxes.
     """
     top, left, height, width = region
-    cropped = F.crop(image, top, left, height, width)
+    cropped = _changed(image, lambda pixels: F.crop(pixels, top, left, height, width), (height, width))
     if target is None:
         return cropped, None
     target = {**target, "size": torch.tensor([height, width])}
@@ -75,7 +83,7 @@ def _move_keypoints(keypoints: Tensor, left: int, top: int, width: int, height: 
 
 def hflip(image: ImageLike, target: Target) -> Pair:
     """Mirror left and right. Keypoints keep their index: which are left-right pairs is not known here."""
-    flipped = F.hflip(image)
+    flipped = _changed(image, F.hflip, image_size(image))
     if target is None:
         return flipped, None
     width = image_size(image)[1]
@@ -114,7 +122,7 @@ def resize(image: ImageLike, target: Target, size: int | Sequence[int], max_size
     """
     old = image_size(image)
     height, width = new = resized_size(*old, size, max_size)
-    resized = _resize_image(image, new)
+    resized = _changed(image, lambda pixels: _resize_image(pixels, new), new)
     if target is None:
         return resized, None
     x, y = width / old[1], height / old[0]
@@ -130,7 +138,7 @@ def resize(image: ImageLike, target: Target, size: int | Sequence[int], max_size
     return resized, target
 
 
-def _resize_image(image: ImageLike, size: tuple[int, int]) -> ImageLike:
+def _resize_image(image: Image.Image | Tensor, size: tuple[int, int]) -> Image.Image | Tensor:
     if image_size(image) == size:
         return image
     if isinstance(image, Image.Image):
@@ -155,10 +163,12 @@ def _resize_masks(masks: Tensor | LazyMasks, size: tuple[int, int]) -> Tensor | 
 def pad(image: ImageLike, target: Target, padding: Sequence[int]) -> Pair:
     """Add `padding` = (columns, rows) of zeros at the right and at the bottom."""
     columns, rows = padding
-    padded = F.pad(image, [0, 0, columns, rows])
+    height, width = image_size(image)
+    new = height + rows, width + columns
+    padded = _changed(image, lambda pixels: F.pad(pixels, [0, 0, columns, rows]), new)
     if target is None:
         return padded, None
-    target = {**target, "size": torch.tensor(image_size(padded))}
+    target = {**target, "size": torch.tensor(new)}
     if "masks" in target:
         target["masks"] = torch.nn.functional.pad(_plain(target["masks"]), (0, columns, 0, rows))
     return padded, target

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torchvision.transforms as torchvision_transforms
 import torchvision.transforms.functional as F
+from PIL import Image
 from torch import Tensor
 
 from datasets.geometry import ImageLike, Pair, Target, crop, hflip, image_size, pad, resize
@@ -147,10 +148,10 @@ class ToTensor:
 
 
 class ToByteTensor:
-    """PIL image -> uint8 [3, h, w]; a tensor stays as it is."""
+    """PIL image -> uint8 [3, h, w]; a tensor, which a LazyImage will be, stays as it is."""
 
     def __call__(self, img: ImageLike, target: Target = None) -> Pair:
-        return (img if isinstance(img, Tensor) else pil_to_tensor(img)), target
+        return (pil_to_tensor(img) if isinstance(img, Image.Image) else img), target
 
 
 class RandomErasing:
@@ -205,3 +206,19 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({', '.join(type(transform).__name__ for transform in self.transforms)})"
+
+
+# Those that leave the pixels of an image alone, or change them by datasets.geometry.
+_WITHOUT_PIXELS = (
+    *(RandomCrop, RandomSizeCrop, CenterCrop, RandomHorizontalFlip, RandomResize, RandomPad),
+    *(ToByteTensor, NormalizeBoxes),
+)
+
+
+def takes_lazy_images(transform: Transform) -> bool:
+    """Whether a transform needs no pixels when it is called, so that a LazyImage will do."""
+    if type(transform) is Compose:
+        return all(map(takes_lazy_images, transform.transforms))
+    if type(transform) is RandomSelect:
+        return takes_lazy_images(transform.transforms1) and takes_lazy_images(transform.transforms2)
+    return type(transform) in _WITHOUT_PIXELS

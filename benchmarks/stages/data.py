@@ -1,4 +1,4 @@
-"""From JPEG files to a normalised batch on the device, with augmentation, in one process and one thread."""
+"""From JPEG files to a normalised batch on the device, with augmentation, in one process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.measure import Work
 from benchmarks.reference import data as plain
@@ -17,6 +18,7 @@ from benchmarks.settings import Settings
 from benchmarks.stages import Stage
 from benchmarks.workloads import byte_images, write_coco
 from datasets import build_dataset
+from datasets.thread_loader import ThreadLoader
 from util.nested_tensor import ByteBatch, collate_bytes, collate_fn
 
 BATCH = 2  # images, main.py's default
@@ -24,7 +26,7 @@ GREY_LEVEL = 1 / 255 / min(plain.STD)  # one, in a normalised picture
 
 
 def _root(settings: Settings) -> Path:
-    pictures, (height, width) = settings.pick(24, 4), settings.image_size(480, 640)
+    pictures, (height, width) = settings.pick(48, 4), settings.image_size(480, 640)
     return write_coco(settings.folder / f"coco{pictures}_{height}x{width}", pictures, height, width)
 
 
@@ -44,25 +46,35 @@ def _loading(settings: Settings, side: str, masks: bool) -> Work:
     args = _flags(settings, masks)
     if side == "ours":
         dataset = build_dataset("train", args, normalize_images=False)
-        return _epochs(dataset, collate_bytes, lambda samples: samples.to(settings.device).tensors)
-    return _epochs(plain.CocoTraining(args), plain.collate, lambda samples: samples[0].to(settings.device))
+        ahead = ThreadLoader(dataset, batch_sampler=_batches(dataset), collate_fn=collate_bytes)
+        return _epochs(ahead, lambda samples: samples.to(settings.device).tensors)
+    loader = _in_turn(plain.CocoTraining(args), plain.collate)
+    return _epochs(loader, lambda samples: samples[0].to(settings.device))
 
 
 def _dataset(settings: Settings, side: str, masks: bool) -> Work:
     """The published calls, from a user's own script: items, and the collate function."""
     args = _flags(settings, masks)
     if side == "ours":
-        return _epochs(build_dataset("train", args), collate_fn, lambda samples: samples.tensors)
-    return _epochs(plain.CocoTraining(args), plain.collate, lambda samples: samples[0])
+        return _epochs(_in_turn(build_dataset("train", args), collate_fn), lambda samples: samples.tensors)
+    return _epochs(_in_turn(plain.CocoTraining(args), plain.collate), lambda samples: samples[0])
 
 
-def _epochs(dataset: Any, collate: Callable[..., Any], pixels_of: Callable[[Any], torch.Tensor]) -> Work:
+def _in_turn(dataset: Any, collate: Callable[..., Any]) -> DataLoader:
+    own = torch.Generator()  # otherwise the loader draws a number, and the pictures are others
+    return DataLoader(dataset, batch_sampler=_batches(dataset), collate_fn=collate, generator=own)
+
+
+def _batches(dataset: Any) -> list[list[int]]:
+    return [list(range(start, start + BATCH)) for start in range(0, len(dataset), BATCH)]
+
+
+def _epochs(loader: DataLoader, pixels_of: Callable[[Any], torch.Tensor]) -> Work:
     """All batches, (pixels, targets) each: kept the first time, for comparing, then dropped one by one."""
     kept = False
 
     def batches() -> Iterator[Any]:
-        for start in range(0, len(dataset), BATCH):
-            samples, targets = collate([dataset[start + i] for i in range(BATCH)])
+        for samples, targets in loader:
             yield pixels_of(samples), targets
 
     def run(_: None) -> list[Any]:
@@ -74,7 +86,7 @@ def _epochs(dataset: Any, collate: Callable[..., Any], pixels_of: Callable[[Any]
             pass
         return []
 
-    return Work(run, _same_draws, items=len(dataset))
+    return Work(run, _same_draws, items=len(loader) * BATCH)
 
 
 def _transfer(settings: Settings, side: str) -> Work:
@@ -107,13 +119,13 @@ def _alike(value: torch.Tensor, other: torch.Tensor) -> bool:
     return value.shape == other.shape and torch.allclose(value.float(), other.float(), rtol=1e-4, atol=1e-5)
 
 
-def _stage(name: str, title: str, target: float, build: Any, masks: bool) -> Stage:
+def _stage(name: str, title: str, target: float, build: Any, masks: bool, threads: int | None) -> Stage:
     return Stage(
         name,
         title,
         lambda settings, side: build(settings, side, masks),
         target=target,
-        threads=1,
+        threads=threads,
         difference=_pixels_apart,
         # Twice resized, twice rounded: each time by a grey level at most.
         tolerance=2.5 * GREY_LEVEL,
@@ -121,10 +133,10 @@ def _stage(name: str, title: str, target: float, build: Any, masks: bool) -> Sta
 
 
 STAGES = [
-    _stage("loading", "own loading", 5, _loading, False),
-    _stage("loading-masks", "own loading, masks", 5, _loading, True),
-    _stage("dataset", "build_dataset and collate_fn", 2, _dataset, False),
-    _stage("dataset-masks", "build_dataset and collate_fn, masks", 2, _dataset, True),
+    _stage("loading", "own loading", 5, _loading, False, None),
+    _stage("loading-masks", "own loading, masks", 5, _loading, True, None),
+    _stage("dataset", "build_dataset and collate_fn", 2, _dataset, False, 1),
+    _stage("dataset-masks", "build_dataset and collate_fn, masks", 2, _dataset, True, 1),
     Stage(
         "transfer",
         "transfer and normalisation, 8 x 800x1066",

@@ -1,0 +1,67 @@
+"""Images that random transforms change together with their targets, each in two parts.
+
+The first part draws what is random, the second works on pixels. The first belongs to the thread whose random
+numbers it draws; the second, which takes almost all of the time, may be done in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import Dataset
+
+import datasets.transforms as T
+from datasets.images import LazyImage
+from datasets.masks import LazyMasks
+from datasets.seeding import SharedEpoch
+
+Item = tuple[Any, dict[str, Any]]
+
+
+class AugmentedImages(Dataset):
+    """Pairs (image, target), one for each image id.
+
+    Where an epoch has been set, the random transforms of an item depend on seed, epoch and index alone;
+    otherwise each call draws anew.
+
+    Args:
+        ids: image ids, in the order of the items.
+        seed: of the random transforms.
+    """
+
+    def __init__(self, ids: list[int], seed: int):
+        self.ids = ids
+        self.seed = seed
+        self._epoch = SharedEpoch()
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
+        self._epoch.value = epoch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.begin(index)()
+
+    def begin(self, index: int) -> Callable[[], Item]:
+        """The first part of item `index`; what comes back does the second, and gives the item."""
+        raise NotImplementedError
+
+    def _transformed(
+        self, index: int, image: Any, target: dict[str, Any], transforms: T.Transform | None
+    ) -> Callable[[], Item]:
+        """The end of `begin`. Image and masks may be lazy ones."""
+        if transforms is not None:
+            if isinstance(image, LazyImage) and not T.takes_lazy_images(transforms):
+                image = image.tensor()
+            with self._epoch.drawing(self.seed, index):
+                image, target = transforms(image, target)
+
+        def finish() -> Item:
+            pixels = image.tensor() if isinstance(image, LazyImage) else image
+            masks = target.get("masks")
+            return pixels, {**target, "masks": masks.tensor()} if isinstance(masks, LazyMasks) else target
+
+        return finish
