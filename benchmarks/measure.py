@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 SHORTEST_ROUND = 0.1  # seconds; quicker work is repeated within a round
 
@@ -35,10 +35,24 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     result: Any = None
 
+
+class Compared(NamedTuple):
+    """Two sides of a stage, a value a round each."""
+
+    ours: list[float]
+    """Seconds of one call, or bytes."""
+    theirs: list[float]
+    items: int = 1
+    """Images a call."""
+    difference: float | None = None
+    """Between the results; None: not compared."""
+
     @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
+    def ratios(self) -> tuple[float, float, float]:
+        """How many times as much the peer takes: of the medians; the least and the largest of a round."""
+        of_rounds = [theirs / own for own, theirs in zip(self.ours, self.theirs, strict=True)]
+        of_medians = statistics.median(self.theirs) / statistics.median(self.ours)
+        return of_medians, min(of_rounds), max(of_rounds)
 
 
 class WallClock:
@@ -97,9 +111,3 @@ def measure(
 
 def _once(work: Work, clock: Clock) -> tuple[float, Any]:
     return clock(work.run, work.before()) if work.before is not None else clock(work.run)
-
-
-def ratios(ours: Measured, peer: Measured) -> tuple[float, float, float]:
-    """How many times longer the peer takes: ratio of the medians; least and largest ratio of a round."""
-    of_rounds = [theirs / own for own, theirs in zip(ours.seconds, peer.seconds, strict=True)]
-    return peer.median / ours.median, min(of_rounds), max(of_rounds)

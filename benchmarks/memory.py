@@ -1,37 +1,25 @@
 """How much memory some work takes: in a fresh process, beyond what model and inputs take before it.
 
-python -m benchmarks.memory STAGE SIDE SETTINGS     prints bytes; benchmarks.run calls it
+python -m benchmarks.memory SETTINGS STAGE SIDE     prints bytes; benchmarks.run calls it
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.fresh import answer, call
 from benchmarks.measure import Work
 from benchmarks.settings import Settings
 from util.collector import return_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
 CALLS = 2  # the first step of an optimizer makes its state, the second holds it beside all else
 
 
 def in_fresh_process(stage: str, side: str, settings: Settings) -> int:
-    """Bytes that a stage's work takes on one side.
-
-    Raises:
-        RuntimeError: the process fails; its last lines are told.
-    """
-    words = json.dumps({**asdict(settings), "folder": str(settings.folder)})
-    command = [sys.executable, "-m", "benchmarks.memory", stage, side, words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{stage}, {side}: {done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1])
+    """Bytes that a stage's work takes on one side."""
+    return call("benchmarks.memory", settings, stage, side)
 
 
 def measure_here(stage: str, side: str, settings: Settings) -> int:
@@ -76,5 +64,4 @@ def status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[3])
-    print(measure_here(sys.argv[1], sys.argv[2], Settings(**{**given, "folder": Path(given["folder"])})))
+    print(measure_here(sys.argv[2], sys.argv[3], answer(sys.argv[1])))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Measured, ratios
+from benchmarks.measure import Compared
 from benchmarks.settings import Settings
 from benchmarks.stages import Stage
 from util.errors import UserError
@@ -49,15 +50,11 @@ class Row:
         return None if self.difference is None else self.difference <= self.stage.tolerance
 
 
-def make_row(
-    stage: Stage, settings: Settings, peer: str, ours: Measured, theirs: Measured, items: int
-) -> Row:
-    """Compare the two sides of a stage."""
-    difference = None
-    if stage.difference is not None and peer == "reference" and settings.amp == "off":
-        difference = stage.difference(ours.result, theirs.result)
+def make_row(stage: Stage, settings: Settings, peer: str, found: Compared) -> Row:
+    """What is said of a stage."""
+    medians = statistics.median(found.ours), statistics.median(found.theirs)
     target = stage.target_of(settings) if peer == "reference" else None
-    return Row(stage, peer, ours.median, theirs.median, items, *ratios(ours, theirs), target, difference)
+    return Row(stage, peer, *medians, found.items, *found.ratios, target, found.difference)
 
 
 def headline(peer: str) -> str:

@@ -6,8 +6,9 @@
   python -m benchmarks.run --against hf              what transformers has, too
   python -m benchmarks.run all --tiny                whether all of it runs; the ratios mean nothing
 
-Both sides have their turn in each round (A B A B ...); medians are compared, and the spread is that of the
-rounds' ratios. Exit status: 0, 1 if a target is missed or results differ, 2 for a mistake.
+Each stage has a process of its own, in which both sides have their turn in each round (A B A B ...); medians
+are compared, and the spread is that of the rounds' ratios. Exit status: 0, 1 if a target is missed or
+results differ, 2 for a mistake.
 """
 
 from __future__ import annotations
@@ -75,30 +76,21 @@ def choose(names: Sequence[str], against: str) -> list[Stage]:
 
 
 def measure_stage(stage: Stage, settings: Settings, against: str, rounds: int | None) -> Row:
-    """Measure both sides of a stage."""
-    import torch
-
-    from benchmarks.measure import CudaClock, Measured, WallClock, measure
-    from benchmarks.memory import in_fresh_process
+    """Measure both sides of a stage, in fresh processes but for a trial's seconds."""
+    from benchmarks import memory, timing
+    from benchmarks.measure import Compared
     from benchmarks.report import make_row
 
     rounds = rounds or (1 if settings.tiny else stage.rounds)
     if stage.unit == "bytes":
-        measured = {side: Measured() for side in ("ours", against)}
+        found = Compared([], [])
         for _ in range(rounds):
-            for side, values in measured.items():
-                values.seconds.append(in_fresh_process(stage.name, side, settings))
-        return make_row(stage, settings, against, measured["ours"], measured[against], 1)
-    usual = torch.get_num_threads()
-    torch.set_num_threads(stage.threads or settings.threads or usual)
-    try:
-        works = {side: stage.build(settings, side) for side in ("ours", against)}
-        clock = CudaClock() if settings.device == "cuda" and stage.on_device else WallClock()
-        shortest = {"shortest": 0.0} if settings.tiny else {}
-        measured = measure(works, rounds, clock, **shortest)
-    finally:
-        torch.set_num_threads(usual)
-    return make_row(stage, settings, against, measured["ours"], measured[against], works["ours"].items)
+            found.ours.append(memory.in_fresh_process(stage.name, "ours", settings))
+            found.theirs.append(memory.in_fresh_process(stage.name, against, settings))
+    else:
+        compare = timing.compare if settings.tiny else timing.in_fresh_process
+        found = compare(stage.name, settings, against, rounds)
+    return make_row(stage, settings, against, found)
 
 
 def measure_floors(rows: Sequence[Row], settings: Settings) -> tuple[dict[str, Any], list[str]]:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import floors, measure, memory, profile, report, run, stages, workloads
+from benchmarks import floors, measure, memory, profile, report, run, stages, timing, workloads
 from benchmarks.machine import Rates, describe
 from benchmarks.peers import Peer, build_peer
 from benchmarks.reference import engine
@@ -268,8 +269,21 @@ def test_quick_work_is_repeated_within_a_round() -> None:
 
 
 def test_ratios_are_of_medians_and_of_rounds() -> None:
-    ours, peer = measure.Measured([1.0, 2.0, 4.0]), measure.Measured([3.0, 8.0, 4.0])
-    assert measure.ratios(ours, peer) == (2.0, 1.0, 4.0)
+    assert measure.Compared([1.0, 2.0, 4.0], [3.0, 8.0, 4.0]).ratios == (2.0, 1.0, 4.0)
+
+
+def test_results_are_compared_in_float32_with_the_reference(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(_: Settings, side: str) -> measure.Work:
+        return measure.Work(lambda: len(side), items=3)
+
+    stage = stages.Stage("made-up", "", build, difference=lambda ours, theirs: theirs - ours)
+    monkeypatch.setattr(stages, "all_stages", lambda: {"made-up": stage})
+    found = timing.compare("made-up", settings, "reference", 2)
+    assert (found.items, found.difference) == (3, 5) and len(found.ours) == len(found.theirs) == 2
+    assert timing.compare("made-up", replace(settings, amp="bf16"), "reference", 1).difference is None
+    assert timing.compare("made-up", settings, "hf", 1).difference is None
 
 
 def test_floors_count_operations_and_bytes() -> None:
@@ -342,6 +356,17 @@ def test_every_stage_in_processes_of_its_own_runs(name: str, settings: Settings)
 
 
 @pytest.mark.slow
+def test_a_fresh_process_finds_the_same(settings: Settings) -> None:
+    here, fresh = (
+        f("criterion", settings, "reference", 2) for f in (timing.compare, timing.in_fresh_process)
+    )
+    assert (fresh.items, fresh.difference) == (here.items, pytest.approx(here.difference))
+    assert len(fresh.ours) == len(fresh.theirs) == 2
+    with pytest.raises(RuntimeError, match=r"(?s)benchmarks.timing nothing.*KeyError"):
+        timing.in_fresh_process("nothing", settings, "reference", 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, stage in stages.all_stages().items() if "hf" in stage.sides])
 def test_every_stage_against_transformers_runs(name: str, settings: Settings) -> None:
     pytest.importorskip("transformers")
@@ -410,11 +435,9 @@ def make_row(settings: Settings, ratio: float, difference: float) -> report.Row:
         "",
         lambda *_: measure.Work(list),
         target=2.0,
-        difference=lambda *_: difference,
         tolerance=0.1,
     )
-    ours, theirs = measure.Measured([1.0]), measure.Measured([ratio])
-    return report.make_row(stage, settings, "reference", ours, theirs, 1)
+    return report.make_row(stage, settings, "reference", measure.Compared([1.0], [ratio], 1, difference))
 
 
 def test_verdicts(settings: Settings, tmp_path: Path) -> None:
@@ -422,7 +445,6 @@ def test_verdicts(settings: Settings, tmp_path: Path) -> None:
     assert (make_row(full, 2.5, 0.05).met, make_row(full, 1.5, 0.05).met) == (True, False)
     assert (make_row(full, 2.5, 0.05).equal, make_row(full, 2.5, 0.2).equal) == (True, False)
     assert make_row(settings, 1.5, 0.05).met is None  # a trial has no target
-    assert make_row(Settings(tmp_path, amp="bf16"), 2.5, 0.2).equal is None  # other numbers are wanted
     assert "NOT" in report.line(make_row(full, 1.5, 0.2)) and "OFF 2.0e-01" in report.line(
         make_row(full, 1.5, 0.2)
     )
