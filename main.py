@@ -116,36 +116,19 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.A
 
 def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, DataLoader]:
     """The loaders of both splits; None for training where only evaluation is asked for."""
-    import torch
-    from torch.utils.data import DataLoader
-
     from datasets import build_dataset
     from datasets.labels import check_labels, check_objects
+    from datasets.loaders import make_loader
     from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
-    from datasets.thread_loader import ThreadLoader
     from models.compilation import CANVAS_MULTIPLE
     from util.distributed import get_rank, get_world_size
-    from util.interruption import leave_to_parent
-    from util.nested_tensor import collate_in_one_piece
 
-    def loader(dataset: Any, sampler: Any, multiple: int = 1) -> DataLoader:
-        common: dict[str, Any] = {
-            "batch_sampler": sampler,
-            "collate_fn": partial(collate_in_one_piece, multiple=multiple),
-            "pin_memory": args.device.startswith("cuda"),
-        }
-        if args.num_workers == 0:
-            return ThreadLoader(dataset, **common)
-        # A generator of its own keeps the seeds of the workers apart from the model's random numbers.
-        return DataLoader(
-            dataset,
-            **common,
-            num_workers=args.num_workers,
-            persistent_workers=True,
-            worker_init_fn=leave_to_parent,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
-
+    loader = partial(
+        make_loader,
+        num_workers=args.num_workers,
+        pin_memory=args.device.startswith("cuda"),
+        seed=args.seed,
+    )
     ranks = get_world_size(), get_rank()
     val = build_dataset("val", args, normalize_images=False)
     check_labels(val.annotations, args.num_classes)
@@ -162,7 +145,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
         )
     check_labels(train.annotations, args.num_classes)
     check_objects(train.annotations, args.num_queries)
-    return loader(train, sampler, CANVAS_MULTIPLE if args.compile else 1), val_loader
+    return loader(train, sampler, multiple=CANVAS_MULTIPLE if args.compile else 1), val_loader
 
 
 def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:

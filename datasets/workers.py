@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
+from util.collector import leave_parents_objects
+
 
 def usable_cores() -> int:
     """Cores that this process may use."""
@@ -37,7 +39,7 @@ def process_map(workers: int) -> Iterator[Callable]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
+    """Leave Ctrl-C and shared objects to the parent, and end with it even when it is killed."""
 
     def end_with_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -45,5 +47,6 @@ def _start_worker() -> None:
             parent.join()
             os._exit(1)
 
+    leave_parents_objects()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

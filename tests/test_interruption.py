@@ -143,7 +143,7 @@ def test_in_another_thread_nothing_is_listened_to() -> None:
 
 
 def _work(ready: Any) -> None:
-    leave_to_parent(0)
+    leave_to_parent()
     ready.set()
     time.sleep(60)
 

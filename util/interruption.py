@@ -87,14 +87,11 @@ class Interruption:
         sys.exit(EXIT_STATUS)
 
 
-def leave_to_parent(worker_id: int) -> None:
+def leave_to_parent() -> None:
     """For data workers: signals meant for the run do not end them, only their parent does.
 
     Slurm and torchrun signal every process of a job. A worker that died of it would end the run before the
     step is finished and saved.
-
-    Args:
-        worker_id: as torch's DataLoader gives it to its `worker_init_fn`; not used.
     """
     for number in REQUEUING:
         signal.signal(number, signal.SIG_IGN)

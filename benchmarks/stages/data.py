@@ -18,8 +18,8 @@ from benchmarks.settings import Settings
 from benchmarks.stages import Stage
 from benchmarks.workloads import byte_images, write_coco
 from datasets import build_dataset
-from datasets.thread_loader import ThreadLoader
-from util.nested_tensor import ByteBatch, collate_bytes, collate_fn
+from datasets.loaders import make_loader
+from util.nested_tensor import ByteBatch, collate_fn
 
 BATCH = 2  # images, main.py's default
 GREY_LEVEL = 1 / 255 / min(plain.STD)  # one, in a normalised picture
@@ -46,8 +46,8 @@ def _loading(settings: Settings, side: str, masks: bool) -> Work:
     args = _flags(settings, masks)
     if side == "ours":
         dataset = build_dataset("train", args, normalize_images=False)
-        ahead = ThreadLoader(dataset, batch_sampler=_batches(dataset), collate_fn=collate_bytes)
-        return _epochs(ahead, lambda samples: samples.to(settings.device).tensors)
+        loader = make_loader(dataset, _batches(dataset))
+        return _epochs(loader, lambda samples: samples.to(settings.device).tensors)
     loader = _in_turn(plain.CocoTraining(args), plain.collate)
     return _epochs(loader, lambda samples: samples[0].to(settings.device))
 

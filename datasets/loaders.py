@@ -1,16 +1,63 @@
-"""A data loader for one process: threads work on the pixels of the next batches."""
+"""Data loaders, of batches on their way to the device: by worker processes, or by threads of this process."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from datasets.augmented import AugmentedImages
+from util.collector import leave_parents_objects
+from util.interruption import leave_to_parent
+from util.nested_tensor import collate_in_one_piece
+
 AHEAD = 4  # batches: as many as two of torch's data workers have ready
+
+
+def make_loader(
+    dataset: AugmentedImages,
+    batch_sampler: Iterable[list[int]],
+    num_workers: int = 0,
+    *,
+    multiple: int = 1,
+    pin_memory: bool = False,
+    seed: int = 0,
+) -> DataLoader:
+    """A loader of (ByteBatch, targets): the same batches for any number of workers.
+
+    Args:
+        batch_sampler: the indices of each batch.
+        num_workers: processes; 0: threads of this one.
+        multiple: see collate_bytes.
+        pin_memory: put what goes to the device into page-locked memory.
+        seed: of the workers.
+    """
+    common: dict[str, Any] = {
+        "batch_sampler": batch_sampler,
+        "collate_fn": partial(collate_in_one_piece, multiple=multiple),
+        "pin_memory": pin_memory,
+    }
+    if num_workers == 0:
+        return ThreadLoader(dataset, **common)
+    return DataLoader(
+        dataset,
+        **common,
+        num_workers=num_workers,
+        persistent_workers=True,
+        worker_init_fn=_start_worker,
+        # One of its own keeps the seeds of the workers apart from the model's random numbers.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _start_worker(_: int) -> None:
+    leave_to_parent()
+    leave_parents_objects()
 
 
 class ThreadLoader(DataLoader):

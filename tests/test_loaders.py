@@ -1,7 +1,8 @@
-"""Loading by threads: the same batches as one after the other, and the same mistakes named."""
+"""Loading by threads and by processes: the batches of one after the other, and the same mistakes named."""
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from functools import partial
@@ -16,11 +17,12 @@ from torch.utils.data import DataLoader
 import datasets.transforms as T
 import main
 from datasets import build_dataset
+from datasets.augmented import AugmentedImages
 from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.geometry import crop, hflip, pad, resize
 from datasets.images import LazyImage, read_image, read_tensor
+from datasets.loaders import AHEAD, ThreadLoader, make_loader
 from datasets.sampler import TrainBatchSampler
-from datasets.thread_loader import AHEAD, ThreadLoader
 from tests.test_coco import small, write_coco
 from util.errors import UserError
 from util.nested_tensor import collate_bytes
@@ -49,18 +51,18 @@ def assert_same_batches(ones: list[Any], others: list[Any]) -> None:
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("masks", [False, True])
-def test_batches_are_those_of_a_loader_without_threads(root: Path, masks: bool) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_torchs_own_loader(root: Path, masks: bool, workers: int) -> None:
     dataset = build_dataset("train", small(root, masks=masks), normalize_images=False)
     sampler = TrainBatchSampler(dataset, 2, seed=1)
     assert len(sampler) > AHEAD + 1
-    loaders = [
-        kind(dataset, batch_sampler=sampler, collate_fn=collate_bytes) for kind in (ThreadLoader, DataLoader)
-    ]
+    expected = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_bytes)
+    loader = make_loader(dataset, sampler, workers)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         sampler.set_epoch(epoch, start_batch=epoch)
-        assert len(loaders[0]) == 7 - epoch
-        assert_same_batches(*map(list, loaders))
+        assert len(loader) == 7 - epoch
+        assert_same_batches(list(loader), list(expected))
 
 
 def test_the_random_numbers_of_the_caller_stay_as_they_were(root: Path) -> None:
@@ -70,13 +72,13 @@ def test_the_random_numbers_of_the_caller_stay_as_they_were(root: Path) -> None:
     random.seed(5)
     torch.manual_seed(5)
     states = random.getstate(), torch.get_rng_state()
-    for _ in ThreadLoader(dataset, batch_sampler=[[i] for i in range(14)], collate_fn=collate_bytes):
+    for _ in make_loader(dataset, [[i] for i in range(14)]):
         assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
 
 
 def test_an_epoch_that_is_left_early_ends_its_threads(root: Path) -> None:
     dataset = build_dataset("val", small(root), normalize_images=False)
-    loader = ThreadLoader(dataset, batch_sampler=[[i] for i in range(14)], collate_fn=collate_bytes)
+    loader = make_loader(dataset, [[i] for i in range(14)])
     batches = iter(loader)
     next(batches)
     assert any(thread.name.startswith("pixels") for thread in threading.enumerate())
@@ -93,11 +95,37 @@ def test_a_damaged_picture_is_named_when_its_turn_comes(tmp_path: Path, kept: in
     dataset = build_dataset("val", small(root), normalize_images=False)
     seen: list[int] = []
     with pytest.raises(UserError, match=r"30\.jpg \(image id 30\)"):
-        for _, targets in ThreadLoader(
-            dataset, batch_sampler=[[i] for i in range(8)], collate_fn=collate_bytes
-        ):
+        for _, targets in make_loader(dataset, [[i] for i in range(8)]):
             seen += targets[0]["image_id"].tolist()
     assert seen == [10, 20]
+
+
+class Frozen(AugmentedImages):
+    """How many objects its process leaves out when it searches for garbage."""
+
+    def __init__(self) -> None:
+        super().__init__([1, 2], seed=0)
+
+    def begin(self, index: int) -> Any:
+        counted = torch.tensor([gc.get_freeze_count()])
+        return lambda: (torch.zeros(3, 2, 2, dtype=torch.uint8), {"frozen": counted})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_workers_do_not_search_the_parents_objects(workers: int) -> None:
+    """The search would copy every page that they share."""
+    before = gc.get_freeze_count()
+    for _, targets in make_loader(Frozen(), [[0], [1]], workers):
+        frozen = int(targets[0]["frozen"])
+        assert frozen > before + 10_000 if workers else frozen == before
+    assert gc.get_freeze_count() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_in_page_locked_memory_where_it_is_asked_for(workers: int) -> None:
+    for samples, targets in make_loader(Frozen(), [[0, 1]], workers, pin_memory=True):
+        assert samples.tensors.is_pinned() and targets[1]["frozen"].is_pinned()
 
 
 def test_main_uses_it_without_data_workers(root: Path) -> None:
