@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import conv2d, relu
 
-from models.linear import suits_onednn
+from models.linear import has_onednn
 from models.pointwise import gains_by_dilation
 
 Geometry = tuple[Any, Any, Any, int]
@@ -68,7 +68,7 @@ def added_to_shortcut(
         stride, padding, dilation, groups = geometry
         place = padding, stride, dilation, groups
         kernel = torch.ops.mkldnn._convolution_pointwise_.binary
-        scaled = _scaled(weight, scale)
+        scaled, shift = _scaled(weight, scale).to(x.dtype), shift.to(x.dtype)
         out = kernel(shortcut, x, scaled, shift, *place, "add", 1.0, None, [], "")
         return out.relu_()  # the kernel's own would make zeros of NaN
     out = folded_conv2d(x, weight, scale, shift, geometry)
@@ -79,13 +79,24 @@ def _overwrites(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's kernel is at hand, and no gradient and no transform of torch.func is wanted."""
     return (
         not torch.is_grad_enabled()
-        and suits_onednn(x, weight)
+        and has_onednn(x)
+        and _computes_in(x.dtype)
+        and shortcut.dtype == x.dtype
+        and weight.dtype in (x.dtype, torch.float32)
         and type(shortcut) is Tensor
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")  # older builds of torch lack it
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and shortcut.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _computes_in(dtype: torch.dtype) -> bool:
+    """Whether convolutions on a CPU compute in a type where they are called, and oneDNN does so, too."""
+    if not torch.is_autocast_enabled("cpu"):
+        return dtype == torch.float32
+    is_bf16 = dtype == torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return is_bf16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

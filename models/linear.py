@@ -40,17 +40,24 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is at hand, both are plain float32, and nobody records the graph."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and has_onednn(x)
+        and not torch.is_autocast_enabled("cpu")  # last: the compiler cannot follow the question
+    )
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's kernels can be called with x, and nobody records the graph."""
     return bool(
         not torch.compiler.is_compiling()  # first: the compiler cannot follow what is asked next
         and type(x) in (Tensor, nn.Parameter)  # no proxy, and no subclass that watches torch's functions
         and X86
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # torch's compiler calls it, too
-        and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
     )
 

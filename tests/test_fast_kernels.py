@@ -96,6 +96,11 @@ def test_dropout_follows_the_seed_and_stops_in_evaluation() -> None:
 
 P = 0.3
 JOINED: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
+    "nothing": (
+        lambda x: dropout(x, P),
+        lambda x: x * (dropout(torch.ones(x.shape), P) != 0) * (1 / (1 - P)),
+        [(7, 3, 5)],
+    ),
     "relu": (lambda x: relu_dropout(x, P), lambda x: dropout(functional.relu(x), P), [(7, 3, 5)]),
     "product": (
         lambda w, v: dropped_product(w, v, P),
@@ -121,6 +126,29 @@ def test_dropout_and_its_neighbour_keep_their_bits(kind: str, dtype: torch.dtype
     assert torch.equal(found, expected) and (found != 0).any()
     for a, b in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
         assert torch.equal(a, b) and (a != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_dropped_is_zero_whatever_it_was(dtype: torch.dtype) -> None:
+    extreme = torch.tensor([math.nan, math.inf, -math.inf, -0.0, -1.5, 6e-5], dtype=dtype)
+    x = extreme.repeat(3, 50, 1).transpose(0, 2)  # [6, 50, 3], not in the order of its axes
+    out = after_seed(lambda x: dropout(x, P), x)
+    dropped = after_seed(lambda x: dropout(x, P), torch.ones(x.shape)) == 0
+    assert dropped.any() and torch.equal(out[dropped], torch.zeros_like(out[dropped]))
+    assert not out[dropped].signbit().any()
+    torch.testing.assert_close(out[~dropped], (x / (1 - P))[~dropped], equal_nan=True)
+
+
+@pytest.mark.parametrize("function", [dropout, relu_dropout])
+def test_dropout_inside_transforms_of_torch_func(function: Callable) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 9)
+    gradient = torch.func.grad(lambda x: function(x, P).sum())
+    for randomness in ("different", "same"):
+        found = torch.func.vmap(gradient, randomness=randomness)(x)
+        assert found.unique().tolist() == [0.0, pytest.approx(1 / (1 - P))]
+    dual = torch.func.jvp(lambda x: function(x, P), (x,), (torch.ones_like(x),))  # the result, its tangent
+    torch.testing.assert_close(dual[0], x * dual[1])
 
 
 @pytest.mark.parametrize("kind", JOINED)
@@ -205,6 +233,21 @@ def test_a_shortcut_is_added_and_overwritten_only_where_it_may_be(stride: int, s
         found = added_to_shortcut(given, x, weight, *rest, spare=spare)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert spare or torch.equal(given.nan_to_num(), shortcut.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_a_shortcut_is_added_before_the_sum_is_rounded(dtype: torch.dtype) -> None:
+    shortcut, x, weight, rest = end_of_a_block(1)
+    shortcut, x = shortcut.to(dtype), x.to(dtype)
+    scale, shift, geometry = rest
+    conv = folded_conv2d(x.double(), weight.double(), scale.double(), shift.double(), geometry)
+    exact = (shortcut.double() + conv).relu()
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        apart = (shortcut + folded_conv2d(x, weight, *rest)).relu()
+        found = added_to_shortcut(shortcut, x, weight, *rest, spare=True)
+    assert found.dtype == dtype
+    error, usual = ((result - exact).abs().mean().item() for result in (found, apart))
+    assert 0 < error <= usual < 0.02
 
 
 def test_a_shortcut_is_kept_where_its_gradient_may_be_wanted() -> None:
