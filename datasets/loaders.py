@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.augmented import AugmentedImages
 from util.collector import leave_parents_objects
@@ -20,7 +20,7 @@ AHEAD = 4  # batches: as many as two of torch's data workers have ready
 
 
 def make_loader(
-    dataset: AugmentedImages,
+    dataset: Dataset,
     batch_sampler: Iterable[list[int]],
     num_workers: int = 0,
     *,
@@ -31,8 +31,10 @@ def make_loader(
     """A loader of (ByteBatch, targets): the same batches for any number of workers.
 
     Args:
+        dataset: of uint8 images; one of datasets.augmented, or a user's own.
         batch_sampler: the indices of each batch.
-        num_workers: processes; 0: threads of this one.
+        num_workers: processes; 0: threads of this one, or nobody else where the data set has a `__getitem__`
+            of its own.
         multiple: see collate_bytes.
         pin_memory: put what goes to the device into page-locked memory.
         seed: of the workers.
@@ -42,13 +44,13 @@ def make_loader(
         "collate_fn": partial(collate_in_one_piece, multiple=multiple),
         "pin_memory": pin_memory,
     }
-    if num_workers == 0:
+    if num_workers == 0 and type(dataset).__getitem__ is AugmentedImages.__getitem__:
         return ThreadLoader(dataset, **common)
     return DataLoader(
         dataset,
         **common,
         num_workers=num_workers,
-        persistent_workers=True,
+        persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
         # One of its own keeps the seeds of the workers apart from the model's random numbers.
         generator=torch.Generator().manual_seed(seed),

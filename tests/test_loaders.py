@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import datasets.transforms as T
 import main
@@ -135,6 +135,22 @@ def test_main_uses_it_without_data_workers(root: Path) -> None:
     for workers, kind in ((0, ThreadLoader), (1, DataLoader)):
         args = main.get_args_parser().parse_args([*words.split(), str(workers)])
         assert [type(loader) for loader in main.build_data_loaders(args)] == [kind, kind]
+
+
+class Darker(CocoDetection):
+    """What a user makes of a data set."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = super().__getitem__(index)
+        return image // 2, target
+
+
+def test_a_data_set_of_a_users_own_is_asked_item_by_item(root: Path) -> None:
+    files = (root / "val2017", root / "annotations" / "instances_val2017.json")
+    plain, darker = (kind(*files, None, False, as_tensors=True) for kind in (CocoDetection, Darker))
+    for dataset, expected in ((darker, plain[0][0] // 2), (Subset(plain, [0]), plain[0][0])):
+        ((samples, _),) = make_loader(dataset, [[0]])
+        assert torch.equal(samples.images[0], expected)
 
 
 # ---- pictures that are read later
