@@ -126,7 +126,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     loader = partial(
         make_loader,
         num_workers=args.num_workers,
-        pin_memory=args.device.startswith("cuda"),
+        pinned=args.device.startswith("cuda"),
         seed=args.seed,
     )
     ranks = get_world_size(), get_rank()

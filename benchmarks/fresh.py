@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.settings import Settings
+from util.errors import UserError, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,17 +24,21 @@ def call(module: str, settings: Settings, *words: str) -> Any:
     """What `python -m MODULE SETTINGS WORD…` prints in its last line, which is JSON.
 
     Raises:
-        RuntimeError: the process fails; its last lines are told.
+        UserError: the process ends with 2, for a mistake of the user.
+        RuntimeError: it fails otherwise; its last lines are told.
     """
-    given = json.dumps({**asdict(settings), "folder": str(settings.folder)})
+    given = json.dumps({**asdict(settings), "folder": str(settings.folder.resolve())})
     command = [sys.executable, "-m", module, given, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(words)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def answer(settings: str) -> Settings:
-    """The settings, in the process that is called."""
-    given = json.loads(settings)
-    return Settings(**{**given, "folder": Path(given["folder"])})
+def answer(measure: Callable[..., Any]) -> int:
+    """Print what `measure(settings, WORD…)` gives, in the process that is called -> exit status."""
+    given = json.loads(sys.argv[1])
+    settings = Settings(**{**given, "folder": Path(given["folder"])})
+    return exit_status(lambda: print(json.dumps(measure(settings, *sys.argv[2:]))))

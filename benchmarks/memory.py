@@ -64,4 +64,4 @@ def status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(measure_here(sys.argv[2], sys.argv[3], answer(sys.argv[1])))
+    sys.exit(answer(lambda settings, stage, side: measure_here(stage, side, settings)))

@@ -131,7 +131,8 @@ def plot(rows: Sequence[Row], path: Path, machine: dict[str, Any]) -> None:
     around = [[max(value, 0) for value in side] for side in around]
     axes.barh(places, [row.ratio for row in rows], 0.62, color=colours, xerr=around, ecolor="#888888")
     for place, row in zip(places, rows, strict=True):
-        axes.annotate(f"{row.ratio:.2f}", (row.most, place), (5, 0), textcoords="offset points", va="center")
+        end = max(row.most, row.target or 0)  # the target's line would cross the number
+        axes.annotate(f"{row.ratio:.2f}", (end, place), (5, 0), textcoords="offset points", va="center")
         if row.target is not None:
             axes.plot([row.target] * 2, [place - 0.42, place + 0.42], color="black", lw=1.8)
     axes.axvline(1, color="#888888", lw=1)

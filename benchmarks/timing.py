@@ -5,7 +5,6 @@ python -m benchmarks.timing SETTINGS STAGE PEER ROUNDS     prints JSON; benchmar
 
 from __future__ import annotations
 
-import json
 import sys
 
 from benchmarks.fresh import answer, call
@@ -41,4 +40,4 @@ def compare(stage_name: str, settings: Settings, peer: str, rounds: int) -> Comp
 
 
 if __name__ == "__main__":
-    print(json.dumps(compare(sys.argv[2], answer(sys.argv[1]), sys.argv[3], int(sys.argv[4]))))
+    sys.exit(answer(lambda settings, stage, peer, rounds: compare(stage, settings, peer, int(rounds))))

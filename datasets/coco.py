@@ -37,7 +37,7 @@ class CocoDetection(AugmentedImages):
         return_masks: give masks too.
         seed: of the random transforms.
         as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
-            Transforms of this project get LazyImages of them.
+            Transforms of this project get LazyImages of them, and so does `prepare`.
 
     Attributes:
         ids: image ids, ascending.

@@ -37,6 +37,11 @@ class LazyImage:
         self.size = size
         self._read = read
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, h, w), as the tensor will have it."""
+        return 3, *self.size
+
     def then(self, change: Callable[[Tensor], Tensor], size: tuple[int, int]) -> LazyImage:
         """What `change` makes of it, which has another size (h, w)."""
         return LazyImage(lambda: change(self._read()), size)

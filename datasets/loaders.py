@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from datasets.augmented import AugmentedImages
 from util.collector import leave_parents_objects
@@ -25,10 +26,10 @@ def make_loader(
     num_workers: int = 0,
     *,
     multiple: int = 1,
-    pin_memory: bool = False,
+    pinned: bool = False,
     seed: int = 0,
 ) -> DataLoader:
-    """A loader of (ByteBatch, targets): the same batches for any number of workers.
+    """A loader of (ByteBatch, targets): once an epoch is set, the same batches for any number of workers.
 
     Args:
         dataset: of uint8 images; one of datasets.augmented, or a user's own.
@@ -36,13 +37,13 @@ def make_loader(
         num_workers: processes; 0: threads of this one, or nobody else where the data set has a `__getitem__`
             of its own.
         multiple: see collate_bytes.
-        pin_memory: put what goes to the device into page-locked memory.
+        pinned: put what goes to the device into page-locked memory.
         seed: of the workers.
     """
     common: dict[str, Any] = {
         "batch_sampler": batch_sampler,
         "collate_fn": partial(collate_in_one_piece, multiple=multiple),
-        "pin_memory": pin_memory,
+        "pin_memory": pinned,
     }
     if num_workers == 0 and type(dataset).__getitem__ is AugmentedImages.__getitem__:
         return ThreadLoader(dataset, **common)
@@ -65,23 +66,31 @@ def _start_worker(_: int) -> None:
 class ThreadLoader(DataLoader):
     """torch's loader without workers, for datasets.augmented: gives the same batches, sooner.
 
-    Random numbers are drawn in the caller's thread, item by item, in the order of the batches. As many
-    threads as torch uses work on the pixels, some batches ahead of the one that is asked for: loading goes on
-    while a batch is trained on, without processes that share memory.
+    Random numbers are drawn in the caller's thread, item by item, in the order of the batches, and some
+    batches ahead of the one that is asked for. As many threads as torch uses work on the pixels: loading goes
+    on while a batch is trained on, without processes that share memory. Transforms of a user's own, which
+    want pixels, work in the caller's thread.
 
     Args:
         As DataLoader, of which it takes dataset, batch_sampler, collate_fn and pin_memory.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        with ThreadPoolExecutor(torch.get_num_threads(), "pixels") as threads:
-            begun: deque[list[Future]] = deque()
+        # As in torch's data workers, one thread for each operation: each would start a team of its own.
+        alone: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        threads = ThreadPoolExecutor(torch.get_num_threads(), "pixels", **alone)
+        begun: deque[list[Future]] = deque()
+        try:
             for indices in self.batch_sampler:  # type: ignore[union-attr]  # it is given
                 begun.append([self._begin(index, threads) for index in indices])
                 if len(begun) > AHEAD:
                     yield self._finish(begun.popleft())
             while begun:
                 yield self._finish(begun.popleft())
+        finally:
+            threads.shutdown(
+                cancel_futures=True
+            )  # an epoch that is left waits for nothing that has not begun
 
     def _begin(self, index: int, threads: ThreadPoolExecutor) -> Future:
         try:
@@ -92,8 +101,5 @@ class ThreadLoader(DataLoader):
             return failed
 
     def _finish(self, items: list[Future]) -> Any:
-        samples, targets = self.collate_fn([item.result() for item in items])
-        if not self.pin_memory:
-            return samples, targets
-        pinned = ({name: value.pin_memory() for name, value in target.items()} for target in targets)
-        return samples.pin_memory(), tuple(pinned)
+        batch = self.collate_fn([item.result() for item in items])
+        return pin_memory(batch) if self.pin_memory and torch.cuda.is_available() else batch

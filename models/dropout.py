@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import relu
 
+from models.eager import in_transform, is_batch_of_gradients
+
 VALUES = 1 << 16  # of an int16
 _WORDS = {torch.float64: torch.int64, torch.float32: torch.int32} | dict.fromkeys(
     (torch.bfloat16, torch.float16), torch.int16
@@ -73,7 +75,7 @@ def _acts(p: float) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: the compiler cannot follow what is asked next
         and not torch.jit.is_tracing()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not in_transform()
         and 0 < p < 1
     )
 
@@ -100,7 +102,7 @@ def _without(x: Tensor, dropped: Tensor, p: float) -> Tensor:
 
 def _zeroed(x: Tensor, dropped: Tensor) -> Tensor:
     """x itself, zero where an element is dropped, whatever it was."""
-    if x.dtype not in _WORDS or torch.is_grad_enabled():  # the gradient's own, perhaps
+    if x.dtype not in _WORDS or torch.is_grad_enabled() or is_batch_of_gradients(x):
         return x.masked_fill_(dropped, 0.0)
     # All bits of what is kept and none of what is dropped: a sixth of masked_fill_'s time.
     words = _WORDS[x.dtype]
@@ -123,7 +125,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (dropped,) = ctx.saved_tensors
-        return _Dropout.apply(grad, dropped, ctx.p), None, None
+        return _without(grad, dropped, ctx.p), None, None
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import conv2d, relu
 
+from models.eager import in_transform
 from models.linear import has_onednn
 from models.pointwise import gains_by_dilation
 
@@ -85,8 +85,7 @@ def _overwrites(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
         and weight.dtype in (x.dtype, torch.float32)
         and type(shortcut) is Tensor
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")  # older builds of torch lack it
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
+        and not in_transform()
         and shortcut.is_contiguous(memory_format=torch.channels_last)
     )
 

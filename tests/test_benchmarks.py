@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import floors, measure, memory, profile, report, run, stages, timing, workloads
+from benchmarks import floors, fresh, measure, memory, profile, report, run, stages, timing, workloads
 from benchmarks.machine import Rates, describe
 from benchmarks.peers import Peer, build_peer
 from benchmarks.reference import engine
@@ -364,6 +364,23 @@ def test_a_fresh_process_finds_the_same(settings: Settings) -> None:
     assert len(fresh.ours) == len(fresh.theirs) == 2
     with pytest.raises(RuntimeError, match=r"(?s)benchmarks.timing nothing.*KeyError"):
         timing.in_fresh_process("nothing", settings, "reference", 1)
+
+
+def test_what_a_fresh_process_says_is_passed_on(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = "import sys\nfrom benchmarks.fresh import answer\nfrom util.errors import UserError\n"
+    script += "def f(settings, word):\n    if word == 'mistake': raise UserError('install it')\n"
+    script += "    return [str(settings.folder), word]\nsys.exit(answer(f))"
+    (tmp_path / "made_up.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    settings = replace(settings, folder=Path("here"))
+    assert fresh.call("made_up", settings, "word") == [str(tmp_path / "here"), "word"]
+    with pytest.raises(UserError, match="^install it$"):
+        fresh.call("made_up", settings, "mistake")
+    with pytest.raises(RuntimeError, match="no_module.*No module named"):
+        fresh.call("no_module", settings)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from models.backbone import RESNETS, ResNetBody
@@ -149,6 +150,25 @@ def test_dropout_inside_transforms_of_torch_func(function: Callable) -> None:
         assert found.unique().tolist() == [0.0, pytest.approx(1 / (1 - P))]
     dual = torch.func.jvp(lambda x: function(x, P), (x,), (torch.ones_like(x),))  # the result, its tangent
     torch.testing.assert_close(dual[0], x * dual[1])
+    with forward_ad.dual_level():
+        out, tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)), P))
+        torch.testing.assert_close(out, x * tangent)
+
+
+@pytest.mark.parametrize("kind", JOINED)
+def test_gradients_of_dropout_may_be_asked_for_in_batches(kind: str) -> None:
+    torch.manual_seed(0)
+    inputs = tuple(torch.randn(shape, requires_grad=True) for shape in JOINED[kind][2])
+    out = after_seed(JOINED[kind][0], *inputs)
+    wanted = torch.randn(3, *out.shape)
+
+    def gradients_of(one: Tensor, batched: bool = False) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, inputs, one, retain_graph=True, is_grads_batched=batched)
+
+    expected = [torch.stack(rows) for rows in zip(*map(gradients_of, wanted), strict=True)]
+    for found in (gradients_of(wanted, batched=True), torch.func.vmap(gradients_of)(wanted)):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", JOINED)

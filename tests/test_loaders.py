@@ -86,6 +86,35 @@ def test_an_epoch_that_is_left_early_ends_its_threads(root: Path) -> None:
     assert not any(thread.name.startswith("pixels") for thread in threading.enumerate())
 
 
+class Slow(AugmentedImages):
+    """Counts what was finished."""
+
+    def __init__(self, may_go_on: threading.Event) -> None:
+        super().__init__(list(range(40)), seed=0)
+        self.may_go_on = may_go_on
+        self.finished: list[tuple[int, int]] = []
+
+    def begin(self, index: int) -> Any:
+        def finish() -> Any:
+            self.finished.append((index, torch.get_num_threads()))
+            if index > 0:
+                self.may_go_on.wait()
+            return torch.zeros(3, 2, 2, dtype=torch.uint8), {}
+
+        return finish
+
+
+def test_an_epoch_that_is_left_early_finishes_no_more_than_was_at_work() -> None:
+    usual = torch.get_num_threads()
+    dataset = Slow(threading.Event())
+    batches = iter(make_loader(dataset, [[i] for i in range(40)]))
+    next(batches)
+    threading.Timer(0.2, dataset.may_go_on.set).start()
+    del batches  # waits for one picture of each thread
+    assert len(dataset.finished) <= 1 + usual
+    assert {threads for _, threads in dataset.finished} == {1} and torch.get_num_threads() == usual
+
+
 @pytest.mark.parametrize("kept", [0, 2000], ids=["without a header", "cut off"])
 def test_a_damaged_picture_is_named_when_its_turn_comes(tmp_path: Path, kept: int) -> None:
     root = write_coco(tmp_path, count=8)
@@ -124,7 +153,7 @@ def test_data_workers_do_not_search_the_parents_objects(workers: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_in_page_locked_memory_where_it_is_asked_for(workers: int) -> None:
-    for samples, targets in make_loader(Frozen(), [[0, 1]], workers, pin_memory=True):
+    for samples, targets in make_loader(Frozen(), [[0, 1]], workers, pinned=True):
         assert samples.tensors.is_pinned() and targets[1]["frozen"].is_pinned()
 
 
@@ -172,7 +201,7 @@ def test_geometry_comes_out_the_same_when_it_is_done_later(root: Path, change: A
     target = {"boxes": torch.tensor([[3.0, 5, 23, 30]])}
     image, expected = change(read_tensor(path), target)
     later, moved = change(read_image(path, 140, as_tensor=True), target)
-    assert isinstance(later, LazyImage) and later.size == tuple(image.shape[1:])
+    assert isinstance(later, LazyImage) and later.shape == image.shape
     assert torch.equal(later.tensor(), image)
     assert all(torch.equal(moved[name], value) for name, value in expected.items())
 
