@@ -18,6 +18,7 @@ from util.interruption import leave_to_parent
 from util.nested_tensor import collate_in_one_piece
 
 AHEAD = 4  # batches: as many as two of torch's data workers have ready
+MOST_THREADS = 4  # Python's lock keeps more from helping, and each has a team of torch's threads of its own
 
 
 def make_loader(
@@ -67,18 +68,16 @@ class ThreadLoader(DataLoader):
     """torch's loader without workers, for datasets.augmented: gives the same batches, sooner.
 
     Random numbers are drawn in the caller's thread, item by item, in the order of the batches, and some
-    batches ahead of the one that is asked for. As many threads as torch uses work on the pixels: loading goes
-    on while a batch is trained on, without processes that share memory. Transforms of a user's own, which
-    want pixels, work in the caller's thread.
+    batches ahead of the one that is asked for. A few threads work on the pixels: loading goes on while a
+    batch is trained on, without processes that share memory. Transforms of a user's own, which want pixels,
+    work in the caller's thread.
 
     Args:
         As DataLoader, of which it takes dataset, batch_sampler, collate_fn and pin_memory.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # As in torch's data workers, one thread for each operation: each would start a team of its own.
-        alone: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        threads = ThreadPoolExecutor(torch.get_num_threads(), "pixels", **alone)
+        threads = ThreadPoolExecutor(min(torch.get_num_threads(), MOST_THREADS), "pixels")
         begun: deque[list[Future]] = deque()
         try:
             for indices in self.batch_sampler:  # type: ignore[union-attr]  # it is given
@@ -88,9 +87,8 @@ class ThreadLoader(DataLoader):
             while begun:
                 yield self._finish(begun.popleft())
         finally:
-            threads.shutdown(
-                cancel_futures=True
-            )  # an epoch that is left waits for nothing that has not begun
+            # An epoch that is left waits for nothing that has not begun.
+            threads.shutdown(cancel_futures=True)
 
     def _begin(self, index: int, threads: ThreadPoolExecutor) -> Future:
         try:
