@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from torch import Tensor
 
 from datasets.geometry import resize, resized_size
 from datasets.images import pil_to_tensor, read_tensor
+from util.collector import leave_parents_objects
 from util.errors import UserError
+from util.parcel import Parcel
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
@@ -218,10 +220,22 @@ def read_pictures(
         Pictures(paths, eval_scale, max_size),
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
-        collate_fn=list,
-        worker_init_fn=_leave_ctrl_c_to_parent,
+        collate_fn=_hand_over,
+        worker_init_fn=_start_worker,
     )
 
 
-def _leave_ctrl_c_to_parent(worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    leave_parents_objects()
+
+
+def _hand_over(batch: list[Read]) -> Any:
+    """The batch; from a worker, what arrives as that."""
+    if torch.utils.data.get_worker_info() is None:
+        return batch
+    return Parcel(_arrived, [tuple(read) for read in batch])
+
+
+def _arrived(rows: list[tuple]) -> list[Read]:
+    return [Read(*row) for row in rows]

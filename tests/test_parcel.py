@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tests.helpers import ROOT
 from util.nested_tensor import ByteBatch, collate_in_one_piece
 from util.parcel import Parcel
 
@@ -37,6 +41,16 @@ class Items(Dataset):
         return (image.contiguous() if index == 3 else image), target
 
 
+class Large(Dataset):
+    """Pictures of 3 MB."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        return torch.zeros(3, 1000, 1000, dtype=torch.uint8), {}
+
+
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_workers_give_the_same_batches(multiple: int) -> None:
     collate = partial(collate_in_one_piece, multiple=multiple)
@@ -55,6 +69,28 @@ def test_workers_give_the_same_batches(multiple: int) -> None:
             assert arrived["name"] == target["name"]
             assert arrived["nested"][0][0] == target["nested"][0][0]
             assert torch.equal(arrived["nested"][0][1], target["nested"][0][1])
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux, to mount")
+def test_too_little_shared_memory_is_told_and_not_waited_for() -> None:
+    script = (
+        "from torch.utils.data import DataLoader\n"
+        "from tests.test_parcel import Large\n"
+        "from util.errors import exit_status\n"
+        "from util.nested_tensor import collate_in_one_piece\n"
+        "loader = DataLoader(Large(), 2, collate_fn=collate_in_one_piece, num_workers=1)\n"
+        "raise SystemExit(exit_status(lambda: print(len(list(loader)))))\n"
+    )
+    for size, status in (("64m", 0), ("1m", 2)):
+        mounted = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$0" -c "$1"'
+        words = ["unshare", "-m", "sh", "-c", mounted, sys.executable, script]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=ROOT)
+        if "unshare" in done.stderr or "mount" in done.stderr:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        assert done.returncode == status, done.stderr
+    assert (
+        done.stderr.startswith("error: no room for a batch of 5.7 MiB") and "--num_workers 0" in done.stderr
+    )
 
 
 def test_a_parcel_is_one_piece() -> None:

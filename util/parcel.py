@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from util.errors import UserError
+
 _ALIGNMENT = 64  # bytes
 
 
@@ -32,21 +34,37 @@ class Parcel:
     Args:
         make: what is called; a function that pickle knows by name.
         content: its arguments: tuples, lists and dicts of tensors and other values.
+
+    Raises:
+        UserError: there is not enough shared memory.
     """
 
     def __init__(self, make: Callable[..., Any], *content: Any):
-        self.make = make
-        self.content = content
-
-    def __reduce__(self) -> tuple[Any, ...]:
+        # Packed here and not when it is pickled: a thread does that, whose errors reach nobody, and the
+        # loader would wait for ever.
         tensors: list[Tensor] = []
         places: list[_Place] = []
-        structure = _emptied(self.content, tensors, places)
-        size = places[-1].start + places[-1].size if places else 0
-        memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+        self.make = make
+        self.structure = _emptied(content, tensors, places)
+        self.memory = _shared(places[-1].start + places[-1].size if places else 0)
         for tensor, place in zip(tensors, places, strict=True):
-            _lying(memory, place).copy_(tensor)
-        return _delivered, (self.make, structure, memory)
+            _lying(self.memory, place).copy_(tensor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _delivered, (self.make, self.structure, self.memory)
+
+
+def _shared(size: int) -> Tensor:
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise UserError(
+            f"no room for a batch of {size / 2**20:.1f} MiB in the memory that processes share (/dev/shm): "
+            "pass --num_workers 0, or give the container more (docker run --shm-size=1g)"
+        ) from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _delivered(make: Callable[..., Any], structure: Any, memory: Tensor) -> Any:
