@@ -7,6 +7,7 @@ in a process of its own, as a user runs it: up to a third of its time.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,8 +29,14 @@ def call(module: str, settings: Settings, *words: str) -> Any:
         RuntimeError: it fails otherwise; its last lines are told.
     """
     given = json.dumps({**asdict(settings), "folder": str(settings.folder.resolve())})
-    command = [sys.executable, "-m", module, given, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return last_line(module, given, *words)
+
+
+def last_line(module: str, *words: str, **environment: str) -> Any:
+    """The same of `python -m MODULE WORD…`, with some variables of its environment."""
+    command = [sys.executable, "-m", module, *words]
+    variables = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     if done.returncode == 2:
         raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
     if done.returncode:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import fresh
+
 IMAGES, OBJECTS = 118_287, 860_001  # COCO train2017
 PICTURES = 64  # files that the images share; each is read many times
 WORKERS = 8
@@ -236,12 +236,8 @@ SECTIONS = ("start", "memory", "evaluation", "epochs")
 
 def in_fresh_process(section: str, root: Path, cache: Path) -> dict[str, float]:
     """A section's figures."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--inside", section, "--folder", str(root)]
-    environment = {**os.environ, "DETR_CACHE": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{section}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    words = "--inside", section, "--folder", str(root)
+    return fresh.last_line("benchmarks.scale", *words, DETR_CACHE=str(cache))
 
 
 def measure(sections: list[str], folder: Path) -> dict[str, dict[str, float]]:

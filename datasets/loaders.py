@@ -15,7 +15,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from datasets.augmented import AugmentedImages
 from util.collector import leave_parents_objects
 from util.interruption import leave_to_parent
-from util.nested_tensor import collate_in_one_piece
+from util.nested_tensor import collate_bytes
+from util.parcel import handed_over
 
 AHEAD = 4  # batches: as many as two of torch's data workers have ready
 MOST_THREADS = 4  # Python's lock keeps more from helping, and each has a team of torch's threads of its own
@@ -43,7 +44,7 @@ def make_loader(
     """
     common: dict[str, Any] = {
         "batch_sampler": batch_sampler,
-        "collate_fn": partial(collate_in_one_piece, multiple=multiple),
+        "collate_fn": partial(handed_over, partial(collate_bytes, multiple=multiple)),
         "pin_memory": pinned,
     }
     if num_workers == 0 and type(dataset).__getitem__ is AugmentedImages.__getitem__:

@@ -12,8 +12,9 @@ import glob
 import os
 import signal
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from datasets.geometry import resize, resized_size
 from datasets.images import pil_to_tensor, read_tensor
 from util.collector import leave_parents_objects
 from util.errors import UserError
-from util.parcel import Parcel
+from util.parcel import handed_over
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
@@ -220,7 +221,7 @@ def read_pictures(
         Pictures(paths, eval_scale, max_size),
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
-        collate_fn=_hand_over,
+        collate_fn=partial(handed_over, list),
         worker_init_fn=_start_worker,
     )
 
@@ -228,14 +229,3 @@ def read_pictures(
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     leave_parents_objects()
-
-
-def _hand_over(batch: list[Read]) -> Any:
-    """The batch; from a worker, what arrives as that."""
-    if torch.utils.data.get_worker_info() is None:
-        return batch
-    return Parcel(_arrived, [tuple(read) for read in batch])
-
-
-def _arrived(rows: list[tuple]) -> list[Read]:
-    return [Read(*row) for row in rows]

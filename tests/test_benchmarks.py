@@ -446,7 +446,7 @@ def test_without_names_the_stages_with_a_target_are_chosen() -> None:
     assert {stage.name for stage in run.choose(["all"], "hf")} < set(stages.all_stages())
 
 
-def make_row(settings: Settings, ratio: float, difference: float) -> report.Row:
+def make_row(settings: Settings, ratio: float, difference: float | None) -> report.Row:
     stage = stages.Stage(
         "made-up",
         "",
@@ -462,6 +462,7 @@ def test_verdicts(settings: Settings, tmp_path: Path) -> None:
     assert (make_row(full, 2.5, 0.05).met, make_row(full, 1.5, 0.05).met) == (True, False)
     assert (make_row(full, 2.5, 0.05).equal, make_row(full, 2.5, 0.2).equal) == (True, False)
     assert make_row(settings, 1.5, 0.05).met is None  # a trial has no target
+    assert make_row(full, 2.5, None).equal is None  # other numbers are wanted
     assert "NOT" in report.line(make_row(full, 1.5, 0.2)) and "OFF 2.0e-01" in report.line(
         make_row(full, 1.5, 0.2)
     )

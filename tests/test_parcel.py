@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tests.helpers import ROOT
-from util.nested_tensor import ByteBatch, collate_in_one_piece
-from util.parcel import Parcel
+from util.nested_tensor import ByteBatch, collate_bytes
+from util.parcel import Parcel, handed_over
 
 SIZES = [(5, 7), (8, 3), (1, 1), (6, 6)]
 
@@ -41,6 +41,11 @@ class Items(Dataset):
         return (image.contiguous() if index == 3 else image), target
 
 
+class _Named(NamedTuple):
+    number: int
+    tensor: torch.Tensor
+
+
 class Large(Dataset):
     """Pictures of 3 MB."""
 
@@ -53,7 +58,7 @@ class Large(Dataset):
 
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_workers_give_the_same_batches(multiple: int) -> None:
-    collate = partial(collate_in_one_piece, multiple=multiple)
+    collate = partial(handed_over, partial(collate_bytes, multiple=multiple))
     alone, workers = (list(DataLoader(Items(), 2, collate_fn=collate, num_workers=count)) for count in (0, 2))
     assert len(alone) == len(workers) == 2
     for (one, targets), (other, others) in zip(alone, workers, strict=True):
@@ -74,11 +79,10 @@ def test_workers_give_the_same_batches(multiple: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux, to mount")
 def test_too_little_shared_memory_is_told_and_not_waited_for() -> None:
     script = (
-        "from torch.utils.data import DataLoader\n"
         "from tests.test_parcel import Large\n"
         "from util.errors import exit_status\n"
-        "from util.nested_tensor import collate_in_one_piece\n"
-        "loader = DataLoader(Large(), 2, collate_fn=collate_in_one_piece, num_workers=1)\n"
+        "from datasets.loaders import make_loader\n"
+        "loader = make_loader(Large(), [[0, 1], [2, 3], [4, 5], [6, 7]], num_workers=1)\n"
         "raise SystemExit(exit_status(lambda: print(len(list(loader)))))\n"
     )
     for size, status in (("64m", 0), ("1m", 2)):
@@ -98,5 +102,8 @@ def test_a_parcel_is_one_piece() -> None:
     assert memory.is_shared() and memory.dtype == torch.uint8
     assert "tensor" not in str(structure)
     assert torch.equal(make(function, structure, memory), torch.tensor([[1.0, 1], [0, 0]]))
+    make, given = Parcel(list, [_Named(3, torch.ones(2))]).__reduce__()
+    (named,) = make(*given)
+    assert type(named) is _Named and named.number == 3 and torch.equal(named.tensor, torch.ones(2))
     make, given = Parcel(list, ()).__reduce__()
     assert make(*given) == []

@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
-import torch.utils.data
 from torch import Tensor
-
-from util.parcel import Parcel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -216,10 +213,3 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
     """
     images, *rest = zip(*batch, strict=True)
     return ByteBatch(images, multiple), *rest
-
-
-def collate_in_one_piece(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> Any:
-    """collate_bytes for a data loader: what its workers return arrives as that, sent by util.parcel."""
-    if torch.utils.data.get_worker_info() is None:
-        return collate_bytes(batch, multiple)
-    return Parcel(collate_bytes, list(batch), multiple)

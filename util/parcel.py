@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.data
 from torch import Tensor
 
 from util.errors import UserError
@@ -28,12 +29,21 @@ class _Place(NamedTuple):
     """Its first axis is the last one in memory, as of a decoded picture."""
 
 
+def handed_over(make: Callable[..., Any], *content: Any) -> Any:
+    """make(*content), or in a data worker what arrives as that: for a data loader's `collate_fn`.
+
+    Args:
+        make, content: see Parcel.
+    """
+    return make(*content) if torch.utils.data.get_worker_info() is None else Parcel(make, *content)
+
+
 class Parcel:
     """A call to be made where this arrives: out of a data loader's queue comes the result.
 
     Args:
         make: what is called; a function that pickle knows by name.
-        content: its arguments: tuples, lists and dicts of tensors and other values.
+        content: its arguments: tuples, named ones too, lists and dicts of tensors and other values.
 
     Raises:
         UserError: there is not enough shared memory.
@@ -83,8 +93,8 @@ def _emptied(value: Any, tensors: list[Tensor], places: list[_Place]) -> Any:
         return places[-1]
     if isinstance(value, dict):
         return {key: _emptied(inner, tensors, places) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_emptied(inner, tensors, places) for inner in value)
+    if _is_sequence(value):
+        return _alike(value, [_emptied(inner, tensors, places) for inner in value])
     return value
 
 
@@ -94,9 +104,18 @@ def _filled(value: Any, memory: Tensor) -> Any:
         return _lying(memory, value)
     if isinstance(value, dict):
         return {key: _filled(inner, memory) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_filled(inner, memory) for inner in value)
+    if _is_sequence(value):
+        return _alike(value, [_filled(inner, memory) for inner in value])
     return value
+
+
+def _is_sequence(value: Any) -> bool:
+    return type(value) in (list, tuple) or hasattr(value, "_make")
+
+
+def _alike(value: Any, parts: list[Any]) -> Any:
+    """A sequence of the type of `value`, of other parts."""
+    return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
 
 
 def _lying(memory: Tensor, place: _Place) -> Tensor:
