@@ -362,7 +362,7 @@ def test_a_fresh_process_finds_the_same(settings: Settings) -> None:
     )
     assert (fresh.items, fresh.difference) == (here.items, pytest.approx(here.difference))
     assert len(fresh.ours) == len(fresh.theirs) == 2
-    with pytest.raises(RuntimeError, match=r"(?s)benchmarks.timing nothing.*KeyError"):
+    with pytest.raises(RuntimeError, match=r"(?s)benchmarks.timing .* nothing reference 1: .*KeyError"):
         timing.in_fresh_process("nothing", settings, "reference", 1)
 
 
