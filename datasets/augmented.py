@@ -7,12 +7,14 @@ numbers it draws; the second, which takes almost all of the time, may be done in
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Dataset
 
 import datasets.transforms as T
-from datasets.images import LazyImage
+from datasets.images import LazyImage, read_image
 from datasets.masks import LazyMasks
 from datasets.seeding import SharedEpoch
 
@@ -28,11 +30,13 @@ class AugmentedImages(Dataset):
     Args:
         ids: image ids, in the order of the items.
         seed: of the random transforms.
+        as_tensors: read pictures as LazyImages instead of PIL images.
     """
 
-    def __init__(self, ids: list[int], seed: int):
+    def __init__(self, ids: list[int], seed: int = 0, as_tensors: bool = False):
         self.ids = ids
         self.seed = seed
+        self._as_tensors = as_tensors
         self._epoch = SharedEpoch()
 
     def set_epoch(self, epoch: int | None) -> None:
@@ -43,11 +47,18 @@ class AugmentedImages(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        return self.begin(index)()
+        return self.begin(range(len(self))[index])()  # from the end where negative; IndexError beyond
 
     def begin(self, index: int) -> Callable[[], Item]:
-        """The first part of item `index`; what comes back does the second, and gives the item."""
+        """The first part of item `index`, 0 or more; what comes back does the second, and gives the item."""
         raise NotImplementedError
+
+    def image_path(self, index: int) -> Path:
+        """The file of the picture at `index`."""
+        raise NotImplementedError
+
+    def _image(self, index: int) -> Image.Image | LazyImage:
+        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
     def _transformed(
         self, index: int, image: Any, target: dict[str, Any], transforms: T.Transform | None

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, load_annotations
 from datasets.augmented import AugmentedImages, Item
 from datasets.geometry import ImageLike, image_size
-from datasets.images import LazyImage, read_image
 from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
 from util.errors import UserError
@@ -61,11 +59,10 @@ class CocoDetection(AugmentedImages):
     ):
         self.root = Path(img_folder)
         self.annotations: CocoAnnotations = load_annotations(ann_file)
-        super().__init__(self.annotations.image_ids.tolist(), seed)
+        super().__init__(self.annotations.image_ids.tolist(), seed, as_tensors)
         self.prepare = ConvertCocoPolysToMask(return_masks, lazy_masks=as_tensors)
         self._transforms = transforms
         self._return_masks = return_masks
-        self._as_tensors = as_tensors
 
     @property
     def coco(self) -> Any:
@@ -74,19 +71,14 @@ class CocoDetection(AugmentedImages):
 
     def begin(self, index: int) -> Callable[[], Item]:
         """See datasets.augmented."""
-        index = range(len(self.ids))[index]  # counts from the end where negative; IndexError beyond
         image_id = self.ids[index]
         annotations = self.annotations.annotations_of(image_id, segmentation=self._return_masks)
-        image = self._image(index)
-        image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
+        image, target = self.prepare(self._image(index), {"image_id": image_id, "annotations": annotations})
         return self._transformed(index, image, target, self._transforms)
 
     def image_path(self, index: int) -> Path:
         """The file of the picture at `index`."""
         return self.root / self.annotations.file_name(index)
-
-    def _image(self, index: int) -> Image.Image | LazyImage:
-        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
 
 class ConvertCocoPolysToMask:

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import datasets.transforms as T
 from datasets.augmented import AugmentedImages, Item
 from datasets.coco import make_coco_transforms
 from datasets.geometry import image_size
-from datasets.images import LazyImage, read_image
 from datasets.masks import LazySegments
 from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
 from datasets.panoptic_png import read_ids, run_starts
@@ -69,10 +67,9 @@ class CocoPanoptic(AugmentedImages):
     ):
         self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
         self.annotations: PanopticAnnotations = load_panoptic_annotations(ann_file)
-        super().__init__(self.annotations.image_ids.tolist(), seed)
+        super().__init__(self.annotations.image_ids.tolist(), seed, as_tensors)
         self.transforms = transforms
         self.return_masks = return_masks
-        self._as_tensors = as_tensors
 
     @property
     def is_thing(self) -> dict[int, bool]:
@@ -90,7 +87,6 @@ class CocoPanoptic(AugmentedImages):
 
     def begin(self, index: int) -> Callable[[], Item]:
         """See datasets.augmented."""
-        index = range(len(self.ids))[index]  # counts from the end where negative; IndexError beyond
         image = self._image(index)
         target = self._target(index, *image_size(image))
         return self._transformed(index, image, target, self.transforms)
@@ -100,9 +96,6 @@ class CocoPanoptic(AugmentedImages):
         path = self.img_folder / self.annotations.file_name(index)
         names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
         return next((name for name in names if name.exists()), path)
-
-    def _image(self, index: int) -> Image.Image | LazyImage:
-        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
 
     def _target(self, index: int, height: int, width: int) -> dict[str, Any]:
         segments = self.annotations.segments_of(index)
