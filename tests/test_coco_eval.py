@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import io
+import json
 import multiprocessing
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco_eval import CocoEvaluator, encode_masks
+from datasets.coco_eval import CocoEvaluator, convert_to_xywh, encode_masks
 from util.errors import UserError
 
 HEIGHT, WIDTH = 180, 240  # boxes in it are small, medium and large
@@ -115,7 +116,12 @@ def results_of(predicted, iou_type):
     return results
 
 
-def plain_evaluation(dataset, predicted, iou_type, max_dets=(1, 10, 100)):
+def set_params(result, params):
+    for name, value in params.items():
+        setattr(result.params, name, copy.deepcopy(value))
+
+
+def plain_evaluation(dataset, predicted, iou_type, max_dets=(1, 10, 100), params=None):
     """pycocotools' COCOeval over the images that were predicted, and what it printed last."""
     coco = build_coco(copy.deepcopy(dataset))
     results = results_of(predicted, iou_type)
@@ -124,6 +130,7 @@ def plain_evaluation(dataset, predicted, iou_type, max_dets=(1, 10, 100)):
         evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), iou_type)
         evaluation.params.imgIds = list(predicted)
         evaluation.params.maxDets = list(max_dets)
+        set_params(evaluation, params or {})
         evaluation.evaluate()
         evaluation.accumulate()
     with contextlib.redirect_stdout(text):
@@ -131,9 +138,11 @@ def plain_evaluation(dataset, predicted, iou_type, max_dets=(1, 10, 100)):
     return evaluation, text.getvalue()
 
 
-def evaluate(dataset, predicted, iou_types, batch=4, max_dets=None):
+def evaluate(dataset, predicted, iou_types, batch=4, max_dets=None, params=None):
     """The evaluator given `batch` images at a time, and what it printed."""
     evaluator = CocoEvaluator(build_coco(dataset), iou_types, max_dets)
+    for result in evaluator.coco_eval.values():
+        set_params(result, params or {})
     ids = list(predicted)
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -362,6 +371,184 @@ def test_per_class_figures():
         one["categories"] = [{"id": row["id"], "name": ""}]
         stats = plain_evaluation(one, predicted, "bbox")[0].stats
         assert [row["AP"], row["AP50"], row["AR"]] == pytest.approx([stats[0], stats[1], stats[8]], abs=1e-12)
+
+
+TWO_AREAS = {"areaRng": [[0, 1e10], [0, 50**2]], "areaRngLbl": ["all", "small"]}
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"catIds": [3]},
+        {"catIds": np.array([90, 1, 1])},
+        {"catIds": range(1, 4)},  # 2 is no category
+        {"catIds": 1},
+        {"catIds": []},
+        {"imgIds": [22, 10, 7, 10]},
+        {"imgIds": []},
+        {"useCats": 0},
+        {"useCats": 0, "catIds": [1, 90], "imgIds": [7, 10, 13, 16]},
+        {"maxDets": [7, 1, 3]},
+        {"maxDets": np.array([1, 10, 100, 250])},
+        {"maxDets": [5, 5, 5]},
+        {"iouThrs": np.array([0.3, 0.5, 0.62])},
+        {"iouThrs": [0.5]},
+        {"recThrs": np.linspace(0, 1, 11)},
+        {"areaRng": [[0, 1e10], [0, 2000], [2000, 9000], [9000, 1e10]]},
+        TWO_AREAS,
+    ],
+    ids=str,
+)
+def test_chosen_params_as_pycocotools(params, iou_type):
+    dataset, predicted = scene(2, images=8, predictions=60, masks=True)
+    # pycocotools cannot summarize a list of thresholds.
+    plain_params = {name: np.array(v) if name == "iouThrs" else v for name, v in params.items()}
+    expected, expected_text = plain_evaluation(dataset, predicted, iou_type, params=plain_params)
+    assert list(expected.eval["counts"]) != [10, 101, 4, 4, 3] or not np.allclose(
+        expected.stats, plain_evaluation(dataset, predicted, iou_type)[0].stats
+    )
+    evaluator, text = evaluate(dataset, predicted, [iou_type], params=params)
+    result = evaluator.coco_eval[iou_type]
+    assert_same(result, expected)
+    assert text == f"IoU metric: {iou_type}\n" + expected_text
+    for name in ("catIds", "imgIds", "maxDets"):
+        assert list(getattr(result.eval["params"], name)) == list(getattr(expected.eval["params"], name))
+    assert len(evaluator.per_class(iou_type)) == result.eval["counts"][2]
+    stats = result.stats
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.accumulate()  # again
+        evaluator.summarize()
+    assert np.array_equal(result.stats, stats)
+
+
+def test_one_class_between_gathering_and_figures():
+    """How forks ask for one class's AP: behind `synchronize_between_processes`, before `accumulate`."""
+    dataset, predicted = scene(0)
+    evaluator, _ = evaluate(dataset, predicted, ["bbox"])
+    for category_id in (90, 1):
+        params = {"catIds": [category_id]}
+        set_params(evaluator.coco_eval["bbox"], params)
+        evaluator.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.summarize()
+        expected = plain_evaluation(dataset, predicted, "bbox", params=params)[0]
+        assert_same(evaluator.coco_eval["bbox"], expected)
+        assert [row["id"] for row in evaluator.per_class()] == [category_id]
+
+
+def test_images_added_behind_the_figures():
+    dataset, predicted = scene(0)
+    some = dict(list(predicted.items())[:11])
+    evaluator, _ = evaluate(dataset, some, ["bbox"])
+    evaluator.update(predicted)
+    evaluator.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.summarize()
+    assert_same(evaluator.coco_eval["bbox"], plain_evaluation(dataset, predicted, "bbox")[0])
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"imgIds": [7, 10, 13]}, r"coco_eval\['bbox'\].params.imgIds: image id 13 was never given"),
+        ({"iouType": "segm"}, "leave iouType"),
+        ({"useSegm": 1}, "leave iouType"),
+        ({"maxDets": [100]}, r"params.maxDets: .* three limits, .* not \[100\]"),
+    ],
+)
+def test_params_that_cannot_be_honoured(params, message):
+    dataset, predicted = scene(0)
+    with pytest.raises(UserError, match=message):
+        evaluate(dataset, {i: predicted[i] for i in (7, 10)}, ["bbox"], params=params)
+
+
+def assert_same_matches(entries, expected):
+    assert len(entries) == len(expected)
+    assert any(entry is not None and entry["dtMatches"].any() for entry in expected)
+    for entry, wanted in zip(entries, expected, strict=True):
+        assert (entry is None) == (wanted is None)
+        if wanted is not None:
+            assert set(entry) == set(wanted)
+            for name, value in wanted.items():
+                np.testing.assert_array_equal(entry[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"catIds": [3], "imgIds": [7, 10], **TWO_AREAS}, {"useCats": 0}], ids=str
+)
+def test_matches_of_each_image_as_pycocotools(params):
+    dataset, predicted = scene(2, images=8, predictions=20, masks=True)
+    before = copy.deepcopy(dataset)
+    evaluator, _ = evaluate(dataset, predicted, ("bbox", "segm"), params=params)
+    for iou_type, result in evaluator.coco_eval.items():
+        precision = result.eval["precision"]
+        expected = plain_evaluation(dataset, predicted, iou_type, params=params)[0]
+        assert_same_matches(result.evalImgs, expected.evalImgs)
+        assert result.evalImgs is result.evalImgs
+        assert result.eval["precision"] is precision
+        grid = evaluator.eval_imgs[iou_type]
+        assert grid.shape == (*result.eval["counts"][2:4], len(result.params.imgIds))
+        assert grid.ravel().tolist() == result.evalImgs
+        with contextlib.redirect_stdout(io.StringIO()):
+            result.accumulate()  # pycocotools' own, over these
+        np.testing.assert_allclose(result.eval["precision"], precision, atol=1e-12)
+    assert dataset == before
+
+
+def test_matches_are_computed_only_where_they_are_read(monkeypatch):
+    dataset, predicted = scene(2, images=8, predictions=20)
+    calls, original = [], COCOeval.evaluate
+
+    def spy(self):
+        calls.append(self)
+        return original(self)
+
+    monkeypatch.setattr(COCOeval, "evaluate", spy)
+    evaluator = CocoEvaluator(build_coco(dataset), ["bbox"])
+    assert evaluator.coco_eval["bbox"].evalImgs == [] and evaluator.eval_imgs["bbox"].shape == (4, 4, 0)
+    some = dict(list(predicted.items())[:4])
+    evaluator.update(some)
+    evaluator.synchronize_between_processes()
+    assert not calls
+    assert evaluator.eval_imgs["bbox"].shape == (4, 4, 4) and len(calls) == 1
+    evaluator.update(predicted)
+    evaluator.accumulate()
+    assert evaluator.per_class() and len(calls) == 1
+    assert evaluator.eval_imgs["bbox"].shape == (4, 4, 8) and len(calls) == 2
+    evaluator = pickle.loads(pickle.dumps(evaluator))
+    assert evaluator.eval_imgs["bbox"].shape == (4, 4, 8) and len(calls) == 2
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_predictions_prepared_as_results(iou_type, tmp_path):
+    dataset, predicted = scene(0, images=6, predictions=8, masks=True)
+    predicted[9_000_000_000] = {}
+    evaluator = CocoEvaluator(build_coco(dataset), ["bbox"])
+    results = evaluator.prepare(predicted, iou_type)
+    expected = results_of({i: entry for i, entry in predicted.items() if entry}, iou_type)
+    for result in expected:
+        if iou_type == "segm":
+            result["segmentation"]["counts"] = result["segmentation"]["counts"].decode()
+    assert results == expected and len(results) > 20
+    kind = {"bbox": "detection", "segm": "segmentation"}[iou_type]
+    assert getattr(evaluator, f"prepare_for_coco_{kind}")(predicted) == results
+    assert evaluator.prepare({}, iou_type) == evaluator.prepare({7: {}}, iou_type) == []
+    assert evaluator.img_ids == []
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    assert json.loads(file.read_text()) == expected
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded = evaluator.coco_gt.loadRes(str(file))
+    assert len(loaded.anns) == len(results)
+    with pytest.raises(ValueError, match="'keypoints'"):
+        evaluator.prepare(predicted, "keypoints")
+
+
+def test_convert_to_xywh():
+    boxes = torch.tensor([[1.0, 2, 4, 8], [0, 0.5, 0, 0.75]])
+    assert convert_to_xywh(boxes).tolist() == [[1, 2, 3, 6], [0, 0.5, 0, 0.25]]
+    assert convert_to_xywh(boxes[:0]).shape == (0, 4)
 
 
 def test_own_thresholds():
