@@ -4,6 +4,7 @@
     python -m datasets.check FILE.json --images FOLDER       one annotation file
     python -m datasets.check DATA_FOLDER --fix CORRECTED     and write a corrected copy
 
+Where masks are to be trained, --masks goes with each of them: objects then need masks, in the copy too.
 Exit status: 0 without faults (there may be notes), 1 with faults, 2 where a file cannot be used at all.
 """
 
@@ -93,7 +94,7 @@ def check_raw(
     whole = files is not None and not files.headers_up_to
     for split, raw in raws.items():
         source = sources[split]
-        counts[split] = _check_file(raw, report, num_classes, num_queries)
+        counts[split] = _check_file(raw, report, num_classes, num_queries, scored=split == "val")
         if source.images is not None:
             if not raw.panoptic:  # there, pictures may end in .jpg where the file says .png
                 check_names(raw, report, source.images)
@@ -109,7 +110,7 @@ def check_raw(
 
 
 def _check_file(
-    raw: RawFile, report: Report, num_classes: int | None, num_queries: int | None
+    raw: RawFile, report: Report, num_classes: int | None, num_queries: int | None, scored: bool
 ) -> dict[str, int]:
     """The checks of the JSON alone -> objects of each class by name."""
     with paused_collector():
@@ -122,7 +123,7 @@ def _check_file(
             extents, faults = measure(raw)
             check_boxes(raw, report, extents)
             check_areas_and_crowds(raw, report)
-            check_masks(raw, report, extents, faults)
+            check_masks(raw, report, extents, faults, scored)
         return note_classes(raw, report, num_queries)
 
 
@@ -212,7 +213,7 @@ def run(words: Sequence[str] | None = None) -> int:
     if args.fix:
         from datasets.fix import write_corrected
 
-        print("\n" + "\n".join(write_corrected(sources, args.fix, args.num_classes, decode)))
+        print("\n" + "\n".join(write_corrected(sources, args.fix, args.num_classes, decode, args.masks)))
     return report.status
 
 

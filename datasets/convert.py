@@ -4,8 +4,8 @@
     python -m datasets.convert yolo YOLO_FOLDER OUT            YOLO, one text file a picture
     python -m datasets.convert via PROJECT.json OUT            VGG Image Annotator
 
-Then: python main.py --coco_path OUT. Splits of the source are kept; where it has none, a share of the
-pictures is drawn for training. The exit status is that of `datasets.check`.
+The last line says what to do next. Splits of the source are kept; where it has none, a share of the pictures
+is drawn for training. The exit status is that of `datasets.check`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets.check import check_dataset, find_sources
+from datasets.doctor.report import Report
+from datasets.fix import MENDED
 from datasets.formats import via, voc, yolo
 from datasets.formats.record import Picture
 from datasets.layouts import LAYOUTS
@@ -26,6 +29,7 @@ from datasets.links import link
 from util.errors import UserError, exit_status
 
 _SHARE = 0.8  # of the pictures, for training
+_PUBLISHED = "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"  # of recipes/finetune.args
 
 
 def divide(pictures: Sequence[Picture], share: float | None, seed: int) -> list[Picture]:
@@ -169,9 +173,21 @@ def run(words: Sequence[str] | None = None) -> int:
     write(pictures, names, args.out)
     report = check_dataset(find_sources(args.out))
     print("\n".join(report.lines()))
-    mend = f"python -m datasets.check {args.out} --fix NEW_FOLDER, then " if report.faults else ""
-    print(f"\nnext: {mend}python main.py --coco_path {'NEW_FOLDER' if mend else args.out}")
+    print("\n" + _next_step(args.source, args.out, report))
     return report.status
+
+
+def _next_step(source: str, out: str, report: Report) -> str:
+    """What to do with a data set that was converted and checked."""
+    if report.status == 2:
+        return f"next: mend in {source} what is said above, and convert it to a new folder"
+    mend = any(group.name in MENDED for group in report.faults)
+    root, first = shlex.quote(out), ""
+    if mend:
+        first, root = f"python -m datasets.check {root} --fix NEW_FOLDER, then ", "NEW_FOLDER"
+    results = shlex.quote(f"outputs/{Path(out).resolve().name}")
+    flags = f"--coco_path {root} --output_dir {results} --finetune {_PUBLISHED}"
+    return f"next: {first}python main.py @recipes/finetune.args {flags}"
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from datasets.check import check_raw
 from datasets.doctor import mend_ids, mend_objects, mend_pictures
 from datasets.doctor.columns import SECTIONS, RawFile, read_raw
 from datasets.doctor.correction import Correction, Target
-from datasets.doctor.report import EXAMPLES, Report, finding_line
+from datasets.doctor.report import EXAMPLES, Group, Report, finding_line
 from datasets.doctor.sources import Files, Source
 from datasets.links import link
 from util.errors import UserError
 
 ACTIONS = {**mend_ids.ACTIONS, **mend_objects.ACTIONS, **mend_pictures.ACTIONS}
+MENDED = {*ACTIONS, "broken_record"}  # the kinds of faults that a corrected copy is without
 # What has to be mended first; where any of it is found, the rest waits for the next round.
 STAGES = {
     "id_type": 0,
@@ -30,17 +31,25 @@ STAGES = {
     "bbox_missing": 1,
     "bbox_malformed": 1,
     "bbox_not_finite": 1,
-    "area_malformed": 1,
     "image_twice": 2,
     "categories_differ": 2,
+    "looks_xyxy": 2,
+    "looks_centred": 2,
+    "looks_normalised": 2,
+    "bbox_wrong_by_mask": 2,  # before areas, by which boxes are judged, are computed, and objects are dropped
+    "no_segmentation": 4,
 }
-_LAST_STAGE = 3
+_USUAL_STAGE = 3
 _ROUNDS = 12  # mending one fault may uncover another: a picture dropped, an object without image
 _ENDINGS = ("", ".jpg", ".png")  # of the pictures of panoptic files, which the file may call otherwise
 
 
 def write_corrected(
-    sources: Mapping[str, Source], out: str | Path, num_classes: int | None = None, decode: bool = True
+    sources: Mapping[str, Source],
+    out: str | Path,
+    num_classes: int | None = None,
+    decode: bool = True,
+    masks: bool = False,
 ) -> list[str]:
     """Write a corrected copy in COCO's layout to a new folder -> lines that list what was done.
 
@@ -49,6 +58,7 @@ def write_corrected(
         out: the new folder; CHANGES.txt in it lists every change.
         num_classes: of the model, None if it does not matter.
         decode: read the pictures too; False: only the annotations are corrected.
+        masks: masks are to be trained: objects without one are dropped, where others of the file have one.
 
     Raises:
         UserError: the folder holds something already.
@@ -69,12 +79,27 @@ def write_corrected(
     for group in first.groups:
         if group.name == "broken_record":
             _add(changes, f"{group.file}: {group.kind.title}: left out", [f.value for f in group.findings()])
-    report = _correct(raws, sources, targets, changes, num_classes, Files() if decode else None)
+    files = Files() if decode else None
+    report = _correct(raws, sources, targets, changes, num_classes, files, masks)
     for split, raw in raws.items():
         _write(raw, sources[split], targets[split])
     (folder / "CHANGES.txt").write_text("\n".join([*lost, *_listing(changes, None), ""]), encoding="utf-8")
-    passes = "passes the checks" if report.status == 0 else f"still has faults: {report.one_line()}"
-    return [*lost, *_listing(changes, EXAMPLES), f"the corrected copy in {folder} {passes}"]
+    copy = f"the corrected copy in {folder}{', which lacks what cannot be corrected,' if lost else ''}"
+    return [*lost, *_listing(changes, EXAMPLES), f"{copy} {_outcome(report)}"]
+
+
+def _outcome(report: Report) -> str:
+    """What the checks say of the corrected copy."""
+    if not report.faults:
+        return "passes the checks"
+    kinds: dict[str, list[Group]] = {}
+    for group in report.faults:
+        kinds.setdefault(group.name, []).append(group)
+    left = []
+    for groups in kinds.values():
+        count, first = sum(group.count for group in groups), finding_line(next(groups[0].findings(1)))
+        left.append(f"{groups[0].kind.title} ({count}), first {first}. {groups[0].kind.advice}")
+    return f"still has {report.tally}, which --fix cannot mend: {' '.join(left)}"
 
 
 def _target(folder: Path, split: str, source: Source) -> Target:
@@ -94,23 +119,43 @@ def _correct(
     changes: dict[str, list[str]],
     num_classes: int | None,
     files: Files | None,
+    masks: bool,
 ) -> Report:
-    """Mend the annotations in `raws`, which are replaced, and list the changes -> the last report."""
+    """Mend the annotations in `raws`, which are replaced, and list the changes -> the report on the rest."""
+    tried: set[tuple[Path, str]] = set()  # in vain
     for _ in range(_ROUNDS):
-        report = Report(files=[raw.path for raw in raws.values()])
-        check_raw(raws, sources, report, num_classes, None, files)
-        groups = [group for group in report.faults if group.name in ACTIONS]
-        if not groups:
-            break
-        stage = min(STAGES.get(group.name, _LAST_STAGE) for group in groups)
+        report = _check(raws, sources, num_classes, files, masks)
+        groups = [g for g in report.faults if g.name in ACTIONS and (g.file, g.name) not in tried]
+        if not groups or report.status == 2:
+            return report
+        stage = min(STAGES.get(group.name, _USUAL_STAGE) for group in groups)
         for split, raw in list(raws.items()):
             correction = Correction(raw, raws, sources[split], targets[split], files, num_classes)
             for group in groups:
-                if group.file == raw.path and STAGES.get(group.name, _LAST_STAGE) == stage:
+                if group.file == raw.path and STAGES.get(group.name, _USUAL_STAGE) == stage:
                     findings = [finding_line(finding) for finding in group.findings()]
-                    done = ACTIONS[group.name](correction, group)
-                    _add(changes, f"{raw.path}: {group.kind.title}: {done}", findings)
+                    if done := ACTIONS[group.name](correction, group):
+                        _add(changes, f"{raw.path}: {group.kind.title}: {done}", findings)
+                    else:
+                        tried.add((group.file, group.name))
             raws[split] = correction.result()
+    return _check(raws, sources, num_classes, files, masks)
+
+
+def _check(
+    raws: Mapping[str, RawFile],
+    sources: Mapping[str, Source],
+    num_classes: int | None,
+    files: Files | None,
+    masks: bool,
+) -> Report:
+    report = Report(files=[raw.path for raw in raws.values()], masks=masks)
+    for raw in raws.values():
+        for section in SECTIONS:
+            if not getattr(raw, section):
+                report.tell("empty_section", raw.path, f"'{section}' is empty: all of it was dropped")
+    if not report.faults:
+        check_raw(raws, sources, report, num_classes, None, files)
     return report
 
 

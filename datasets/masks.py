@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.doctor.polygons import cannot_be_drawn
+
 
 def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """One object in COCO's compressed run lengths: polygons are united, either form of run lengths is taken.
 
     Raises:
-        ValueError: run lengths of another size.
+        ValueError: run lengths of another size; polygons with which pycocotools would end the process.
         Exception: of pycocotools, for what it does not understand.
     """
     import pycocotools.mask as coco_mask
@@ -28,6 +30,10 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
             raise ValueError(f"its run lengths are for {segmentation['size']}")
         compressed = not isinstance(segmentation["counts"], list)
         return segmentation if compressed else coco_mask.frPyObjects(segmentation, height, width)
+    for polygon in segmentation:
+        fault = "" if isinstance(polygon, dict) else cannot_be_drawn(polygon, max(height, width))
+        if fault:
+            raise ValueError(fault)
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
 
 

@@ -305,6 +305,12 @@ SPOILED: dict[str, Spoiled] = {
     "iscrowd missing": Spoiled(remove(4, "iscrowd"), "iscrowd_missing", 105, 12),
     "iscrowd as text": Spoiled(put(4, iscrowd="0"), "iscrowd_malformed", 105, 12, "'0'"),
     "polygon of two points": Spoiled(put(4, segmentation=[[40, 30, 50, 40]]), "polygon_points", 105, 12),
+    "polygon with NaN": Spoiled(
+        put(4, segmentation=[[1.0, 2.0, 3.0, _NAN, 5.0, 6.0]]), "polygon_not_finite", 105, 12, "nan"),
+    "polygon infinite": Spoiled(
+        put(4, segmentation=[[40, 30, 50, 40, -_INFINITE, 6]]), "polygon_not_finite", 105, 12, "-inf"),
+    "polygon far away": Spoiled(
+        put(4, segmentation=[[40, 30, 50, 40, 1e8, 6]]), "polygon_far", 105, 12, "100000000.0"),
     "polygon outside": Spoiled(
         put(4, bbox=[70, 30, 30, 25], segmentation=[[70, 30, 106, 30, 106, 55]]),
         "polygon_outside", 105, 12, "106"),
@@ -316,6 +322,12 @@ SPOILED: dict[str, Spoiled] = {
         put(4, segmentation={"size": [78, 100], "counts": [100, 20, 2]}, iscrowd=1), "rle_misfit", 105, 12),
     "mask elsewhere": Spoiled(
         put(4, segmentation=[[1, 1, 20, 1, 20, 20, 1, 20]]), "mask_box_disagree", 105, 12, "[1.0, 1.0, 19.0"),
+    "box of corners, area of the mask": Spoiled(
+        put(4, bbox=[34, 27, 62, 52]), "bbox_wrong_by_mask", 105, 12, "mask's is [34.0, 27.0, 28.0, 25.0]"),
+    "box of shares": Spoiled(
+        put(4, bbox=[0.48, 0.5, 0.28, 0.32], area=0.09), "bbox_wrong_by_mask", 105, 12, "[0.48, 0.5, 0.28"),
+    "box beside its image": Spoiled(
+        put(4, bbox=[134, 27, 28, 25]), "bbox_wrong_by_mask", 105, 12, also={"bbox_outside"}),
     "object twice": Spoiled(_repeat_object, "duplicate_object", 500, 12),
     "image without file_name": Spoiled(
         lambda made: made.train["images"][1].pop("file_name"), "file_name_missing", None, 12),

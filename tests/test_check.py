@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,17 @@ import pytest
 from PIL import Image
 
 from datasets.check import check_annotations, check_dataset, find_sources, run
+from datasets.coco import CocoDetection
 from datasets.coco_panoptic import CocoPanoptic
 from datasets.doctor.boxes import find_convention, to_corners
 from datasets.doctor.columns import RawFile
-from datasets.doctor.kinds import Level
+from datasets.doctor.kinds import KINDS, Level
 from datasets.doctor.masks import Extents, measure, run_lengths_of
 from datasets.doctor.report import Finding, Report
 from datasets.doctor.sources import Source
-from datasets.fix import write_corrected
+from datasets.fix import MENDED, write_corrected
 from tests.helpers import files
-from tests.spoiled import NUM_CLASSES, SPOILED, TRAIN, VAL, CleanSet, spoil, write_clean, write_files
+from tests.spoiled import NUM_CLASSES, SPOILED, TRAIN, VAL, CleanSet, put, spoil, write_clean, write_files
 from tests.spoiled_panoptic import PANOPTIC, SPOILED_PANOPTIC, spoil_panoptic, write_clean_panoptic
 from util.errors import UserError
 
@@ -62,6 +64,11 @@ def test_a_spoiled_set_is_found_out_and_mended(name, clean, tmp_path):
     assert files(made.root) == before
     if report.status == 2:
         assert any("cannot be corrected" in line for line in lines)
+        return
+    if expected.kind not in MENDED:
+        assert lines[-1].startswith(f"the corrected copy in {tmp_path / 'fixed'} still has 1 fault of 1 kind")
+        assert f", which --fix cannot mend: {report.faults[0].kind.title} (1), first annotation" in lines[-1]
+        assert {group.name for group in check(tmp_path / "fixed").faults} == {expected.kind}
         return
     assert check(tmp_path / "fixed").faults == [], lines
     assert lines[-1].endswith("passes the checks") and expected.kind not in str(lines)
@@ -115,7 +122,8 @@ def corrected(name, clean, tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["boxes x1 y1 x2 y2", "boxes centred", "boxes centred, with polygons", "boxes as YOLO's", "box negative",
-     "bbox missing", "bbox with text", "picture turned by EXIF", "EXIF tag ignored", "image ids as text"],
+     "bbox missing", "bbox with text", "picture turned by EXIF", "EXIF tag ignored", "image ids as text",
+     "box of no size", "box of corners, area of the mask", "box of shares", "box beside its image"],
 )  # fmt: skip
 def test_corrections_give_the_boxes_back(name, clean, tmp_path):
     before, after = corrected(name, clean, tmp_path)
@@ -141,6 +149,116 @@ def test_a_turned_picture_is_written_turned(clean, tmp_path):
         difference = np.abs(np.asarray(before, dtype=float) - np.asarray(after, dtype=float))
         assert difference.mean() < 4
     assert (tmp_path / "fixed" / "train2017" / "train_13.jpg").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "area, taken",
+    [(650, True), (600, True), (500, False), (62 * 52, False), (math.nan, False)],
+)
+def test_the_box_is_replaced_only_where_the_area_is_the_masks(area, taken, clean, tmp_path):
+    """Its mask has 650 square pixels, 700 as a box; the box, written as corners, has 3224 and fits."""
+    made = spoil("box of corners, area of the mask", clean, tmp_path / "spoiled")
+    put(4, area=area)(made)
+    write_files(made)
+    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES)
+    one = json.loads((tmp_path / "fixed" / TRAIN).read_text())["annotations"][4]
+    assert one["bbox"] == ([34, 27, 28, 25] if taken else [34, 27, 62, 52])
+    assert one["segmentation"] == clean.objects[4]["segmentation"]
+
+
+def test_a_mask_that_is_no_better_replaces_no_box(clean, tmp_path):
+    """It leaves the image, or is less than a pixel wide, or its run lengths are all that there is."""
+    made = spoil("box of no size", clean, tmp_path / "spoiled")
+    put(4, bbox=[0.4, 0.5, 0.2, 0.3], segmentation=[[0.4, 0.5, 0.9, 0.9, 0.6, 0.8]])(made)
+    put(5, bbox=[80, 30, 60, 30], segmentation=[[-30, 10, -3, 10, -3, 40, -30, 40]])(made)
+    runs = np.zeros((78 - 2, 104), dtype=np.int64)
+    runs[10:30, 20:60] = 1
+    edges = np.flatnonzero(np.diff(runs.ravel(order="F"), prepend=0, append=0))
+    counts = np.diff(np.concatenate([[0], edges, [runs.size]])).tolist()
+    put(6, bbox=[0.2, 0.2, 0.3, 0.3], segmentation={"size": [76, 104], "counts": counts})(made)
+    put(7, bbox=[10, 10, 0, 5], segmentation=[[30, 10, 30, 20, 30, 30]])(made)
+    write_files(made)
+    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES)
+    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
+    boxes = {one["id"]: one["bbox"] for one in content["annotations"]}
+    assert boxes[105] == [0.4, 0.5, 0.2, 0.3] and boxes[106] == [80, 30, 20, 30]
+    assert boxes[107] == [20, 10, 40, 20] and 108 not in boxes
+
+
+@pytest.mark.parametrize("more", [[], [[40, 30, 50, 40, 45, 50]]])
+@pytest.mark.parametrize("polygon", [[1, 2, 3], [1, 2, math.nan, 4, 5, 6], [1, 2, 3, 4, -5e8, 6]])
+def test_what_is_corrected_for_masks_can_be_trained_with_masks(polygon, more, clean, tmp_path, capsys):
+    made = spoil("polygon of two points", clean, tmp_path / "spoiled")
+    put(4, bbox=[38, 28, 14, 24], area=80, segmentation=[polygon, *more])(made)
+    write_files(made)
+    assert run([str(made.root), "--masks", "--fix", str(tmp_path / "fixed")]) == 1
+    text = capsys.readouterr().out
+    assert text.endswith(f"the corrected copy in {tmp_path / 'fixed'} passes the checks\n")
+    assert run([str(tmp_path / "fixed"), "--masks"]) == 0
+    objects = json.loads((tmp_path / "fixed" / TRAIN).read_text())["annotations"]
+    changes = (tmp_path / "fixed" / "CHANGES.txt").read_text()
+    assert [one["id"] for one in objects] == [n for n in range(101, 119) if more or n != 105]
+    assert ("objects without a mask: dropped (1)\n    annotation id 105" in changes) == (not more)
+    assert not more or objects[4]["segmentation"] == more
+    dataset = CocoDetection(tmp_path / "fixed" / "train2017", tmp_path / "fixed" / TRAIN, None, True)
+    assert [len(dataset[i][1]["masks"]) for i in range(2)] == [3, 3 if more else 2]
+
+
+def test_without_masks_an_object_keeps_its_box(clean, tmp_path):
+    before, after = corrected("polygon with NaN", clean, tmp_path)
+    assert after[105] == {**before[105], "segmentation": []}
+
+
+def test_boxes_only_cannot_be_corrected_for_masks(clean, tmp_path, capsys):
+    made = spoil("box of no size", clean, tmp_path / "spoiled")
+    for one in made.objects:
+        one["segmentation"] = []
+    write_files(made)
+    assert run([str(made.root), "--masks", "--fix", str(tmp_path / "fixed")]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "still has 1 fault of 1 kind, which --fix cannot mend: boxes only" in last
+    assert "17 objects, none with a mask. --masks cannot be trained on these data" in last
+    assert run([str(tmp_path / "fixed"), "--masks"]) == 1 and run([str(tmp_path / "fixed")]) == 0
+
+
+def test_crowds_need_masks_where_they_are_scored(clean, tmp_path):
+    made = spoil("box of no size", clean, tmp_path / "spoiled")
+    put(4, bbox=[34, 27, 28, 25], iscrowd=1, segmentation=[])(made)
+    made.files[VAL]["annotations"][4].update(iscrowd=1, segmentation=[])
+    write_files(made)
+    report = check_dataset(find_sources(made.root), NUM_CLASSES, masks=True)
+    assert [(group.name, group.file, group.count) for group in report.faults] == [
+        ("no_segmentation", made.root / VAL, 1)
+    ]
+    assert check(made.root).faults == []
+
+
+def test_a_copy_without_objects_does_not_pass(clean, tmp_path):
+    made = spoil("box of no size", clean, tmp_path / "spoiled")
+    made.train["annotations"] = [{**made.objects[4], "segmentation": []}]
+    write_files(made)
+    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES)
+    assert "still has 1 fault of 1 kind" in lines[-1] and "'annotations' is empty" in lines[-1]
+    assert check(tmp_path / "fixed").status == 2
+
+
+def test_a_size_that_only_the_picture_tells_is_left_where_none_is_opened(clean, tmp_path):
+    made = spoil("image without size", clean, tmp_path / "spoiled")
+    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, decode=False)
+    assert len(lines) == 1 and "still has 1 fault of 1 kind" in lines[0]
+
+
+def test_a_resized_picture_may_have_odd_polygons(clean, tmp_path):
+    made = spoil("picture resized", clean, tmp_path / "spoiled")
+    put(3, segmentation=[[1, 2, 3], [20, 20, 30, 30, 20, 40]])(made)
+    write_files(made)
+    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES)
+    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
+    assert content["annotations"][3]["segmentation"] == [[10, 10, 15, 15, 10, 20]], lines
+
+
+def test_what_a_kind_says_of_fix_is_true():
+    assert {name for name, kind in KINDS.items() if "--fix" in kind.advice} == MENDED
 
 
 def test_areas_are_computed_from_masks(clean, tmp_path):

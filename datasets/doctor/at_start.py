@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -35,11 +36,13 @@ class Verdict:
         refusal: the worst fault with which training would stop or learn something wrong; '' where none is.
         worst: the worst fault of any kind; '' where none is.
         lines: of the faults that training survives, one a kind.
+        mended: `--fix` mends all that is refused; where nothing is, some of the other faults.
     """
 
     refusal: str
     worst: str
     lines: list[str]
+    mended: bool
 
 
 def check_at_start(
@@ -69,7 +72,10 @@ def check_at_start(
     sources = training_sources(dataset_file, coco_path, panoptic_path)
     found = _verdict(sources, num_classes, masks)
     folder = panoptic_path if dataset_file == "coco_panoptic" else coco_path
-    more = f"python -m datasets.check {folder} shows all, and with --fix NEW_FOLDER writes a corrected copy"
+    flags = [] if num_classes is None else ["--num_classes", str(num_classes)]
+    command = shlex.join(["python", "-m", "datasets.check", str(folder), *flags, *["--masks"][: int(masks)]])
+    mend = ", and with --fix NEW_FOLDER writes a corrected copy" if found.mended else ""
+    more = f"{command} shows all{mend}"
     if found.refusal:
         raise UserError(f"{found.refusal} ({more})")
     if mode == "error" and found.worst:
@@ -122,7 +128,11 @@ def _verdict(sources: Mapping[str, Source], num_classes: int | None, masks: bool
 
 def summarise(report: Report) -> Verdict:
     """A report in a few lines."""
+    from datasets.fix import MENDED
+
     faults = report.faults
+    fatal = {group.name for group in report.fatal}
+    mended = fatal <= MENDED if fatal else any(group.name in MENDED for group in faults)
     lines = []
     for group in faults[:_SHOWN]:
         first = finding_line(next(group.findings(1)))
@@ -130,7 +140,7 @@ def summarise(report: Report) -> Verdict:
     if len(faults) > _SHOWN:
         lines.append(f"and {len(faults) - _SHOWN} more kinds of faults")
     worst = report.one_line() if faults else ""
-    return Verdict(worst if report.fatal else "", worst, lines)
+    return Verdict(worst if fatal else "", worst, lines, mended)
 
 
 # ---- verdicts that are kept

@@ -69,7 +69,7 @@ class Correction:
 
 
 Action = Callable[[Correction, Group], str]
-"""Mends the findings of a group -> what was done, in a few words."""
+"""Mends the findings of a group -> what was done, in a few words; '' where nothing could be."""
 
 
 def drop(section: str) -> Action:

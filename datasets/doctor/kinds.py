@@ -31,10 +31,14 @@ class Kind(NamedTuple):
 _U, _E, _W, _N = Level
 _STOPS = "Training refuses the file."
 _FIX = "--fix "
+_POLYGON = _FIX + "drops the polygon; with --masks it drops an object that is left without any."
 _JSON = "Export the file anew, or correct the place that is named."
 
 # What training with masks refuses: errors, however few, where masks are to be trained.
-NEEDED_BY_MASKS = {"segmentation_malformed", "polygon_points", "rle_misfit", "no_segmentation"}
+NEEDED_BY_MASKS = {
+    "segmentation_malformed", "polygon_points", "polygon_not_finite", "polygon_far", "rle_misfit",
+    "no_segmentation", "no_masks",
+}  # fmt: skip
 
 # Order within a level is the order of the report.
 KINDS: dict[str, Kind] = {
@@ -90,6 +94,9 @@ KINDS: dict[str, Kind] = {
     "looks_normalised": Kind(_E, "boxes look normalised to 0…1",
                              "COCO's boxes are in pixels: these shrink to nothing.",
                              _FIX + "multiplies all boxes of the file with the size of their image."),
+    "no_masks": Kind(_E, "boxes only: no object of the file has a mask",
+                     "Training with --masks needs the mask of every object.",
+                     "--masks cannot be trained on these data: leave it out, or add polygons."),
     # ---- what else training needs
     "area_malformed": Kind(_E, "an area that is missing or no number", _STOPS,
                            _FIX + "computes it from mask or box."),
@@ -130,10 +137,13 @@ KINDS: dict[str, Kind] = {
     # ---- faults that training survives
     "bbox_no_size": Kind(_W, "a box without width or height",
                          "Training drops the object, and calls what is there background.",
-                         _FIX + "drops the object."),
+                         _FIX + "takes the box of its mask, or drops the object."),
     "bbox_negative": Kind(_W, "a box of negative width or height",
                           "Training drops the object, and calls what is there background.",
                           _FIX + "swaps the corners."),
+    "bbox_wrong_by_mask": Kind(_W, "a box that is wrong, as its mask shows",
+                               "They lie apart, and the box leaves the image, has a side under a pixel, or "
+                               "the stored area is that of the mask.", _FIX + "takes the box of the mask."),
     "bbox_outside": Kind(_W, "a box outside of its image", "Training drops the object.",
                          _FIX + "drops the object."),
     "bbox_over_edge": Kind(_W, "a box that leaves its image by more than 2 pixels",
@@ -163,16 +173,22 @@ KINDS: dict[str, Kind] = {
                              "Two queries are asked for one object: duplicates in the predictions.",
                              _FIX + "drops the later one."),
     "segmentation_malformed": Kind(_W, "a segmentation that is neither polygons nor run lengths",
-                                   "It matters with --masks only, which refuses it.", _FIX + "empties it."),
+                                   "It matters with --masks only, which refuses it.",
+                                   _FIX + "empties it; with --masks it drops the object."),
     "polygon_points": Kind(_W, "a polygon of fewer than 3 points, or of an odd number of coordinates",
-                           "It matters with --masks only, which refuses it.", _FIX + "drops the polygon."),
+                           "It matters with --masks only, which refuses it.", _POLYGON),
+    "polygon_not_finite": Kind(_W, "a polygon with NaN or infinity",
+                               "It matters with --masks only, which refuses it.", _POLYGON),
+    "polygon_far": Kind(_W, "a polygon with a point far from its image, beyond 10 times the longer side",
+                        "It matters with --masks only, which refuses it.", _POLYGON),
     "polygon_outside": Kind(_W, "a polygon that leaves its image by more than 2 pixels",
                             "It matters with --masks only, where it is cut.", _FIX + "clamps its points."),
     "rle_misfit": Kind(_W, "run lengths that do not fit the image",
                        "They matter with --masks only, which refuses them.",
-                       _FIX + "empties the segmentation."),
-    "mask_box_disagree": Kind(_W, "mask and box of an object lie apart", "One of the two is wrong.",
-                              _FIX + "keeps the box and empties the segmentation."),
+                       _FIX + "empties the segmentation; with --masks it drops the object."),
+    "mask_box_disagree": Kind(_W, "mask and box of an object lie apart",
+                              "One of the two is wrong, and nothing in the file tells which.",
+                              "Look at the picture, and correct the one that is wrong."),
     # ---- notes
     "id_gaps": Kind(_N, "gaps in the category ids",
                     "num_classes is the highest id + 1; unused ids cost a row of the classifier each.", ""),
@@ -184,6 +200,7 @@ KINDS: dict[str, Kind] = {
     "more_than_queries": Kind(_N, "images with more objects than queries",
                               "The objects left over are never learned.", "Pass a larger --num_queries."),
     "no_segmentation": Kind(_N, "objects without a mask", "Training with --masks refuses them.",
-                            "Add polygons, or train without --masks."),
+                            "Add polygons, or train without --masks. With --masks, " + _FIX
+                            + "drops the object."),
     "images_without_objects": Kind(_N, "images without objects", "They are trained on as background.", ""),
 }  # fmt: skip

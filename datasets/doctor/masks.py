@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.doctor.columns import RawFile
+from datasets.doctor.polygons import FAR, enclosed_area, is_usable
 from datasets.doctor.report import Finding, Report
-from datasets.json_columns import is_number
+from datasets.json_columns import floats, is_number
 
 TOLERANCE = 2.0  # pixels, as for boxes
 BLOCK = 50_000  # annotations at a time: their coordinates fit in a cache or two
@@ -31,6 +32,8 @@ class MaskFaults(NamedTuple):
 
     malformed: np.ndarray
     points: np.ndarray
+    not_finite: np.ndarray
+    far: np.ndarray
     outside: np.ndarray
     misfit: np.ndarray
     absent: np.ndarray
@@ -45,7 +48,7 @@ def measure(raw: RawFile) -> tuple[Extents, MaskFaults]:
     for start in range(0, n, BLOCK):
         block = values[start : start + BLOCK]
         rows = [row for row, value in enumerate(block, start) if type(value) is list and value]
-        _measure_polygons(values, np.array(rows, dtype=np.int64), extents, faults)
+        _measure_polygons(values, np.array(rows, dtype=np.int64), raw.limits, extents, faults)
     lists = {list, type(None)}
     if not set(map(type, values)) <= lists:
         for row, value in enumerate(values):
@@ -60,7 +63,9 @@ def measure(raw: RawFile) -> tuple[Extents, MaskFaults]:
     return Extents(extents, np.isfinite(extents).all(axis=1)), faults
 
 
-def _measure_polygons(values: list[Any], rows: np.ndarray, extents: np.ndarray, faults: MaskFaults) -> None:
+def _measure_polygons(
+    values: list[Any], rows: np.ndarray, limits: np.ndarray, extents: np.ndarray, faults: MaskFaults
+) -> None:
     """Fill in the annotations `rows`, whose segmentations are lists that are not empty."""
     if not len(rows):
         return
@@ -84,8 +89,13 @@ def _measure_polygons(values: list[Any], rows: np.ndarray, extents: np.ndarray, 
     changes = np.flatnonzero(np.diff(owners, prepend=-1))  # the first polygon of each annotation
     starts = (ends - lengths // 2)[changes]
     points = numbers.reshape(-1, 2)
-    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
-    extents[rows[owners[changes]]] = np.concatenate([low, high], axis=1)
+    with np.errstate(invalid="ignore"):
+        low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+        found, rows = np.concatenate([low, high], axis=1), rows[owners[changes]]
+        finite = np.isfinite(found).all(axis=1)
+        far = finite & (np.abs(found).max(axis=1) > FAR * limits[rows].max(axis=1))
+    faults.not_finite[rows], faults.far[rows] = ~finite, far
+    extents[rows] = np.where((finite & ~far)[:, None], found, np.nan)
 
 
 def _flatten(segmentations: list[list[list[float]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,30 +170,80 @@ def run_lengths_of(counts: Any) -> np.ndarray:
     return runs
 
 
-def check_masks(raw: RawFile, report: Report, masks: Extents, faults: MaskFaults) -> None:
-    """Report what `measure` saw, and masks that lie apart from their boxes."""
+def check_masks(raw: RawFile, report: Report, masks: Extents, faults: MaskFaults, scored: bool) -> None:
+    """Report what `measure` saw, objects without masks, and masks that lie apart from their boxes.
+
+    Args:
+        scored: the file is evaluated on, where crowds need masks too if others are trained.
+    """
     path, n, describe = raw.path, len(raw.annotations), raw.on_annotation("segmentation")
     names = {
         "segmentation_malformed": faults.malformed,
         "polygon_points": faults.points,
+        "polygon_not_finite": faults.not_finite,
+        "polygon_far": faults.far,
         "polygon_outside": faults.outside,
         "rle_misfit": faults.misfit,
     }
     for name, rows in names.items():
         report.add(name, path, np.flatnonzero(rows), describe, n)
-    absent = faults.absent & ~raw.crowds  # crowds are not trained on
-    if report.masks or not faults.absent.all():
-        report.add("no_segmentation", path, np.flatnonzero(absent), describe)
+    without, objects = faults.absent & ~raw.crowds, int((~raw.crowds).sum())  # crowds are not trained on
+    if not objects or without.sum() < objects:
+        needy = faults.absent if scored and report.masks else without
+        report.add("no_segmentation", path, np.flatnonzero(needy), describe)
+    elif report.masks:
+        report.tell("no_masks", path, f"{objects} objects, none with a mask")
     if report.doubts_boxes(path):
         return
     rows = np.flatnonzero(masks.known & apart(raw.boxes[0], masks.boxes))
+    wrong = _wrong_boxes(raw, masks.boxes, rows)
 
     def with_extent(row: Any) -> Finding:
         x1, y1, x2, y2 = masks.boxes[row].round(2).tolist()
         finding = raw.on_annotation("bbox")(row)
         return finding._replace(value=f"{finding.value}, the mask's is {[x1, y1, x2 - x1, y2 - y1]}")
 
-    report.add("mask_box_disagree", path, rows, with_extent, n)
+    report.add("bbox_wrong_by_mask", path, rows[wrong], with_extent, n)
+    report.add("mask_box_disagree", path, rows[~wrong], with_extent, n)
+
+
+def _wrong_boxes(raw: RawFile, extents: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """bool [rows]: of annotations whose mask and box lie apart, whether the box is evidently the wrong one.
+
+    It is where it leaves the image or has a side under a pixel, and the mask does not; and where the stored
+    area is the mask's and not the box's.
+    """
+    boxes, limits = raw.boxes[0][rows], raw.limits[rows]
+    areas = floats(raw.column("annotations", "area"))[0][rows]
+    with np.errstate(invalid="ignore"):
+        beyond = (boxes[:, :2] < -TOLERANCE) | (boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE)
+        wrong = beyond.any(axis=1) | (boxes[:, 2:] < 1).any(axis=1)
+    has_mask = sound(extents[rows], limits)
+    for place in np.flatnonzero(has_mask & ~wrong):
+        segmentation = raw.annotations[rows[place]]["segmentation"]
+        of_mask = _area(segmentation, limits[place].max())
+        of_box = float(boxes[place, 2] * boxes[place, 3])
+        wrong[place] = _near(areas[place], of_mask) and not _near(areas[place], of_box)
+    return wrong & has_mask
+
+
+def _area(segmentation: Any, longer_side: float) -> float:
+    """Of polygons or run lengths that `measure` found to be good, in square pixels; overlaps count twice."""
+    if isinstance(segmentation, dict):
+        return float(run_lengths_of(segmentation["counts"])[1::2].sum())
+    return sum(enclosed_area(polygon) for polygon in segmentation if is_usable(polygon, longer_side))
+
+
+def _near(area: float, other: float) -> bool:
+    return abs(area - other) <= 0.1 * other
+
+
+def sound(extents: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """bool [N]: whether masks (x1 y1 x2 y2) are a pixel large on either side, and within their images."""
+    with np.errstate(invalid="ignore"):
+        large = (extents[:, 2:] - extents[:, :2] >= 1).all(axis=1)
+        beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > limits + TOLERANCE)
+    return large & ~beyond.any(axis=1)
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -8,27 +8,27 @@ import numpy as np
 
 from datasets.doctor.boxes import to_corners
 from datasets.doctor.correction import Action, Correction, drop
-from datasets.doctor.masks import is_polygons
+from datasets.doctor.masks import apart, is_polygons, measure, sound
+from datasets.doctor.polygons import is_usable
 from datasets.doctor.report import Group
 from datasets.json_columns import is_number
 
 
-def _polygon_points(record: dict[str, Any]) -> np.ndarray:
-    """The points [P, 2] of an object's good polygons; P is 0 where it has none."""
+def _good_polygons(record: dict[str, Any], limit: np.ndarray) -> list[list[float]]:
+    """The usable polygons of an object in an image of this width and height; [] where it has none."""
     polygons = record.get("segmentation")
     if not isinstance(polygons, list) or not is_polygons(polygons):
-        return np.zeros((0, 2))
-    good = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    points = np.array([number for polygon in good for number in polygon], dtype=np.float64).reshape(-1, 2)
-    return points if np.isfinite(points).all() else np.zeros((0, 2))
+        return []
+    return [polygon for polygon in polygons if is_usable(polygon, limit.max())]
 
 
 def _box_from_elsewhere(correction: Correction, group: Group) -> str:
     for row in group.rows:
         record = correction.raw.annotations[row]
         box = _as_numbers(record.get("bbox"))
-        points = _polygon_points(record)
-        if box is None and len(points):
+        polygons = _good_polygons(record, correction.raw.limits[row])
+        if box is None and polygons:
+            points = np.concatenate(polygons).reshape(-1, 2)
             low, high = points.min(axis=0), points.max(axis=0)
             box = [*low.tolist(), *(high - low).tolist()]
         if box is None:
@@ -36,6 +36,19 @@ def _box_from_elsewhere(correction: Correction, group: Group) -> str:
         else:
             record["bbox"] = box
     return "read as numbers, taken from the polygons, or dropped with the object"
+
+
+def _box_of_mask(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    extents = measure(raw)[0].boxes
+    good = sound(extents, raw.limits)
+    for row in group.rows:
+        if good[row]:
+            low, high = extents[row, :2], extents[row, 2:]
+            raw.annotations[row]["bbox"] = [*low.round(3).tolist(), *(high - low).round(3).tolist()]
+        else:
+            correction.dropped["annotations"].add(int(row))
+    return "taken from the mask, or dropped with the object"
 
 
 def _as_numbers(value: Any) -> list[float] | None:
@@ -80,11 +93,16 @@ def _clamp(correction: Correction, group: Group) -> str:
 
 
 def _area(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    extents = measure(raw)[0]
+    # A mask that lies apart from its box gives no area: it would speak against the box in the next round.
+    doubtful = extents.known & apart(raw.boxes[0], extents.boxes)
     for row in group.rows:
-        record = correction.raw.annotations[row]
+        record = raw.annotations[row]
         box = record.get("bbox")
         box_area = abs(float(box[2] * box[3])) if _as_numbers(box) and all(map(is_number, box)) else 0.0
-        record["area"] = _mask_area(record, correction.raw.limits[row]) or box_area
+        mask_area = 0.0 if doubtful[row] else _mask_area(record, raw.limits[row])
+        record["area"] = mask_area or box_area
     return "computed from mask or box"
 
 
@@ -92,9 +110,9 @@ def _mask_area(record: dict[str, Any], limit: np.ndarray) -> float:
     """Of an object's polygons, in square pixels; 0 where it has none."""
     import pycocotools.mask as coco_mask
 
-    if not len(_polygon_points(record)) or not np.isfinite(limit).all():
+    polygons = _good_polygons(record, limit)
+    if not polygons or not np.isfinite(limit).all():
         return 0.0
-    polygons = [polygon for polygon in record["segmentation"] if len(polygon) >= 6 and len(polygon) % 2 == 0]
     width, height = limit.astype(int).tolist()
     return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))))
 
@@ -115,8 +133,7 @@ def _empty_masks(correction: Correction, group: Group) -> str:
 def _drop_polygons(correction: Correction, group: Group) -> str:
     for row in group.rows:
         record = correction.raw.annotations[row]
-        polygons = record["segmentation"]
-        record["segmentation"] = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+        record["segmentation"] = _good_polygons(record, correction.raw.limits[row])
     return "dropped the polygon"
 
 
@@ -124,7 +141,7 @@ def _clamp_polygons(correction: Correction, group: Group) -> str:
     raw = correction.raw
     for row in group.rows:
         record, limit = raw.annotations[row], raw.limits[row]
-        points = [np.clip(np.reshape(polygon, (-1, 2)), 0, limit) for polygon in record["segmentation"]]
+        points = [np.clip(np.reshape(one, (-1, 2)), 0, limit) for one in _good_polygons(record, limit)]
         record["segmentation"] = [one.ravel().tolist() for one in points]
     return "clamped the points to the image"
 
@@ -137,7 +154,8 @@ ACTIONS: dict[str, Action] = {
     "looks_centred": _convert,
     "looks_normalised": _convert,
     "bbox_negative": _swap,
-    "bbox_no_size": drop("annotations"),
+    "bbox_no_size": _box_of_mask,
+    "bbox_wrong_by_mask": _box_of_mask,
     "bbox_outside": drop("annotations"),
     "bbox_over_edge": _clamp,
     "area_malformed": _area,
@@ -146,8 +164,10 @@ ACTIONS: dict[str, Action] = {
     "iscrowd_malformed": _crowd,
     "segmentation_malformed": _empty_masks,
     "rle_misfit": _empty_masks,
-    "mask_box_disagree": _empty_masks,
+    "no_segmentation": drop("annotations"),
     "polygon_points": _drop_polygons,
+    "polygon_not_finite": _drop_polygons,
+    "polygon_far": _drop_polygons,
     "polygon_outside": _clamp_polygons,
 }
 """Kind of fault -> its correction."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.doctor.correction import Action, Correction, drop
+from datasets.doctor.masks import is_polygons
 from datasets.doctor.panoptic import read_map
 from datasets.doctor.pictures import inspect
 from datasets.doctor.report import Group
@@ -35,7 +36,7 @@ def _mend_missing(correction: Correction, group: Group) -> str:
 
 
 def _take_size(correction: Correction, group: Group) -> str:
-    raw = correction.raw
+    raw, mended = correction.raw, False
     for row in group.rows:
         size = _size(correction, row)
         if size is None:
@@ -46,7 +47,8 @@ def _take_size(correction: Correction, group: Group) -> str:
             for annotation in np.flatnonzero(raw.image_rows == row):
                 _scale(raw.annotations[annotation], ratio)
         record["width"], record["height"] = size
-    return "took the picture's size; objects were scaled where its shape is the same"
+        mended = True
+    return "" if not mended else "took the picture's size; objects were scaled where its shape is the same"
 
 
 def _size(correction: Correction, row: int) -> tuple[int, int] | None:
@@ -57,14 +59,15 @@ def _size(correction: Correction, row: int) -> tuple[int, int] | None:
 
 
 def _scale(record: dict, ratio: np.ndarray) -> None:
-    """Scale the box, the polygons and the area of an object; run lengths are emptied."""
+    """Scale the box, the polygons and the area of an object; other segmentations are emptied."""
     factors = np.tile(ratio, 2)
     record["bbox"] = (np.array(record["bbox"], dtype=np.float64) * factors).round(3).tolist()
     record["area"] = float(record["area"] * ratio[0] * ratio[1])
     masks = record.get("segmentation")
-    if isinstance(masks, list):
+    if isinstance(masks, list) and is_polygons(masks):
+        sides = ratio.tolist()
         record["segmentation"] = [
-            (np.reshape(polygon, (-1, 2)) * ratio).round(3).ravel().tolist() for polygon in masks
+            [round(number * sides[place % 2], 3) for place, number in enumerate(polygon)] for polygon in masks
         ]
     elif masks:
         record["segmentation"] = []

@@ -131,6 +131,12 @@ class Report:
         levels = [group.level for group in self.groups]
         return 2 if Level.UNUSABLE in levels else 1 if self.faults else 0
 
+    @property
+    def tally(self) -> str:
+        """How many faults there are, and of how many kinds."""
+        kinds = f" of {_count(len({group.name for group in self.faults}), 'kind')}" if self.faults else ""
+        return f"{_count(sum(group.count for group in self.faults), 'fault')}{kinds}"
+
     def _worst_first(self, worst: Level, best: Level) -> list[Group]:
         chosen = [group for group in self.groups if worst <= group.level <= best]
         return sorted(chosen, key=lambda group: (group.level, _ORDER[group.name]))
@@ -140,10 +146,8 @@ class Report:
         lines = list(self.summary)
         for group in [*self.faults, *(self.notes if notes else ())]:
             lines += ["", *_group_lines(group)]
-        faults = sum(group.count for group in self.faults)
-        kinds = f" of {_count(len(self.faults), 'kind')}" if faults else ""
-        verdict = f"{_count(faults, 'fault')}{kinds}, {_count(len(self.notes), 'note')}"
-        return [*lines, "", f"{verdict}: {', '.join(map(str, self.files))}"]
+        notes_found = _count(len(self.notes), "note")
+        return [*lines, "", f"{self.tally}, {notes_found}: {', '.join(map(str, self.files))}"]
 
     def one_line(self) -> str:
         """The worst finding, and how many more there are, for an error message."""
