@@ -1,5 +1,6 @@
 """Curves against hand computations; pictures that are written without a display and are not empty."""
 
+import itertools
 import json
 import math
 import os
@@ -227,6 +228,44 @@ def test_masks_and_panoptic_quality_get_panels_of_their_own(tmp_path):
         log.write(json.dumps(panoptic) + "\n")
     large = draw_curves([run], tmp_path / "panoptic.png")
     assert Image.open(large).width > Image.open(small).width
+
+
+def drawn_axes(monkeypatch, runs: list[Path], output: Path) -> list:
+    """The axes of a picture, as it is written."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    draw_curves(runs, output)
+    return figures[0].axes
+
+
+@pytest.mark.parametrize("best", [(0.53, 0.524, 0.522), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 0.99)])
+def test_numbers_of_equal_runs_are_not_printed_over_each_other(best, tmp_path, monkeypatch):
+    runs = []
+    for number, value in enumerate(best):
+        runs.append(write_run(tmp_path / str(number), epochs=0))
+        line: dict = {"epoch": 0, "train_loss": 2.0, "train_class_error": 50.0}
+        line["test_coco_eval_bbox"] = [value, value, *[0.0] * 10]
+        (runs[-1] / "log.txt").write_text(json.dumps(line) + "\n")
+    axis = drawn_axes(monkeypatch, runs, tmp_path / "curves.png")[2]
+    texts = sorted(axis.texts, key=lambda text: -text.xy[1])
+    assert [text.get_text() for text in texts] == [f"{value:.3f}" for value in best]
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(axis.bbox.y0 <= box.y0 < axis.bbox.y1 for box in boxes)
+    points = [axis.transData.transform(text.xy)[1] for text in texts]
+    assert 0 < boxes[0].y0 - points[0] < 20  # the best stands where it would stand alone
+
+
+def test_dots_of_test_are_hollow(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", epochs=1)
+    loss, *_ = drawn_axes(monkeypatch, [run], tmp_path / "curves.png")
+    train, test = loss.get_lines()
+    assert train.get_markerfacecolor() == train.get_color() == test.get_color()
+    assert test.get_markerfacecolor() == "white" and test.get_marker() == train.get_marker() == "o"
+    legend = loss.figure.legends[0].get_lines()[-2:]
+    assert [line.get_markerfacecolor() for line in legend] == ["0.3", "white"]
 
 
 def test_command_line_without_a_display(tmp_path):

@@ -23,6 +23,8 @@ from util.run_log import Run, load_runs, read_evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 # Figures that the evaluators write: axis label, key in log.txt, place in its value.
 FIGURES: dict[str, tuple[str, str, int | str]] = {
@@ -36,6 +38,8 @@ LineStyle = Literal["solid", "dashed"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 PANELS, OPTIONAL_PANELS = ("loss", "class_error", "AP", "AP50"), ("mask AP", "PQ")
 MAX_EPOCHS_WITH_DOTS = 40
+FILLINGS: dict[LineStyle, str | None] = {"solid": None, "dashed": "white"}  # of dots; None: the line's colour
+LABEL_DISTANCE = 7  # points from a best figure's dot to its number
 
 
 class Curve(NamedTuple):
@@ -110,7 +114,7 @@ def _draw_field(axis: Axes, runs: Sequence[Run], field: str, com: float) -> None
         marker, width = ("o", 1.8) if len(epochs) <= MAX_EPOCHS_WITH_DOTS else ("", 1.2)
         values = smooth(values, com) if com else values
         (line,) = axis.plot(epochs, values, linestyle=style, color=_colour(index), linewidth=width)
-        line.set(marker=marker, markersize=3.5)
+        line.set(marker=marker, markersize=3.5, markerfacecolor=FILLINGS[style] or _colour(index))
     title = FIGURES[field][0] if field in FIGURES else field
     axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axis.set_xlabel("epoch")
@@ -124,13 +128,18 @@ def _draw_field(axis: Axes, runs: Sequence[Run], field: str, com: float) -> None
 
 
 def _legend(runs: Sequence[Run], styles: bool) -> dict[str, list]:
-    """Legend entries: the colour of each run and, if asked, the line styles of training and test."""
+    """Legend entries: the colour of each run and, if asked, the lines and dots of training and test."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=_colour(index), linewidth=2) for index in range(len(runs))]
     labels = [run.name for run in runs]
     if styles:
-        lines += [Line2D([], [], color="0.3"), Line2D([], [], color="0.3", linestyle="dashed")]
+        dotted = any(len(run.epochs) <= MAX_EPOCHS_WITH_DOTS for run in runs)
+        dots: dict[str, Any] = {"marker": "o" if dotted else "", "markersize": 3.5, "color": "0.3"}
+        lines += [
+            Line2D([], [], linestyle=style, markerfacecolor=filling or "0.3", **dots)
+            for style, filling in FILLINGS.items()
+        ]
         labels += ["train", "test"]
     return {"handles": lines, "labels": labels}
 
@@ -141,7 +150,7 @@ def plot_logs(
     ewm_col: float = 0,
     log_name: str = "log.txt",
 ) -> tuple[Figure, np.ndarray]:
-    """Draw fields of the logs of one or several runs side by side: training solid, test dashed.
+    """Draw fields of the logs of one or several runs side by side: training solid, test dashed and hollow.
 
     In a script, call `matplotlib.pyplot.show()` or `savefig` afterwards.
 
@@ -251,11 +260,13 @@ def draw_curves(
         _draw_field(axis, runs, panel, ewm_col)
         low, high = axis.get_ylim()
         axis.set_ylim(0 if axis.dataLim.ymin >= 0 else low, 1.08 * high)  # above is room for the best figure
-        if panel in FIGURES and not ewm_col:
-            _mark_best(axis, runs, panel)
     for axis in axs[len(panels) :]:
         axis.set_visible(False)
     fig.legend(**_legend(runs, styles=True), loc="outside upper left", ncols=4, frameon=False)
+    fig.draw_without_rendering()  # the layout decides where points and numbers lie
+    for axis, panel in zip(axs, panels, strict=False):
+        if panel in FIGURES and not ewm_col:
+            _keep_apart(axis, _mark_best(axis, runs, panel))
     path = Path(output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,15 +276,37 @@ def draw_curves(
     return path
 
 
-def _mark_best(axis: Axes, runs: Sequence[Run], panel: str) -> None:
-    """Write each run's best figure at its point."""
+def _mark_best(axis: Axes, runs: Sequence[Run], panel: str) -> list[Annotation]:
+    """Write each run's best figure above its point."""
+    from matplotlib.patheffects import withStroke
+
+    on_lines = [withStroke(linewidth=2.5, foreground="white")]
+    labels = []
     for index, run in enumerate(runs):
         for _, epochs, values in _curves(run, panel):
             best = int(values.argmax())
             point, colour = (epochs[best], values[best]), _colour(index)
             axis.plot(*point, "o", color=colour, markersize=6)
-            place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
-            axis.annotate(f"{values[best]:.3f}", point, color=colour, **place)
+            place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, LABEL_DISTANCE)}
+            place |= {"ha": "center", "path_effects": on_lines}
+            labels.append(axis.annotate(f"{values[best]:.3f}", point, color=colour, **place))
+    return labels
+
+
+def _keep_apart(axis: Axes, labels: Sequence[Annotation]) -> None:
+    """Move numbers that lie on another one under their points or, where no room is, further away."""
+    taken: list[Bbox] = []
+    for label in sorted(labels, key=lambda label: label.xy[1], reverse=True):  # the best stays where it is
+        first = box = label.get_window_extent()
+        step = 1.2 * float(label.get_fontsize())  # in points, a line of text
+        for number in range(2 * len(labels)):
+            if not box.count_overlaps(taken) and (box is first or axis.bbox.y0 <= box.y0 < axis.bbox.y1):
+                break
+            distance, under = LABEL_DISTANCE + number // 2 * step, number % 2 == 0
+            label.set(va="top" if under else "baseline")
+            label.xyann = (0, -distance if under else distance)
+            box = label.get_window_extent()
+        taken.append(box)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
