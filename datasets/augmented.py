@@ -30,7 +30,8 @@ class AugmentedImages(Dataset):
     Args:
         ids: image ids, in the order of the items.
         seed: of the random transforms.
-        as_tensors: read pictures as LazyImages instead of PIL images.
+        as_tensors: read pictures as uint8 tensors where nothing but this project's own transforms sees them,
+            and as PIL images elsewhere.
     """
 
     def __init__(self, ids: list[int], seed: int = 0, as_tensors: bool = False):
@@ -57,8 +58,10 @@ class AugmentedImages(Dataset):
         """The file of the picture at `index`."""
         raise NotImplementedError
 
-    def _image(self, index: int) -> Image.Image | LazyImage:
-        return read_image(self.image_path(index), self.ids[index], self._as_tensors)
+    def _image(self, index: int, transforms: T.Transform | None) -> Image.Image | LazyImage:
+        """The picture for these transforms; a PIL image for none."""
+        as_tensor = self._as_tensors and transforms is not None and T.takes_tensors(transforms)
+        return read_image(self.image_path(index), self.ids[index], as_tensor)
 
     def _transformed(
         self, index: int, image: Any, target: dict[str, Any], transforms: T.Transform | None

@@ -14,6 +14,7 @@ import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, load_annotations
 from datasets.augmented import AugmentedImages, Item
 from datasets.geometry import ImageLike, image_size
+from datasets.images import LazyImage
 from datasets.layouts import find_split
 from datasets.masks import LazyMasks, decode, run_lengths
 from util.errors import UserError
@@ -34,8 +35,8 @@ class CocoDetection(AugmentedImages):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
-        as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
-            Transforms of this project get LazyImages of them, and so does `prepare`.
+        as_tensors: read pictures as uint8 tensors where `prepare` and all transforms are this project's;
+            faster. A user's own get PIL images.
 
     Attributes:
         ids: image ids, ascending.
@@ -60,7 +61,7 @@ class CocoDetection(AugmentedImages):
         self.root = Path(img_folder)
         self.annotations: CocoAnnotations = load_annotations(ann_file)
         super().__init__(self.annotations.image_ids.tolist(), seed, as_tensors)
-        self.prepare = ConvertCocoPolysToMask(return_masks, lazy_masks=as_tensors)
+        self.prepare = ConvertCocoPolysToMask(return_masks)
         self._transforms = transforms
         self._return_masks = return_masks
 
@@ -73,7 +74,9 @@ class CocoDetection(AugmentedImages):
         """See datasets.augmented."""
         image_id = self.ids[index]
         annotations = self.annotations.annotations_of(image_id, segmentation=self._return_masks)
-        image, target = self.prepare(self._image(index), {"image_id": image_id, "annotations": annotations})
+        own = type(self.prepare) is ConvertCocoPolysToMask
+        image = self._image(index, self._transforms if own else None)
+        image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
         return self._transformed(index, image, target, self._transforms)
 
     def image_path(self, index: int) -> Path:
@@ -84,26 +87,24 @@ class CocoDetection(AugmentedImages):
 class ConvertCocoPolysToMask:
     """COCO annotations of an image -> the target of DETR.
 
-    Called with an image (PIL, or tensor [3, h, w]) and a dict of `image_id` and `annotations`, it returns
-    the image and a new dict of
+    Called with an image (PIL, tensor [3, h, w] or LazyImage) and a dict of `image_id` and `annotations`, it
+    returns the image and a new dict of
         boxes [N, 4] float32: xyxy in pixels, within the image,
         labels [N] int64: category ids,
-        masks [N, h, w] uint8: 0 or 1 (only with return_masks),
+        masks [N, h, w] uint8: 0 or 1 (only with return_masks), LazyMasks of a LazyImage,
         keypoints [N, K, 3] float32: x, y, visibility (only where annotations have them),
         image_id [1], area [N] float32, iscrowd [N] int64, orig_size and size [2]: height, width.
     Crowds are left out, and so are boxes without width or height inside the image.
 
     Args:
         return_masks: give masks too.
-        lazy_masks: give them as datasets.masks.LazyMasks, which the transforms of this project understand.
 
     Raises:
         UserError: an object has no usable segmentation, with return_masks.
     """
 
-    def __init__(self, return_masks: bool = False, *, lazy_masks: bool = False):
+    def __init__(self, return_masks: bool = False):
         self.return_masks = return_masks
-        self.lazy_masks = lazy_masks
 
     def __call__(self, image: ImageLike, target: dict[str, Any]) -> Item:
         height, width = image_size(image)
@@ -125,7 +126,7 @@ class ConvertCocoPolysToMask:
         }
         if self.return_masks:
             runs = _runs(objects, height, width)
-            make = LazyMasks.from_runs if self.lazy_masks else decode
+            make = LazyMasks.from_runs if isinstance(image, LazyImage) else decode
             result["masks"] = make(runs, height, width)
         if any("keypoints" in a for a in target["annotations"]):
             result["keypoints"] = _keypoints(objects, target["annotations"])

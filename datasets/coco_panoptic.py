@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import datasets.transforms as T
 from datasets.augmented import AugmentedImages, Item
 from datasets.coco import make_coco_transforms
 from datasets.geometry import image_size
+from datasets.images import LazyImage
 from datasets.masks import LazySegments
 from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
 from datasets.panoptic_png import read_ids, run_starts
@@ -40,8 +42,8 @@ class CocoPanoptic(AugmentedImages):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
-        as_tensors: hand uint8 tensors [3, h, w] to the transforms instead of PIL images; faster.
-            Transforms of this project get LazyImages of them.
+        as_tensors: read pictures as uint8 tensors where all transforms are this project's; faster. A user's
+            own get PIL images.
 
     Attributes:
         ids: image ids, ascending.
@@ -87,8 +89,8 @@ class CocoPanoptic(AugmentedImages):
 
     def begin(self, index: int) -> Callable[[], Item]:
         """See datasets.augmented."""
-        image = self._image(index)
-        target = self._target(index, *image_size(image))
+        image = self._image(index, self.transforms)
+        target = self._target(index, image)
         return self._transformed(index, image, target, self.transforms)
 
     def image_path(self, index: int) -> Path:
@@ -97,7 +99,8 @@ class CocoPanoptic(AugmentedImages):
         names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
         return next((name for name in names if name.exists()), path)
 
-    def _target(self, index: int, height: int, width: int) -> dict[str, Any]:
+    def _target(self, index: int, image: Image.Image | LazyImage) -> dict[str, Any]:
+        height, width = image_size(image)
         segments = self.annotations.segments_of(index)
         png = self.ann_folder / self.annotations.png_name(index)
         ids = read_ids(png)
@@ -119,7 +122,7 @@ class CocoPanoptic(AugmentedImages):
         }
         if self.return_masks:
             masks = LazySegments(places, extents)
-            target["masks"] = masks if self._as_tensors else masks.tensor().byte()
+            target["masks"] = masks if isinstance(image, LazyImage) else masks.tensor().byte()
         return target
 
 

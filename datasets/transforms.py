@@ -213,12 +213,22 @@ _WITHOUT_PIXELS = (
     *(RandomCrop, RandomSizeCrop, CenterCrop, RandomHorizontalFlip, RandomResize, RandomPad),
     *(ToByteTensor, NormalizeBoxes),
 )
+_WITH_PIXELS = ToTensor, RandomErasing, Normalize
 
 
 def takes_lazy_images(transform: Transform) -> bool:
     """Whether a transform needs no pixels when it is called, so that a LazyImage will do."""
+    return _consists_of(transform, _WITHOUT_PIXELS)
+
+
+def takes_tensors(transform: Transform) -> bool:
+    """Whether a transform is one of this module, or made of them: one of a user's own wants PIL images."""
+    return _consists_of(transform, (*_WITHOUT_PIXELS, *_WITH_PIXELS))
+
+
+def _consists_of(transform: Transform, types: Sequence[type]) -> bool:
     if type(transform) is Compose:
-        return all(map(takes_lazy_images, transform.transforms))
+        return all(_consists_of(part, types) for part in transform.transforms)
     if type(transform) is RandomSelect:
-        return takes_lazy_images(transform.transforms1) and takes_lazy_images(transform.transforms2)
-    return type(transform) in _WITHOUT_PIXELS
+        return all(_consists_of(part, types) for part in (transform.transforms1, transform.transforms2))
+    return type(transform) in types

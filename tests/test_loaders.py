@@ -18,7 +18,7 @@ import datasets.transforms as T
 import main
 from datasets import build_dataset
 from datasets.augmented import AugmentedImages
-from datasets.coco import CocoDetection, make_coco_transforms
+from datasets.coco import CocoDetection, ConvertCocoPolysToMask, make_coco_transforms
 from datasets.geometry import crop, hflip, pad, resize
 from datasets.images import LazyImage, read_image, read_tensor
 from datasets.loaders import AHEAD, MOST_THREADS, ThreadLoader, make_loader
@@ -174,7 +174,9 @@ class Darker(CocoDetection):
 
 def test_a_data_set_of_a_users_own_is_asked_item_by_item(root: Path) -> None:
     files = (root / "val2017", root / "annotations" / "instances_val2017.json")
-    plain, darker = (kind(*files, None, False, as_tensors=True) for kind in (CocoDetection, Darker))
+    plain, darker = (
+        kind(*files, T.ToByteTensor(), False, as_tensors=True) for kind in (CocoDetection, Darker)
+    )
     for dataset, expected in ((darker, plain[0][0] // 2), (Subset(plain, [0]), plain[0][0])):
         ((samples, _),) = make_loader(dataset, [[0]])
         assert torch.equal(samples.images[0], expected)
@@ -204,25 +206,27 @@ def test_geometry_comes_out_the_same_when_it_is_done_later(root: Path, change: A
     assert all(torch.equal(moved[name], value) for name, value in expected.items())
 
 
-class Sees:
-    """A transform of a user's own."""
+class Sees(T.RandomHorizontalFlip):
+    """A transform of a user's own, though it is one of the project's made anew."""
 
     def __init__(self) -> None:
         self.seen: list[type] = []
 
-    def __call__(self, image: Any, target: Any) -> Any:
+    def __call__(self, image: Any, target: Any = None) -> Any:
         self.seen.append(type(image))
         return image, target
 
 
-class Upside(T.RandomHorizontalFlip):
-    """Another: one of the project's, made anew."""
+class Prepares(ConvertCocoPolysToMask):
+    """A `prepare` of a user's own, which asks PIL for the size."""
 
-    def __call__(self, image: Any, target: Any = None) -> Any:
-        return image.flip(1), target
+    def __call__(self, image: Any, target: Any) -> Any:
+        width, height = image.size
+        image, target = super().__call__(image, target)
+        return image, {**target, "width": torch.tensor(width)}
 
 
-def test_transforms_of_a_users_own_get_pixels(root: Path) -> None:
+def test_what_is_a_users_own_gets_pil_images(root: Path) -> None:
     files = (root / "val2017", root / "annotations" / "instances_val2017.json")
     sees = Sees()
     for transforms in (
@@ -230,17 +234,22 @@ def test_transforms_of_a_users_own_get_pixels(root: Path) -> None:
         T.Compose([T.RandomResize([40]), sees]),
         T.RandomSelect(sees, T.ToByteTensor(), 1),
     ):
-        assert not T.takes_lazy_images(transforms)
-        CocoDetection(*files, transforms, False, as_tensors=True)[0]
-    assert sees.seen == [torch.Tensor] * 3
-    plain, turned = (CocoDetection(*files, t, False, as_tensors=True)[0][0] for t in (None, Upside()))
-    assert torch.equal(turned, plain.flip(1))
+        CocoDetection(*files, transforms, True, as_tensors=True)[0]
+    assert sees.seen == [Image.Image] * 3
+    assert isinstance(CocoDetection(*files, None, True, as_tensors=True)[0][0], Image.Image)
+    dataset = CocoDetection(*files, T.ToByteTensor(), True, as_tensors=True)
+    expected, _ = dataset[0]
+    dataset.prepare = Prepares(return_masks=True)
+    image, target = dataset[0]
+    assert torch.equal(image, expected) and target["width"] == image.shape[2] != image.shape[1]
+    assert target["masks"].shape[1:] == image.shape[1:]
 
 
 @pytest.mark.parametrize("image_set", ["train", "val"])
 def test_the_projects_own_need_none(image_set: str) -> None:
     assert T.takes_lazy_images(make_coco_transforms(image_set, normalize_images=False))
-    assert not T.takes_lazy_images(make_coco_transforms(image_set))
+    normalising = make_coco_transforms(image_set)
+    assert not T.takes_lazy_images(normalising) and T.takes_tensors(normalising)
 
 
 def test_a_file_that_is_no_picture_is_named_at_once(tmp_path: Path) -> None:

@@ -25,18 +25,21 @@ class NestedTensor:
         mask: bool [B, H, W], True where padded; None where nobody needs it.
         padded: False only if it is known, without looking at the device, that the mask holds no True.
             Attention then needs no mask at all.
+        described: the mask that `padded` speaks of, and how often it had been edited. See `may_be_padded`.
     """
 
     def __init__(self, tensors: Tensor, mask: Optional[Tensor], padded: bool = True):  # noqa: UP045 (script)
         self.tensors = tensors
         self.mask = mask
         self.padded = padded
+        if not torch.jit.is_scripting():
+            self.described = mask, _edits(mask)
 
     @torch.jit.unused
     def to(self, device: Any, non_blocking: bool = False) -> NestedTensor:
         """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
-        return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask, self.padded)
+        return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask, may_be_padded(self))
 
     def decompose(self):
         """The pair (tensors, mask)."""
@@ -46,10 +49,26 @@ class NestedTensor:
     def pin_memory(self) -> NestedTensor:
         """The same batch in page-locked memory (the data loader calls this under `pin_memory`)."""
         mask = None if self.mask is None else self.mask.pin_memory()
-        return NestedTensor(self.tensors.pin_memory(), mask, self.padded)
+        return NestedTensor(self.tensors.pin_memory(), mask, may_be_padded(self))
 
     def __repr__(self):
         return str(self.tensors)
+
+
+def may_be_padded(batch: Any) -> bool:
+    """Whether a batch's mask may hold a True: `padded`, unless the mask is another than that speaks of.
+
+    A class of a user's own says nothing of it, and then it may.
+    """
+    if getattr(batch, "padded", True):
+        return True
+    mask, edits = batch.described
+    return batch.mask is not mask or _edits(mask) != edits
+
+
+def _edits(mask: Tensor | None) -> int:
+    """How often a mask was written to; torch does not count under inference_mode."""
+    return 0 if mask is None or mask.is_inference() else mask._version
 
 
 def nested_tensor_from_tensor_list(tensor_list: list[Tensor]) -> NestedTensor:
@@ -63,12 +82,16 @@ def nested_tensor_from_tensor_list(tensor_list: list[Tensor]) -> NestedTensor:
         raise ValueError(f"images must all be [C, h, w] with one number of channels, not {shapes}")
     if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return _traceable_batch(list(tensor_list))
-    first = tensor_list[0]
-    height, width = _canvas([image.shape[-2:] for image in tensor_list])
-    tensors = first.new_zeros((len(tensor_list), first.shape[0], height, width))
-    mask = torch.ones((len(tensor_list), height, width), dtype=torch.bool, device=first.device)
+    return _padded_batch(tensor_list, *_canvas([image.shape[-2:] for image in tensor_list]))
+
+
+def _padded_batch(images: Sequence[Tensor], height: int, width: int) -> NestedTensor:
+    """Images on a canvas of that size."""
+    first = images[0]
+    tensors = first.new_zeros((len(images), first.shape[0], height, width))
+    mask = torch.ones((len(images), height, width), dtype=torch.bool, device=first.device)
     padded = False
-    for i, image in enumerate(tensor_list):
+    for i, image in enumerate(images):
         h, w = image.shape[-2:]
         tensors[i, :, :h, :w].copy_(image)
         mask[i, :h, :w] = False
@@ -76,8 +99,10 @@ def nested_tensor_from_tensor_list(tensor_list: list[Tensor]) -> NestedTensor:
     return NestedTensor(tensors, mask, padded)
 
 
-def _canvas(sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
-    return max(size[0] for size in sizes), max(size[1] for size in sizes)
+def _canvas(sizes: Sequence[Sequence[int]], multiple: int = 1) -> tuple[int, int]:
+    """(height, width) that hold all sizes, rounded up to a multiple of so many pixels."""
+    height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 def _traceable_batch(images: list[Tensor]) -> NestedTensor:
@@ -118,8 +143,7 @@ class ByteBatch:
 
     def __init__(self, images: Sequence[Tensor], multiple: int = 1):
         self.images = list(images)
-        height, width = (-(-side // multiple) * multiple for side in _canvas(self.sizes))
-        self.size = height, width
+        self.size = _canvas(self.sizes, multiple)
         self._laid_out: Tensor | None = None
 
     @property
@@ -207,9 +231,19 @@ def _normalise(raw: Tensor, pixels: Tensor, scale: Tensor, shift: Tensor) -> Non
 def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tuple:
     """Items (uint8 image, target) -> (ByteBatch, tuple of targets): the project's own, faster road.
 
+    Images of floats, which a user's own transforms have normalised, go the published road to a NestedTensor.
+
     Args:
         batch: as a data loader gives it.
         multiple: round the canvas up to a multiple of so many pixels; the mask knows the padding.
+
+    Raises:
+        ValueError: images of bytes and of floats in one batch.
     """
     images, *rest = zip(*batch, strict=True)
-    return ByteBatch(images, multiple), *rest
+    dtypes = {image.dtype for image in images}
+    if len(dtypes) > 1:
+        raise ValueError(f"images of several types in one batch: {', '.join(sorted(map(str, dtypes)))}")
+    if torch.uint8 in dtypes:
+        return ByteBatch(images, multiple), *rest
+    return _padded_batch(images, *_canvas([image.shape[-2:] for image in images], multiple)), *rest
