@@ -88,12 +88,42 @@ def test_objects_without_masks_matter_where_masks_are_trained(clean: CleanSet, t
     for one in made.objects:
         one.update(segmentation=[])
     write_files(made)
-    with pytest.raises(UserError, match=r"objects without a mask: annotation id 101.*and 18 faults more"):
+    with pytest.raises(UserError, match=r"boxes only: .*: 18 objects, none with a mask \(and 1 fault more"):
         check_at_start("warn", "coco", made.root, masks=True)
     for one in made.objects:
         one.update(iscrowd=1)  # crowds are not trained on
     write_files(made)
     check_at_start("warn", "coco", made.root, masks=True)
+
+
+def test_the_command_that_is_hinted_at_sees_what_training_saw(clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("polygon of two points", clean, tmp_path / "a set")
+    command = f"python -m datasets.check '{made.root}' --num_classes 4 --masks shows all"
+    with pytest.raises(UserError) as error:
+        check_at_start("warn", "coco", made.root, num_classes=4, masks=True)
+    assert str(error.value).endswith(f"({command}, and with --fix NEW_FOLDER writes a corrected copy)")
+
+
+def test_fix_is_recommended_only_where_it_helps(
+    clean: CleanSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spoil("mask elsewhere", clean, tmp_path / "set")
+    check_at_start("warn", "coco", made.root)
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert hint == f"warning: python -m datasets.check {made.root} shows all"
+    put(7, area=70000)(made)
+    write_files(made)
+    check_at_start("warn", "coco", made.root)  # of two faults, one can be mended
+    assert "with --fix NEW_FOLDER" in capsys.readouterr().err.splitlines()[-1]
+    for one in made.objects:
+        one.update(segmentation=[])
+    write_files(made)
+    with pytest.raises(UserError, match=r"\(python -m datasets.check \S+ --masks shows all\)$"):
+        check_at_start("warn", "coco", made.root, masks=True)
+    made.files[TRAIN] = "{"
+    write_files(made)
+    with pytest.raises(UserError, match=r"no valid JSON.*shows all\)$"):
+        check_at_start("warn", "coco", made.root)
 
 
 def test_headers_are_read_in_small_sets_only(

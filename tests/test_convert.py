@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import main
 from datasets.check import check_dataset, find_sources
 from datasets.convert import divide, run
 from datasets.formats.record import Object, Picture
-from tests.helpers import write_pictures
+from tests.helpers import ROOT, write_pictures
 from tests.spoiled import NAMES, TRAIN, VAL, write_clean
 from util.errors import UserError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -150,10 +151,20 @@ def test_via_there_and_back(coco, tmp_path):
     assert_same(tmp_path / "out", coco, 1e-9)
 
 
-def test_the_next_command_and_the_checks(coco, tmp_path, capsys):
+def test_the_next_command_and_the_checks(coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     source = write_via(coco, tmp_path / "via")
     assert run(["via", str(source), str(tmp_path / "clean")]) == 0
-    assert f"next: python main.py --coco_path {tmp_path / 'clean'}" in capsys.readouterr().out
+    next_step = capsys.readouterr().out.splitlines()[-1]
+    assert next_step == (
+        f"next: python main.py @recipes/finetune.args --coco_path {tmp_path / 'clean'} "
+        "--output_dir outputs/clean --finetune https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
+    )
+    parser = main.RecipeParser("main.py", parents=[main.get_args_parser()])
+    args = parser.parse_args(next_step.removeprefix("next: python main.py ").split())
+    assert (args.output_dir, args.patience, args.backbone) == ("outputs/clean", 10, "resnet50")
+    for text in (ROOT / "recipes" / "finetune.args", ROOT / "docs" / "own_data.md"):
+        assert f"--finetune {args.finetune}" in text.read_text(), text
     data = json.loads((source / "train" / "via_region_data.json").read_text())
     first = next(iter(data["_via_img_metadata"].values()))
     first["regions"][0]["shape_attributes"]["width"] = 0
@@ -162,8 +173,20 @@ def test_the_next_command_and_the_checks(coco, tmp_path, capsys):
     answer = capsys.readouterr().out
     assert "a box without width or height (1)" in answer
     assert (
-        f"next: python -m datasets.check {tmp_path / 'out'} --fix NEW_FOLDER, then python main.py" in answer
-    )
+        f"next: python -m datasets.check {tmp_path / 'out'} --fix NEW_FOLDER, then python main.py "
+        "@recipes/finetune.args --coco_path NEW_FOLDER --output_dir outputs/out --finetune https"
+    ) in answer
+
+
+def test_the_next_command_recommends_no_fix_that_does_not_help(coco, tmp_path, capsys):
+    source = write_via(coco, tmp_path / "via")
+    data = json.loads((source / "val" / "via_region_data.json").read_text())
+    for one in data["_via_img_metadata"].values():
+        one["regions"] = []
+    (source / "val" / "via_region_data.json").write_text(json.dumps(data))
+    assert run(["via", str(source), str(tmp_path / "out")]) == 2
+    answer = capsys.readouterr().out.splitlines()[-1]
+    assert answer == f"next: mend in {source} what is said above, and convert it to a new folder"
 
 
 # ---- outlines
