@@ -1,5 +1,5 @@
 # Set up and prove the project:
-#   make demo    train a small DETR on built-in pictures, evaluate it, draw it (10 minutes on two cores)
+#   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
 #   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes)
 #   make test    the tests, under 10 minutes on two cores
 #   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)

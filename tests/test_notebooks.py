@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,31 @@ def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) 
         assert file in HUB.values()
     for recipe in re.findall(r"@(recipes/\w+\.args)", text):
         assert (ROOT / recipe).is_file()
+
+
+@pytest.mark.parametrize(
+    "module, status, stops", [("datasets.check", 1, False), ("datasets.check", 2, True), ("main", 1, True)]
+)
+def test_a_command_that_fails_stops_the_notebook(
+    module: str, status: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but faults that the doctor finds, which it tells with status 1."""
+    (helper,) = (
+        "".join(cell["source"]).split("\n\n\n")[0]
+        for cell in code_cells("fine_tune_on_your_own_data")
+        if "def python(" in "".join(cell["source"])
+    )
+    script = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f"raise SystemExit({status})")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"sys": sys, "subprocess": subprocess}
+    exec(helper, names)
+    if not stops:
+        names["python"]("-m", module)
+        return
+    with pytest.raises(RuntimeError, match=f"exit status {status}: the last line above says why"):
+        names["python"]("-m", module)
 
 
 @pytest.mark.slow

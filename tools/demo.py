@@ -31,7 +31,8 @@ SHOWN_FROM = 0.8  # score
 NEXT = """What to try next:
   .venv/bin/python main.py @recipes/shapes.args --eval --resume demo/run/checkpoint.pth
   .venv/bin/python main.py @recipes/shapes.args --output_dir outputs/longer --epochs 6 --lr_drop 5
-  .venv/bin/python main.py --coco_path YOUR_DATA --output_dir outputs/mine      (COCO's layout)
+  .venv/bin/python main.py @recipes/finetune.args --coco_path YOUR_DATA --output_dir outputs/mine \\
+      --finetune PATH|URL      (of an R50; data in COCO's layout: see recipes/finetune.args)
   .venv/bin/python main.py --help"""
 NEXT_PANOPTIC = """What to try next:
   .venv/bin/python main.py @recipes/shapes_panoptic.args --eval --resume demo-panoptic/run/checkpoint.pth
