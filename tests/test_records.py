@@ -46,11 +46,14 @@ def test_beginning_at_an_epoch_drops_what_comes_again(log: Path, epoch: int) -> 
     assert epochs_in(log.parent) == list(range(min(epoch, 4)))
 
 
-def test_a_new_run_puts_an_older_log_aside(log: Path) -> None:
+def test_a_new_run_puts_an_older_log_aside(log: Path, capsys: pytest.CaptureFixture) -> None:
     before = log.read_bytes()
     assert RunRecords(log.parent).begin(0, ARGS, {}) == []
     assert not log.exists()
     assert (log.parent / "log.1.txt").read_bytes() == before
+    (told,) = capsys.readouterr().out.splitlines()
+    assert f"{log.parent} holds an earlier run: log.txt is kept as log.1.txt; its checkpoints" in told
+    assert "--resume auto" in told and "--output_dir" in told
 
 
 def test_a_log_that_needs_no_change_is_not_touched(log: Path) -> None:

@@ -58,13 +58,19 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, table.getvalue())
 
 
-def _set_aside(path: Path) -> None:
-    """Give a file, if it is there, the next free name of name.1.suffix, name.2.suffix, ..."""
-    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    if path.exists():
-        kept = next(name for name in names if not name.exists())
-        path.rename(kept)
-        print(f"an earlier run's {path} is kept as {kept.name}; --resume auto would continue that run")
+def _set_aside(folder: Path, names: Sequence[str]) -> None:
+    """Give those of an earlier run's files that are there the next free name.1.suffix, name.2.suffix, ..."""
+    kept = []
+    for path in (folder / name for name in names):
+        free = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+        if path.exists():
+            aside = next(name for name in free if not name.exists())
+            path.rename(aside)
+            kept.append(f"{path.name} is kept as {aside.name}")
+    print(
+        f"{folder} holds an earlier run: {', '.join(kept)}; its checkpoints and report will be replaced. To "
+        "keep them, stop this run now and pass another --output_dir, or continue it with --resume auto"
+    )
 
 
 def _append(path: Path, line: str) -> None:
@@ -124,9 +130,8 @@ class RunRecords:
                 leftover.unlink(missing_ok=True)
         path = None if self.folder is None else self.folder / "log.txt"
         kept: list[dict[str, Any]] = []
-        if path is not None and path.exists() and epoch == 0:
-            _set_aside(path)
-            _set_aside(path.with_name("args.json"))
+        if self.folder is not None and path is not None and path.exists() and epoch == 0:
+            _set_aside(self.folder, ("log.txt", "args.json"))
         elif path is not None and path.exists():
             text = path.read_text()
             kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]
