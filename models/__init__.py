@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import nn
+
+from util.flags import OpenDevice, completed
 
 __all__ = ["build_model"]
 
@@ -13,7 +17,7 @@ LOSSES = ("labels", "boxes", "cardinality")
 
 
 def build_model(
-    args: argparse.Namespace, is_thing: Mapping[int, bool] | None = None
+    args: Any, is_thing: Mapping[int, bool] | None = None
 ) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
     """Build what the flags describe; no file is read but for the backbone's weights.
 
@@ -21,23 +25,25 @@ def build_model(
     frozen; whoever trains loads its weights.
 
     Args:
+        args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
         is_thing: category id -> whether it is a thing, for coco_panoptic; left out, COCO's own.
 
     Returns:
-        The model, its criterion (on `args.device`), and the post-processors by name: `bbox`, and with masks
-        `segm`, and with coco_panoptic `panoptic`.
+        The model, its criterion (on `args.device`, where that is given), and the post-processors by name:
+        `bbox`, and with masks `segm`, and with coco_panoptic `panoptic`.
 
     Raises:
         ValueError: settings that do not fit together; see the modules.
     """
-    from models.backbone import build_backbone
-    from models.criterion import SetCriterion
-    from models.detr import DETR
-    from models.matcher import build_matcher
-    from models.postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, coco_is_thing
-    from models.segmentation import DETRsegm
-    from models.transformer import build_transformer
+    from .backbone import build_backbone
+    from .criterion import SetCriterion
+    from .detr import DETR
+    from .matcher import build_matcher
+    from .postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, coco_is_thing
+    from .segmentation import DETRsegm
+    from .transformer import build_transformer
 
+    args = completed(args)
     num_classes = args.num_classes or default_num_classes(args.dataset_file)
     model: nn.Module
     model = detr = DETR(
@@ -59,7 +65,8 @@ def build_model(
     criterion = SetCriterion(
         num_classes, build_matcher(args), weight_dict, args.eos_coef, losses, sync_ce=args.sync_ce
     )
-    if args.device is not None:
+    left_open = isinstance(args.device, OpenDevice) and not torch.cuda.is_available()
+    if args.device is not None and not left_open:
         criterion.to(args.device)
     return model, criterion, postprocessors
 

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 from torchvision.models import resnet
 
-from models import default_num_classes
-from models.backbone import RESNETS, STAGES, Depth
 from util.errors import UserError
+
+from . import default_num_classes
+from .resnet import RESNETS, STAGES, Depth
 
 BODY = "backbone.0.body."
 

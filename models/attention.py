@@ -6,16 +6,17 @@ Shapes: L target positions, S source positions, B batch, D width, n heads.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch.nn.modules import module as module_hooks
 
-from models.dropout import dropout, dropped_product
-from models.linear import linear
+from .dropout import dropout, dropped_product
+from .linear import linear
 
 
 class MultiheadAttention(nn.MultiheadAttention):
     """torch's module with the same parameters, initial values and result, computed by a fused kernel.
 
-    The weights, averaged over heads, are returned where a forward hook listens on this module (as the
-    published notebooks do) or `need_weights` asks for them; elsewhere they never exist in memory, and None
+    It returns the weights, too, averaged over heads. Where a caller does without them, as DETR's layers do,
+    and no forward hook listens (those of the published notebooks do), they never exist in memory, and None
     stands in their place.
     """
 
@@ -32,7 +33,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
-        need_weights: bool = False,
+        need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
@@ -42,7 +43,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             query: [L, B, D].
             key, value: [S, B, D].
             key_padding_mask: bool [B, S], True where no query may look.
-            need_weights: return the weights even if no hook listens.
+            need_weights: return the weights; where a hook listens they are returned anyhow.
             attn_mask: bool (True: may not look) or float (added), [L, S] or [B * n, L, S].
             average_attn_weights: give the weights' mean over heads.
 
@@ -50,7 +51,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             The attended values [L, B, D], and the weights, [B, L, S] or of each head [B, n, L, S], or None.
         """
         if not torch.jit.is_scripting():
-            need_weights = need_weights or len(self._forward_hooks) > 0
+            listeners = len(self._forward_hooks) + len(module_hooks._global_forward_hooks)
+            need_weights = need_weights or listeners > 0
         p = self.dropout if self.training else 0.0
         # With dropout, torch's own road on a CPU holds the weights as well, and draws more slowly.
         spelled_out = need_weights or (p > 0.0 and query.device.type == "cpu")

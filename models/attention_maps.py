@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from models.attention import MultiheadAttention
-from util.nested_tensor import NestedTensor
+from util.nested_tensor import NestedTensor, may_be_padded
+
+from .attention import MultiheadAttention
 
 
 class Attention:
@@ -60,7 +61,7 @@ class Attention:
     def _hear_backbone(self, module: nn.Module, args: tuple) -> None:
         batch: NestedTensor = args[0]
         shape_alone = batch.tensors[:, :0].clone()  # a view would keep the images
-        self._batch = NestedTensor(shape_alone, batch.mask, batch.padded)
+        self._batch = NestedTensor(shape_alone, batch.mask, may_be_padded(batch))
 
     @property
     def stride(self) -> int:

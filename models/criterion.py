@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
-from models.losses import (
+from util.distributed import get_world_size
+from util.metrics import accuracy
+
+from .losses import (
     MatchedPairs,
     box_losses,
     cardinality_error,
     classification_loss,
     mask_losses,
 )
-from models.matcher import HungarianMatcher, Matches
-from models.selection import MatchedQueries, Select, flat_index, masks_of
-from util.distributed import get_world_size
-from util.metrics import accuracy
+from .matcher import HungarianMatcher, Matches
+from .selection import MatchedQueries, Select, flat_index, masks_of
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
@@ -44,7 +46,7 @@ class SetCriterion(nn.Module):
     """Matches each image's predictions with its objects and computes the losses of the pairs.
 
     All decoder layers are matched and compared in one pass. A subclass that overrides a `loss_*` method or
-    `get_loss`, or a matcher of another class, is called once for each layer instead.
+    `get_loss`, or a matcher of another class or with hooks, is called once for each layer instead.
 
     Args:
         num_classes: C; class C is "no object".
@@ -123,10 +125,7 @@ class SetCriterion(nn.Module):
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
         """The matches of every layer, the last one's at the end."""
         layers = [*outputs.get("aux_outputs", []), outputs]
-        if (
-            isinstance(self.matcher, HungarianMatcher)
-            and type(self.matcher).forward is HungarianMatcher.forward
-        ):
+        if isinstance(self.matcher, HungarianMatcher) and _matches_unobserved(self.matcher):
             logits = torch.stack([layer["pred_logits"].detach() for layer in layers])
             boxes = torch.stack([layer["pred_boxes"].detach() for layer in layers])
             return self.matcher.match_layers(logits, boxes, targets)
@@ -327,6 +326,18 @@ class SetCriterion(nn.Module):
     def _get_tgt_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, object) of all matched pairs, to index padded targets [B, n, ...] with."""
         return flat_index([obj for _, obj in indices])
+
+
+def _matches_unobserved(matcher: HungarianMatcher) -> bool:
+    """Whether no hook, and no forward of a subclass or a user, waits to be called for every layer."""
+    return (
+        type(matcher).forward is HungarianMatcher.forward
+        and "forward" not in vars(matcher)
+        and not matcher._forward_hooks
+        and not matcher._forward_pre_hooks
+        and not module_hooks._global_forward_hooks
+        and not module_hooks._global_forward_pre_hooks
+    )
 
 
 def _named(name: str, values: Tensor, suffixes: list[str]) -> Losses:

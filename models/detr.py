@@ -3,20 +3,22 @@
 Shapes: B batch, Q queries, C classes, D width, L decoder layers, h w feature map.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-# SetCriterion and PostProcess are imported from here by users of the published code.
-from models.criterion import SetCriterion
-from models.pointwise import PointwiseConv2d
-from models.postprocess import PostProcess
 from util.amp import full_precision
-from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_tensor_list
 
-__all__ = ["DETR", "MLP", "PostProcess", "SetCriterion"]
+# SetCriterion and PostProcess are imported from here by users of the published code.
+from .criterion import SetCriterion
+from .pointwise import PointwiseConv2d
+from .postprocess import PostProcess
+from .transformer import Transformer
+
+__all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
 
 
 class Detected(NamedTuple):
@@ -84,16 +86,22 @@ class DETR(nn.Module):
         """What `forward` gives, together with what a mask head needs of how it came about."""
         features, pos = self.backbone(samples)
         last = features[-1]
-        mask = last.mask if samples.padded else None  # no padding, no mask: attention is faster without
+        mask = last.mask if self._needs_mask(last) else None
         src = self.input_proj(last.tensors)  # [B, D, h, w]
-        hs, memory = self.transformer(
-            src, mask, self.query_embed.weight, pos[-1]
-        )  # [L, B, Q, D], [B, D, h, w]
+        # [L, B, Q, D], [B, D, h, w], and whatever else a transformer of a user's own may give
+        decoded = self.transformer(src, mask, self.query_embed.weight, pos[-1])
+        hs, memory = decoded[0], decoded[1]
         logits, boxes = self._read_off(hs)  # [L, B, Q, C + 1], [L, B, Q, 4]
         out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
         if self.aux_loss:
             out["aux_outputs"] = self._earlier_layers(logits, boxes)
         return out, Detected(features, src, mask, hs[-1], memory)
+
+    def _needs_mask(self, last: NestedTensor) -> bool:
+        """No padding, no mask: attention is faster without. A transformer of a user's own always gets one."""
+        if not torch.jit.is_scripting():
+            return may_be_padded(last) or type(self.transformer).forward is not Transformer.forward
+        return last.padded
 
     def _read_off(self, hs: Tensor) -> tuple[Tensor, Tensor]:
         """The heads: [L, B, Q, D] -> logits, boxes. In float32 under autocast too: boxes need the digits."""
@@ -106,6 +114,13 @@ class DETR(nn.Module):
     @torch.jit.unused
     def _earlier_layers(self, logits, boxes):  # unannotated: TorchScript has no type for it
         return [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)]
+
+
+def build(args: Any) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
+    """`models.build_model`, by the name that forks of the published code import from here."""
+    from . import build_model
+
+    return build_model(args)
 
 
 class MLP(nn.Module):

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from models.attention_maps import Attention
-from models.predicting import Found
 from util.attention_drawing import AttentionRow, attention_sheet, panel, with_point
 from util.segment_drawing import draw_panoptic
 from util.visualize import draw_detections
+
+from .attention_maps import Attention
+from .predicting import Found
 
 MOST_ROWS = 10  # detections whose attention is drawn
 

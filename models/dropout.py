@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import relu
 
-from models.eager import in_transform, is_batch_of_gradients
+from .eager import in_transform, is_batch_of_gradients
 
 VALUES = 1 << 16  # of an int16
 _WORDS = {torch.float64: torch.int64, torch.float32: torch.int32} | dict.fromkeys(

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.exportable import AXES, Exportable
 from util.errors import UserError
+
+from .exportable import AXES, Exportable
 
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.postprocess import scored_boxes
-from models.segmentation import DETRsegm
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+
+from .postprocess import scored_boxes
+from .segmentation import DETRsegm
 
 AXES: dict[str, dict[int, str]] = {
     "images": {0: "batch", 2: "height", 3: "width"},

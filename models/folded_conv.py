@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, relu
 
-from models.eager import in_transform
-from models.linear import has_onednn
-from models.pointwise import gains_by_dilation
+from .eager import in_transform
+from .linear import has_onednn
+from .pointwise import gains_by_dilation
 
 Geometry = tuple[Any, Any, Any, int]
 """Stride, padding, dilation (two numbers each), groups."""

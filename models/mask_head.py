@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, relu
 
-from models.pointwise import PointwiseConv2d, pointwise
+from .pointwise import PointwiseConv2d, pointwise
 
 GROUPS = 8  # of every GroupNorm
 

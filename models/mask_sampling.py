@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from models.selection import Outputs, masks_of, to_device
+from .selection import Outputs, masks_of, to_device
 
 Size = tuple[int, int]  # height, width
 STRIDE = 4  # of the masks

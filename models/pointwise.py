@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from models.linear import suits_onednn
+from .linear import suits_onednn
 
 SMALL = 20_480  # numbers; an image of fewer is not given to oneDNN, dilated or not
 

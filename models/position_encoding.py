@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from util.errors import UserError
 from util.nested_tensor import NestedTensor
 
 
@@ -61,6 +62,10 @@ class PositionEmbeddingSine(nn.Module):
         return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=4).flatten(3)
 
 
+class TableTooSmall(UserError, ValueError):
+    """An image is too large for learned positions."""
+
+
 class PositionEmbeddingLearned(nn.Module):
     """One learned vector for each of the first 50 rows and columns of the feature map.
 
@@ -79,14 +84,15 @@ class PositionEmbeddingLearned(nn.Module):
         """Features [B, C, h, w] -> [B, 2 * num_pos_feats, h, w], x before y.
 
         Raises:
-            ValueError: the feature map has more rows or columns than the tables.
+            TableTooSmall: the feature map has more rows or columns than the tables.
         """
         batch, height, width = (tensor_list.tensors.shape[i] for i in (0, -2, -1))
         rows, columns = self.row_embed.num_embeddings, self.col_embed.num_embeddings
         if height > rows or width > columns:
-            raise ValueError(
+            raise TableTooSmall(
                 f"a feature map of {height} x {width} cells is larger than the learned position tables "
-                f"({rows} x {columns}): use smaller images or --position_embedding sine"
+                f"({rows} x {columns}): pass a smaller --max_size, or --eval_scale in evaluation, or "
+                "--position_embedding sine"
             )
         x = self.col_embed.weight[:width]  # [w, D/2]
         y = self.row_embed.weight[:height]  # [h, D/2]

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.mask_sampling import resampled
-from models.segment_maps import (
+from util.box_ops import box_cxcywh_to_xyxy
+
+from .mask_sampling import resampled
+from .segment_maps import (
     coco_rle,
     instance_maps,
     logit,
@@ -22,8 +24,7 @@ from models.segment_maps import (
     panoptic_queries,
     semantic_maps,
 )
-from models.selection import Outputs, Selection
-from util.box_ops import box_cxcywh_to_xyxy
+from .selection import Outputs, Selection
 
 __all__ = [
     "PostProcess",

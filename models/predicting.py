@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.segment_maps import PanopticMap, coco_rle, panoptic_maps, panoptic_queries
-from models.selection import Outputs, Selection, confident_queries, masks_of
-from models.trained import TrainedModel
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
+
+from .segment_maps import PanopticMap, coco_rle, panoptic_maps, panoptic_queries
+from .selection import Outputs, Selection, confident_queries, masks_of
+from .trained import TrainedModel
 
 BOXES, MASKS, PANOPTIC = "boxes", "masks", "panoptic"
 THRESHOLD = 0.7

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_tensor_list
+
 # The losses and post-processors are imported from here by users of the published code.
-from models.detr import DETR, Detected
-from models.losses import dice_loss, sigmoid_focal_loss
-from models.mask_head import MaskHeadSmallConv, MHAttentionMap
-from models.postprocess import PostProcessPanoptic, PostProcessSegm
-from models.selection import flat_index
-from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+from .detr import DETR, Detected
+from .losses import dice_loss, sigmoid_focal_loss
+from .mask_head import MaskHeadSmallConv, MHAttentionMap
+from .postprocess import PostProcessPanoptic, PostProcessSegm
+from .selection import flat_index
 
 __all__ = [
     "DETRsegm",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 FPN_STAGES = 3  # the head grows over the backbone's maps at strides 16, 8 and 4
+CHANNELS = [256, 512, 1024, 2048]  # of the published ResNets' stages, where a backbone does not tell its own
 
 
 class DETRsegm(nn.Module):
@@ -85,7 +87,7 @@ class DETRsegm(nn.Module):
         out, detected = self.detr.detect(samples)
         attention = self.bbox_attention(detected.hs, detected.memory, mask=detected.mask)  # [B, Q, n, ., .]
         if not torch.jit.is_scripting():
-            canvas = tuple(samples.tensors.shape[-2:]) if samples.padded else None
+            canvas = tuple(samples.tensors.shape[-2:]) if may_be_padded(samples) else None
             out["canvas"] = canvas  # type: ignore[assignment]
             if select is not None:
                 selected = out["selected"] = select(out)
@@ -105,10 +107,11 @@ class DETRsegm(nn.Module):
 def _fpn_widths(backbone: Any) -> list[int]:
     """Channels of the maps that the head grows over, coarse to fine."""
     body = backbone[0]
-    if not body.return_interm_layers:
+    if not getattr(body, "return_interm_layers", True):
         raise ValueError("masks need the maps of all stages: a backbone with return_interm_layers=True")
-    if len(body.channels) < FPN_STAGES:
+    channels = getattr(body, "channels", CHANNELS)
+    if len(channels) < FPN_STAGES:
         raise ValueError(
-            f"masks need a backbone of at least {FPN_STAGES} stages, and this one has {len(body.channels)}"
+            f"masks need a backbone of at least {FPN_STAGES} stages, and this one has {len(channels)}"
         )
-    return body.channels[FPN_STAGES - 1 :: -1]
+    return channels[FPN_STAGES - 1 :: -1]

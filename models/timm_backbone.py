@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.backbone import BackboneBase
-from models.timm_weights import PREFIX, create, create_with_weights
 from util.distributed import is_main_process
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
+
+from .backbone import BackboneBase
+from .timm_weights import PREFIX, create, create_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,15 +20,16 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from models import build_model
-from models.architecture import fitting_resnets, settings_from_weights
-from models.backbone import RESNETS
-from models.finetune import detector_state
-from models.postprocess import coco_is_thing
 from util import coco_names
 from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
 from util.device import resolve_device
 from util.errors import UserError
+
+from . import build_model
+from .architecture import fitting_resnets, settings_from_weights
+from .finetune import detector_state
+from .postprocess import coco_is_thing
+from .resnet import RESNETS
 
 PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
 
@@ -102,7 +103,7 @@ def load_trained(
         UserError: there is no such file or name, it holds no DETR, or not the averaged weights that are
             asked for, or an override does not fit it.
     """
-    device = resolve_device(device if device is None else str(device))
+    device = resolve_device(str(device) if isinstance(device, torch.device) else device)
     source = str(source)
     checkpoint = load_checkpoint(_location(source))
     if ema and "ema" not in checkpoint:

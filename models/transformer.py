@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, relu
 
-from models.attention import MultiheadAttention
-from models.dropout import Dropout
-from models.linear import Linear
-from models.recomputation import recomputed
+from .attention import MultiheadAttention
+from .dropout import Dropout
+from .linear import Linear
+from .recomputation import recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "glu": glu}
 
@@ -63,11 +63,15 @@ class Transformer(nn.Module):
             nn.LayerNorm(d_model),
             return_intermediate_dec,
         )
+        self.d_model = d_model
+        self.nhead = nhead
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """Initial values; a subclass may have others."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        self.d_model = d_model
-        self.nhead = nhead
 
     def forward(
         self, src: Tensor, mask: Tensor | None, query_embed: Tensor, pos_embed: Tensor
@@ -110,7 +114,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, encoder_layer: nn.Module, num_layers: int, norm: nn.Module | None = None):
         super().__init__()
-        self.layers = _copies(encoder_layer, num_layers)
+        self.layers = _get_clones(encoder_layer, num_layers)
         self.num_layers = num_layers
         self.norm = norm
         self.grad_checkpoint = False
@@ -150,7 +154,7 @@ class TransformerDecoder(nn.Module):
         return_intermediate: bool = False,
     ):
         super().__init__()
-        self.layers = _copies(decoder_layer, num_layers)
+        self.layers = _get_clones(decoder_layer, num_layers)
         self.num_layers = num_layers
         self.norm = norm
         self.return_intermediate = return_intermediate
@@ -185,7 +189,11 @@ class TransformerDecoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention, a feed-forward network, and the norms' place."""
+    """What encoder and decoder layers share: self-attention, a feed-forward network, and the norms' place.
+
+    A layer is computed by `forward_pre`, norms in front of each sub-layer, or by `forward_post`, norms behind
+    the residual sums. A subclass may override either, and how positions are added (`with_pos_embed`).
+    """
 
     def __init__(
         self,
@@ -198,8 +206,6 @@ class _Layer(nn.Module):
         cross_attention: bool,
     ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r}: not one of {', '.join(ACTIVATIONS)}")
         # The order of registration is the order of parameters in optimizers, those in old checkpoints too.
         self.self_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
         if cross_attention:
@@ -207,8 +213,20 @@ class _Layer(nn.Module):
         self.linear1 = Linear(d_model, dim_feedforward)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = _get_activation_fn(activation)
         self.normalize_before = normalize_before
+
+    def with_pos_embed(self, tensor: Tensor, pos: Tensor | None) -> Tensor:
+        """The sum; the tensor itself where there is no position embedding."""
+        return tensor if pos is None else tensor + pos
+
+    def _attend_to_itself(
+        self, x: Tensor, pos: Tensor | None, mask: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
+        q = k = self.with_pos_embed(x, pos)
+        if not torch.jit.is_scripting():
+            return _attended(self.self_attn, q, k, x, mask, padding)
+        return self.self_attn(q, k, x, key_padding_mask=padding, need_weights=False, attn_mask=mask)[0]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.linear1(x)
@@ -244,14 +262,35 @@ class TransformerEncoderLayer(_Layer):
         pos: Tensor | None = None,
     ) -> Tensor:
         """[S, B, D] -> [S, B, D]."""
-        x = self.norm1(src) if self.normalize_before else src
-        q = k = _add(x, pos)
-        attended = self.self_attn(q, k, x, key_padding_mask=src_key_padding_mask, attn_mask=src_mask)[0]
-        src = src + self.dropout1(attended)
-        if self.normalize_before:
-            return src + self.dropout2(self._feed_forward(self.norm2(src)))
-        src = self.norm1(src)
+        return (
+            self.forward_pre(src, src_mask, src_key_padding_mask, pos)
+            if self.normalize_before
+            else self.forward_post(src, src_mask, src_key_padding_mask, pos)
+        )
+
+    def forward_post(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+    ) -> Tensor:
+        """[S, B, D] -> [S, B, D]."""
+        attended = self._attend_to_itself(src, pos, src_mask, src_key_padding_mask)
+        src = self.norm1(src + self.dropout1(attended))
         return self.norm2(src + self.dropout2(self._feed_forward(src)))
+
+    def forward_pre(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+    ) -> Tensor:
+        """[S, B, D] -> [S, B, D]."""
+        attended = self._attend_to_itself(self.norm1(src), pos, src_mask, src_key_padding_mask)
+        src = src + self.dropout1(attended)
+        return src + self.dropout2(self._feed_forward(self.norm2(src)))
 
 
 class TransformerDecoderLayer(_Layer):
@@ -286,37 +325,92 @@ class TransformerDecoderLayer(_Layer):
         query_pos: Tensor | None = None,
     ) -> Tensor:
         """Queries [Q, B, D] and memory [S, B, D] -> [Q, B, D]."""
-        before = self.normalize_before
-        x = self.norm1(tgt) if before else tgt
-        q = k = _add(x, query_pos)
-        attended = self.self_attn(q, k, x, key_padding_mask=tgt_key_padding_mask, attn_mask=tgt_mask)[0]
+        masks = tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+        return (
+            self.forward_pre(tgt, memory, *masks, pos, query_pos)
+            if self.normalize_before
+            else self.forward_post(tgt, memory, *masks, pos, query_pos)
+        )
+
+    def forward_post(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [Q, B, D] and memory [S, B, D] -> [Q, B, D]."""
+        attended = self._attend_to_itself(tgt, query_pos, tgt_mask, tgt_key_padding_mask)
+        tgt = self.norm1(tgt + self.dropout1(attended))
+        attended = self._attend_to_memory(tgt, query_pos, memory, pos, memory_mask, memory_key_padding_mask)
+        tgt = self.norm2(tgt + self.dropout2(attended))
+        return self.norm3(tgt + self.dropout3(self._feed_forward(tgt)))
+
+    def forward_pre(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [Q, B, D] and memory [S, B, D] -> [Q, B, D]."""
+        attended = self._attend_to_itself(self.norm1(tgt), query_pos, tgt_mask, tgt_key_padding_mask)
         tgt = tgt + self.dropout1(attended)
-        if not before:
-            tgt = self.norm1(tgt)
-
-        x = self.norm2(tgt) if before else tgt
-        attended = self.multihead_attn(
-            _add(x, query_pos),
-            _add(memory, pos),
-            memory,
-            key_padding_mask=memory_key_padding_mask,
-            attn_mask=memory_mask,
-        )[0]
+        x = self.norm2(tgt)
+        attended = self._attend_to_memory(x, query_pos, memory, pos, memory_mask, memory_key_padding_mask)
         tgt = tgt + self.dropout2(attended)
-        if not before:
-            tgt = self.norm2(tgt)
+        return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
 
-        x = self.norm3(tgt) if before else tgt
-        tgt = tgt + self.dropout3(self._feed_forward(x))
-        return tgt if before else self.norm3(tgt)
+    def _attend_to_memory(
+        self,
+        x: Tensor,
+        query_pos: Tensor | None,
+        memory: Tensor,
+        pos: Tensor | None,
+        mask: Tensor | None,
+        padding: Tensor | None,
+    ) -> Tensor:
+        q, k = self.with_pos_embed(x, query_pos), self.with_pos_embed(memory, pos)
+        if not torch.jit.is_scripting():
+            return _attended(self.multihead_attn, q, k, memory, mask, padding)
+        return self.multihead_attn(
+            q, k, memory, key_padding_mask=padding, need_weights=False, attn_mask=mask
+        )[0]
 
 
-def _add(x: Tensor, pos: Tensor | None) -> Tensor:
-    return x if pos is None else x + pos
+def _attended(
+    attention: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    padding: Tensor | None,
+) -> Tensor:
+    """The values; the weights, which stay unread, are asked for where an attention is not the project's own.
+
+    A user's own module may know no such argument, and a hook on torch's would otherwise find no weights.
+    """
+    if type(attention).forward is MultiheadAttention.forward and "forward" not in vars(attention):
+        return attention(query, key, value, key_padding_mask=padding, need_weights=False, attn_mask=mask)[0]
+    return attention(query, key, value, key_padding_mask=padding, attn_mask=mask)[0]
 
 
-def _copies(layer: nn.Module, n: int) -> nn.ModuleList:
-    return nn.ModuleList(copy.deepcopy(layer) for _ in range(n))
+def _get_clones(module: nn.Module, n: int) -> nn.ModuleList:
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(n))
+
+
+def _get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
 
 
 def build_transformer(args: argparse.Namespace) -> Transformer:

@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d
 from torch.overrides import TorchFunctionMode
 
 import engine
-from models.backbone import FoldedConv2d
+from models.resnet import FoldedConv2d
 from models.transformer import Transformer
 from tests import mask_model
 from tests.helpers import load, read_log, run

@@ -86,13 +86,13 @@ def test_a_hook_sees_weights_averaged_over_heads(mask):
     ours, theirs = pair()
     arguments = inputs("apart")
     options = masks(mask, TARGETS, SOURCES)
-    plain, nothing = ours(*arguments, **options)
+    plain, nothing = ours(*arguments, need_weights=False, **options)
     assert nothing is None
     seen = []
     handle = ours.register_forward_hook(lambda module, args, output: seen.append(output))
-    hooked, weights = ours(*arguments, **options)
+    hooked, weights = ours(*arguments, need_weights=False, **options)
     handle.remove()
-    assert ours(*arguments, **options)[1] is None and len(seen) == 1
+    assert ours(*arguments, need_weights=False, **options)[1] is None and len(seen) == 1
     assert seen[0][1] is weights and weights.shape == (BATCH, TARGETS, SOURCES)
     torch.testing.assert_close(weights, theirs(*arguments, **options)[1])
     torch.testing.assert_close(weights.sum(2), torch.ones(BATCH, TARGETS).double())
@@ -102,15 +102,33 @@ def test_a_hook_sees_weights_averaged_over_heads(mask):
         assert not weights[hidden].any()
 
 
+def test_weights_come_by_default_as_from_torch():
+    ours, theirs = pair()
+    query, key, value = inputs("apart")
+    weights = ours(query=query, key=key, value=value)[1]
+    torch.testing.assert_close(weights, theirs(query=query, key=key, value=value)[1])
+
+
+def test_a_hook_for_all_modules_sees_weights():
+    ours, theirs = pair()
+    seen = []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(output) if module is ours else None
+    )
+    ours(*inputs("apart"), need_weights=False)
+    handle.remove()
+    torch.testing.assert_close(seen[0][1], theirs(*inputs("apart"))[1])
+
+
 def test_weights_are_not_computed_when_nobody_looks(monkeypatch):
     def looked(*args, **kwargs):
         raise AssertionError("the weights were computed")
 
     ours, _ = pair()
     monkeypatch.setattr(models.attention, "softmax", looked)
-    ours(*inputs("apart"))
+    ours(*inputs("apart"), need_weights=False)
     with pytest.raises(AssertionError, match="the weights were computed"):
-        ours(*inputs("apart"), need_weights=True)
+        ours(*inputs("apart"))
 
 
 @pytest.mark.parametrize("need_weights", [True, False])

@@ -1,22 +1,16 @@
 """The backbone against torchvision's ResNets: folded norms, shapes, what trains, masks of its batches."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torchvision.models import resnet
 
-from models.backbone import (
-    RESNETS,
-    Backbone,
-    BackboneBase,
-    FoldedBottleneck,
-    FoldedConv2d,
-    FrozenBatchNorm2d,
-    Joiner,
-    build_backbone,
-)
+from models.backbone import Backbone, BackboneBase, FrozenBatchNorm2d, Joiner, build_backbone
 from models.position_encoding import PositionEmbeddingSine
+from models.resnet import RESNETS, FoldedBasicBlock, FoldedBottleneck, FoldedConv2d, FoldedStage
 from tests.reference.settings import parse
 from tests.reference.streams import fill_state
 from util.errors import UserError
@@ -245,13 +239,14 @@ def test_a_batch_may_come_in_either_memory_layout():
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_joiner_embeds_the_last_map():
+def test_joiner_embeds_every_map_that_is_asked_for():
     joiner = Joiner(backbone(interm=True, stages=3).eval(), PositionEmbeddingSine(4, normalize=True))
     assert joiner.num_channels == 256
     features, positions = joiner(image_batch((32, 64), (20, 40)))
     assert [tuple(each.tensors.shape[1:]) for each in features] == [(64, 8, 16), (128, 4, 8), (256, 2, 4)]
-    assert len(positions) == 1
-    assert torch.equal(positions[0], joiner[1](features[-1]))
+    for feature_map, position in zip(features, positions, strict=True):
+        assert torch.equal(position, joiner[1](feature_map))
+    assert torch.equal(positions[-1], joiner[1](features[-1])) and len(positions[1:]) == 2
     half = NestedTensor(torch.zeros(1, 4, 2, 2).bfloat16(), torch.zeros(1, 2, 2, dtype=torch.bool))
     assert Joiner(Constant(half), joiner[1])(half)[1][0].dtype == torch.bfloat16
 
@@ -309,3 +304,188 @@ def test_base_takes_stages_out_of_a_plain_resnet():
     trains = {name.split(".")[1] for name, p in base.named_parameters() if p.requires_grad}
     assert trains == {"layer2", "layer3", "layer4"}
     assert list(BackboneBase(plain, True, 512, True)(batch)) == ["0", "1", "2", "3"]
+
+
+# --- Other modules in its place, and hooks ------------------------------------------------------------
+
+
+def with_torchvisions(name="resnet18"):
+    """Our body and torchvision's network with the same weights, both in float64, and two images."""
+    ours = backbone(name).body.double()
+    fill_state(ours, 0)
+    theirs = torchvision.models.get_model(name, norm_layer=torchvision.ops.FrozenBatchNorm2d).double()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    return ours, theirs, torch.randn(2, 3, 64, 64, dtype=torch.float64)
+
+
+def assert_same_maps(ours, theirs, images):
+    torch.testing.assert_close(ours(images)["0"], layer4_of(theirs, images))
+    with torch.no_grad():  # the road on which blocks overwrite their shortcuts
+        torch.testing.assert_close(ours.eval()(images)["0"], layer4_of(theirs.eval(), images))
+
+
+REPLACED = {
+    "conv1": lambda: nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+    "bn1": lambda: nn.BatchNorm2d(64),
+    "relu": nn.SiLU,
+    "layer1.0.conv2": lambda: nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+    "layer2.0.bn2": lambda: nn.GroupNorm(8, 128),
+    "layer2.1.relu": nn.SiLU,
+    "layer2.0.downsample.1": lambda: nn.BatchNorm2d(128),
+    "layer3.0.downsample": lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(128, 256, 1)),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_another_module_in_a_childs_place_is_computed(name):
+    torch.manual_seed(0)
+    ours, theirs, images = with_torchvisions()
+    before = copy.deepcopy(ours)
+    module = REPLACED[name]().double()
+    for network in (ours, theirs):
+        network.set_submodule(name, copy.deepcopy(module))
+    assert_same_maps(ours, theirs, images)
+    assert not torch.allclose(ours(images)["0"], before(images)["0"])
+
+
+def test_the_bottlenecks_children_may_be_replaced_too():
+    ours, theirs, images = with_torchvisions("resnet50")
+    for name, width in (("layer1.0.bn3", 256), ("layer4.2.bn1", 512)):
+        for network in (ours, theirs):
+            network.set_submodule(name, nn.BatchNorm2d(width).double())
+    assert_same_maps(ours, theirs, images)
+
+
+def test_a_function_in_place_of_forward_is_called():
+    ours, _, images = with_torchvisions()
+    expected = ours(images)["0"]
+    plain = ours.layer1[0].conv2.forward
+    ours.layer1[0].conv2.forward = lambda x: plain(-x)
+    assert not torch.allclose(ours(images)["0"], expected)
+    ours.layer1[0].conv2.forward = lambda x: plain(x)
+    torch.testing.assert_close(ours(images)["0"], expected)
+
+
+class Keeping(nn.ReLU):
+    """A user's module that holds on to what it gives."""
+
+    def forward(self, x):
+        self.kept = super().forward(x)
+        self.copy = self.kept.clone()
+        return self.kept
+
+
+@torch.no_grad()
+def test_what_a_users_module_holds_is_not_overwritten():
+    body = backbone(stages=1).body.eval()
+    body.layer1[0].relu = Keeping()
+    body(image_batch((32, 48)).tensors)
+    assert torch.equal(body.layer1[0].relu.kept, body.layer1[0].relu.copy)
+
+    shortcut = nn.Sequential(resnet.conv1x1(16, 16), FrozenBatchNorm2d(16))
+    block = FoldedBasicBlock(16, 16, 1, shortcut, norm_layer=FrozenBatchNorm2d)
+    stage = FoldedStage(block).eval()
+    for name in ("downsample.0", "downsample.1"):
+        block.set_submodule(name, nn.Identity())
+    x = torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last)
+    given = x.clone()
+    stage(x)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_images_may_have_a_fourth_channel():
+    module = backbone(stages=2)
+    rgb, depth = image_batch((32, 48)).tensors, torch.randn(1, 1, 32, 48)
+    expected = module.body(rgb)["0"]
+    wider = nn.Conv2d(4, 64, 7, 2, 3, bias=False)
+    wider.weight.data = torch.cat([module.body.conv1.weight.data, torch.zeros(64, 1, 7, 7)], 1)
+    module.body.conv1 = wider
+    images = torch.cat([rgb, depth], 1)
+    torch.testing.assert_close(module.body(images)["0"], expected)
+    torch.testing.assert_close(torch.jit.script(module.body)(images)["0"], expected)
+    out = module(NestedTensor(images, torch.zeros(1, 32, 48, dtype=torch.bool)))["0"].tensors
+    out.sum().backward()
+    assert wider.weight.grad is not None
+
+
+@pytest.mark.parametrize("replaced", [None, "conv1", "layer1.0.conv1", "layer2.0.downsample.0"])
+def test_compiled_to_one_graph_whatever_stands_in_it(replaced):
+    torch.manual_seed(0)
+    body = backbone(stages=2).body
+    if replaced:
+        folded = body.get_submodule(replaced)
+        channels, side = (folded.in_channels, folded.out_channels), folded.kernel_size
+        body.set_submodule(replaced, nn.Conv2d(*channels, side, folded.stride, folded.padding))
+    images = image_batch((32, 48)).tensors
+    torch._dynamo.reset()
+    compiled = torch.compile(body, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images)["0"], body(images)["0"])
+
+
+def heard(network, kind, classes):
+    """A dict that fills with what hooks of this kind are told last by each module of these classes."""
+    seen = {}
+
+    def hook_of(name):
+        def hook(module, *told):
+            last = told[-1] if isinstance(told[-1], torch.Tensor) else told[-1][0]
+            seen[name] = last.clone()  # relu overwrites what a norm gives
+
+        return hook
+
+    for name, module in network.named_modules():
+        if isinstance(module, classes):
+            getattr(module, f"register_{kind}_hook")(hook_of(name))
+    return seen
+
+
+NORMS = FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d
+
+
+@pytest.mark.parametrize("name, modules", [("resnet18", 40), ("resnet50", 106)])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_hook_sees_what_torchvisions_module_takes_and_gives(kind, name, modules):
+    ours, theirs, images = with_torchvisions(name)
+    plain = ours(images)["0"]
+    seen = [heard(network, kind, (nn.Conv2d, *NORMS)) for network in (ours, theirs)]
+    torch.testing.assert_close(ours(images)["0"], plain)
+    theirs(images)
+    assert len(seen[0]) == modules
+    torch.testing.assert_close(*seen)
+
+
+@pytest.mark.parametrize("name, modules", [("resnet18", 20), ("resnet50", 53)])
+@pytest.mark.parametrize("kind", ["full_backward", "full_backward_pre"])
+def test_a_backward_hook_on_a_convolution_sees_torchvisions_gradients(kind, name, modules):
+    ours, theirs, images = with_torchvisions(name)
+    ours.requires_grad_(True)
+    images.requires_grad_(True)
+    seen = [heard(network, kind, nn.Conv2d) for network in (ours, theirs)]
+    maps = [ours(images)["0"], layer4_of(theirs, images)]
+    weighting = torch.randn_like(maps[0])
+    for each in maps:
+        (each * weighting).sum().backward()
+    assert len(seen[0]) == modules
+    torch.testing.assert_close(*seen)
+
+
+def test_a_hook_for_all_modules_sees_every_convolution_and_norm():
+    ours, theirs, images = with_torchvisions()
+    calls = []
+    for network in (ours, theirs):
+        seen: list[bool] = []
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(isinstance(module, (nn.Conv2d, *NORMS)))
+        )
+        network(images)
+        handle.remove()
+        calls.append(sum(seen))
+    assert calls == [40, 40]
+
+
+def test_a_folded_convolution_alone_is_a_plain_one():
+    body = backbone(stages=1).body
+    x = torch.randn(1, 3, 16, 16)
+    expected = nn.functional.conv2d(x, body.conv1.weight, None, stride=2, padding=3)
+    torch.testing.assert_close(body.conv1(x), expected, rtol=0, atol=0)

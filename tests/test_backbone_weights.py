@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from models.backbone import RESNETS, Backbone
+from models.backbone import Backbone
+from models.resnet import RESNETS
 from tests.file_server import forbid_network, serving, url_without_server
 from tests.reference.streams import fill_state
 from util.errors import UserError

@@ -166,6 +166,41 @@ def test_a_matcher_may_find_other_numbers_of_pairs_in_each_layer():
     assert_same(losses, layer_by_layer(outputs, targets, Thrifty(), 6))
 
 
+@pytest.mark.parametrize("hooks", ["own", "global"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_hooks_on_the_matcher_hear_of_every_layer(kind, hooks):
+    targets = make_targets((2, 4))
+    outputs, _ = make_outputs(2)
+    criterion = make_criterion()
+    expected = criterion(outputs, targets)
+    heard = []
+
+    def hook(module, *told):
+        if module is criterion.matcher:
+            heard.append(told)
+
+    register = {
+        "own": getattr(criterion.matcher, f"register_{kind}_hook"),
+        "global": getattr(nn.modules.module, f"register_module_{kind}_hook"),
+    }[hooks]
+    handle = register(hook)
+    losses = criterion(outputs, targets)
+    handle.remove()
+    assert len(heard) == LAYERS
+    assert all(given[0][1] is targets and "aux_outputs" not in given[0][0] for given in heard)
+    assert_same(losses, expected)
+    criterion(outputs, targets)
+    assert len(heard) == LAYERS
+
+
+def test_a_function_in_place_of_the_matchers_forward_is_called():
+    targets = make_targets((2, 4))
+    outputs, _ = make_outputs(2)
+    criterion = make_criterion()
+    criterion.matcher.forward = InOrder().forward
+    assert_same(criterion(outputs, targets), layer_by_layer(outputs, targets, InOrder(), 6))
+
+
 def test_matches_found_before_are_used():
     targets = make_targets((2, 4))
     outputs, _ = make_outputs(2)

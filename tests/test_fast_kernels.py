@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from models.backbone import RESNETS, ResNetBody
 from models.dropout import Dropout, dropout, dropped_product, relu_dropout
 from models.folded_conv import Geometry, added_to_shortcut, folded_conv2d
 from models.linear import Linear, linear
 from models.pointwise import PointwiseConv2d
+from models.resnet import RESNETS, ResNetBody
 from models.transformer import TransformerEncoderLayer
 
 
@@ -302,7 +302,7 @@ def test_a_stage_overwrites_what_its_blocks_alone_hold(stage: Any, monkeypatch: 
         spared.append(given[-1])
         return added_to_shortcut(*given)
 
-    monkeypatch.setattr("models.backbone.added_to_shortcut", recording)
+    monkeypatch.setattr("models.resnet.added_to_shortcut", recording)
     with torch.no_grad():
         torch.testing.assert_close(blocks(x), expected[-1])
     assert torch.equal(x, expected[0]) and all(spared) and len(spared) == len(blocks)

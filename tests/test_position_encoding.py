@@ -8,6 +8,7 @@ import torch
 from models.position_encoding import (
     PositionEmbeddingLearned,
     PositionEmbeddingSine,
+    TableTooSmall,
     build_position_encoding,
 )
 from tests.reference.settings import parse
@@ -101,7 +102,7 @@ def test_learned_tables_train_and_start_uniform():
 @pytest.mark.parametrize("canvas", [(51, 3), (3, 51)])
 def test_learned_tables_end_at_50_cells(canvas):
     expected = f"{canvas[0]} x {canvas[1]} cells is larger than .*50 x 50.*--position_embedding sine"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(TableTooSmall, match=expected):
         PositionEmbeddingLearned(4)(batch_of((2, 2), canvas=canvas))
 
 

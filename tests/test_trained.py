@@ -14,7 +14,8 @@ import hubconf
 import main
 from models import default_num_classes, trained
 from models.architecture import fitting_resnets, settings_from_weights
-from models.backbone import RESNETS, Backbone
+from models.backbone import Backbone
+from models.resnet import RESNETS
 from models.trained import HUB, PUBLISHED, SETTINGS, load_trained
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL
 from tests.mask_model import SMALL as SMALL_MASKS

@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+import models.attention
 from models.transformer import (
+    ACTIVATIONS,
     Transformer,
     TransformerDecoder,
     TransformerDecoderLayer,
     TransformerEncoder,
     TransformerEncoderLayer,
+    _get_activation_fn,
+    _get_clones,
     build_transformer,
 )
 from tests.reference.settings import parse
@@ -190,6 +194,145 @@ def test_parameters_keep_the_order_of_old_optimizer_states():
     assert [name for name, _ in decoder.named_parameters()] == expected(["self_attn", "multihead_attn"])
     for module in (encoder, decoder):
         assert {name for name, _ in module.named_parameters()} == set(module.state_dict())
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_layer_is_computed_by_the_method_of_its_kind(before):
+    """Forks override these methods, with their published arguments."""
+
+    class Encoder(TransformerEncoderLayer):
+        def forward_post(self, src, src_mask=None, src_key_padding_mask=None, pos=None):
+            return "post", src, src_mask, src_key_padding_mask, pos
+
+        def forward_pre(self, src, src_mask=None, src_key_padding_mask=None, pos=None):
+            return "pre", src, src_mask, src_key_padding_mask, pos
+
+    class Decoder(TransformerDecoderLayer):
+        def forward_post(self, *arguments):
+            return "post", *arguments
+
+        def forward_pre(self, *arguments):
+            return "pre", *arguments
+
+    kind = "pre" if before else "post"
+    encoder, decoder = (layer(D, HEADS, normalize_before=before) for layer in (Encoder, Decoder))
+    masks = {"src_mask": "mask", "src_key_padding_mask": "padding"}
+    assert encoder("src", pos="pos", **masks) == (kind, "src", "mask", "padding", "pos")
+    names = ["tgt_mask", "memory_mask", "tgt_key_padding_mask", "memory_key_padding_mask", "pos", "query_pos"]
+    given = dict(zip(names, names, strict=True))
+    assert decoder("tgt", "memory", **given) == (kind, "tgt", "memory", *names)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_either_kind_of_computation_can_be_called(before):
+    src, tgt, pos, query_pos = sequences(CELLS, QUERIES, CELLS, QUERIES)
+    encoder = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=not before))
+    decoder = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=not before))
+    name = "forward_pre" if before else "forward_post"
+    memory = getattr(encoder, name)(src, pos=pos)
+    hs = getattr(decoder, name)(tgt, memory, pos=pos, query_pos=query_pos)
+    assert not torch.allclose(encoder(src, pos=pos), memory)
+    encoder.normalize_before = decoder.normalize_before = before
+    assert torch.equal(encoder(src, pos=pos), memory)
+    assert torch.equal(decoder(tgt, memory, pos=pos, query_pos=query_pos), hs)
+
+
+@pytest.mark.parametrize("kind", [TransformerEncoderLayer, TransformerDecoderLayer])
+def test_a_subclass_may_add_positions_its_own_way(kind):
+    def with_doubled(self, tensor, pos):
+        return tensor + 2 * pos
+
+    src, pos, tgt, query_pos = sequences(CELLS, CELLS, QUERIES, QUERIES)
+    plain = filled(kind(D, HEADS, INNER, dropout=0.0))
+    doubling = type("Doubling", (kind,), {"with_pos_embed": with_doubled})(
+        D, HEADS, INNER, dropout=0.0
+    ).double()
+    doubling.load_state_dict(plain.state_dict())
+    if kind is TransformerEncoderLayer:
+        assert torch.equal(doubling(src, pos=pos), plain(src, pos=2 * pos))
+    else:
+        found = doubling(tgt, src, pos=pos, query_pos=query_pos)
+        assert torch.equal(found, plain(tgt, src, pos=2 * pos, query_pos=2 * query_pos))
+    assert plain.with_pos_embed(src, None) is src
+
+
+class WithoutWeights(nn.MultiheadAttention):
+    """A user's attention that cannot be told to leave its weights out."""
+
+    def forward(self, query, key, value, key_padding_mask=None, attn_mask=None):  # type: ignore[override]
+        return super().forward(query, key, value, key_padding_mask, attn_mask=attn_mask)
+
+
+@pytest.mark.parametrize("attention", [nn.MultiheadAttention, WithoutWeights])
+def test_another_attention_is_called_as_published_and_its_hooks_see_weights(attention):
+    src, tgt = sequences(CELLS, QUERIES)
+    layer = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0))
+    expected = layer(tgt, src, memory_key_padding_mask=padding())
+    seen = []
+    for name in ("self_attn", "multihead_attn"):
+        module = attention(D, HEADS).double()
+        module.load_state_dict(getattr(layer, name).state_dict())
+        module.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+        setattr(layer, name, module)
+    torch.testing.assert_close(layer(tgt, src, memory_key_padding_mask=padding()), expected)
+    assert [weights.shape for weights in seen] == [(BATCH, QUERIES, QUERIES), (BATCH, QUERIES, CELLS)]
+
+
+def test_a_layer_leaves_weights_out_where_nobody_looks(monkeypatch):
+    def looked(*args, **kwargs):
+        raise AssertionError("the weights were computed")
+
+    src, tgt = sequences(CELLS, QUERIES)
+    encoder = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0))
+    decoder = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(models.attention, "softmax", looked)
+        encoder(src)
+        decoder(tgt, src)
+    seen = []
+    for module in (encoder.self_attn, decoder.self_attn, decoder.multihead_attn):
+        module.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    encoder(src)
+    decoder(tgt, src)
+    assert [weights.shape[1:] for weights in seen] == [(CELLS, CELLS), (QUERIES, QUERIES), (QUERIES, CELLS)]
+
+
+def test_a_function_in_place_of_an_attentions_forward_is_called_as_published():
+    (src,) = sequences(CELLS)
+    layer = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0))
+    expected = layer(src)
+    plain = layer.self_attn.forward
+
+    def forward(query, key, value, attn_mask=None, key_padding_mask=None):
+        return plain(query, key, -value)
+
+    layer.self_attn.forward = forward
+    assert not torch.allclose(layer(src), expected)
+
+
+def test_a_subclass_may_have_other_initial_values():
+    class Zeros(Transformer):
+        def _reset_parameters(self):
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+    assert not any(parameter.any() for parameter in Zeros(D, HEADS, 1, 1).parameters())
+
+
+def test_clones_are_equal_and_apart():
+    layer = nn.Linear(2, 2)
+    clones = _get_clones(layer, 3)
+    assert isinstance(clones, nn.ModuleList) and len(clones) == 3
+    weights = [each.get_parameter("weight") for each in (layer, *clones)]
+    assert all(torch.equal(weight, layer.weight) for weight in weights)
+    assert len({weight.data_ptr() for weight in weights}) == 4
+
+
+def test_activations_go_by_their_names():
+    x = torch.linspace(-1, 1, 4)
+    for name in ("relu", "gelu", "glu"):
+        assert torch.equal(_get_activation_fn(name)(x), getattr(nn.functional, name)(x))
+    assert list(ACTIVATIONS) == ["relu", "gelu", "glu"]
 
 
 def test_an_unknown_activation_is_refused():

@@ -89,7 +89,7 @@ def _backbone_config(args: argparse.Namespace) -> dict[str, Any]:
     """transformers' own ResNet where it computes the same; otherwise timm's."""
     from torchvision.models import resnet
 
-    from models.backbone import RESNETS
+    from models.resnet import RESNETS
 
     if args.backbone not in RESNETS:
         raise UserError(f"--backbone {args.backbone}: exchanged are {', '.join(RESNETS)}")
@@ -148,7 +148,7 @@ def settings_of(config: DetrConfig, source: str) -> dict[str, Any]:
 
 def _backbone_settings(config: DetrConfig, source: str) -> dict[str, Any]:
     """Raises UserError: the backbone is none of ours."""
-    from models.backbone import RESNETS
+    from models.resnet import RESNETS
 
     body: Any = config.backbone_config
     if uses_timm(config):
