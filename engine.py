@@ -158,9 +158,11 @@ def evaluate(
     logger = _new_logger()
     kinds = [kind for kind in ("bbox", "segm") if kind in postprocessors]
     coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, max_dets)
-    every_mask = coco is not None and "segm" in kinds
+    segm = coco is not None and "segm" in kinds
     panoptic = _panoptic_evaluator(data_loader, output_dir) if "panoptic" in postprocessors else None
-    segments: Any = postprocessors["panoptic"].select if panoptic is not None else None
+    segments = getattr(postprocessors.get("panoptic"), "select", None)
+    # A panoptic post-processor of a user's own, which does not tell which masks it reads, gets them all.
+    every_mask = segm or (panoptic is not None and segments is None)
 
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
         image_ids = [int(target["image_id"]) for target in targets]  # still on the host
@@ -171,14 +173,14 @@ def evaluate(
         _, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
         _log(logger, logged, outputs, targets)
 
-        sizes, original_sizes = (torch.stack([t[key] for t in targets]) for key in ("size", "orig_size"))
+        original_sizes = torch.stack([target["orig_size"] for target in targets])
         if coco is not None:
             results = postprocessors["bbox"](outputs, original_sizes)
-            if every_mask:
-                results = postprocessors["segm"](results, outputs, original_sizes, sizes)
+            if segm:
+                results = postprocessors["segm"](results, outputs, original_sizes, _sizes(targets))
             coco.update(dict(zip(image_ids, results, strict=True)))
         if panoptic is not None:
-            maps = postprocessors["panoptic"](outputs, sizes, original_sizes)
+            maps = postprocessors["panoptic"](outputs, _sizes(targets), original_sizes)
             panoptic.update(
                 {**one, "image_id": i, "file_name": f"{i:012d}.png"}
                 for i, one in zip(image_ids, maps, strict=True)
@@ -215,6 +217,11 @@ def _forward(
     with precision.autocast():
         outputs = model(samples, **options)
     return precision.outputs(outputs), {} if select is None else {"matches": select.matches}
+
+
+def _sizes(targets: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """(height, width) of the images as the model sees them, without padding: [B, 2]."""
+    return torch.stack([target["size"] for target in targets])
 
 
 def _coco_figures(evaluator: CocoEvaluator) -> dict[str, Any]:
@@ -292,6 +299,9 @@ def _weigh(
     average is the step's loss. Figures without a weight are averages already.
     """
     weighted = [name for name in losses if name in weights]
+    device = next((value.device for value in losses.values() if isinstance(value, Tensor)), None)
+    # A criterion of a user's own may give plain numbers, and vectors of one.
+    losses = {name: torch.as_tensor(value, device=device).reshape(()) for name, value in losses.items()}
     terms = torch.stack([losses[name].float() for name in weighted])
     factors = torch.tensor([weights[name] for name in weighted], dtype=terms.dtype)
     scaled = terms * factors.to(terms.device, non_blocking=True)

@@ -58,9 +58,7 @@ CHECKED = (
 
 def get_args_parser() -> RecipeParser:
     """Every flag."""
-    parser = RecipeParser(
-        "export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = RecipeParser("export.py", description=__doc__)
     flag = parser.add_argument
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
     flag("--ema", action="store_true", help="the averaged weights of a run with --ema")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import SHAPES_PATH
 from util.command_line import RecipeParser, guarded
 from util.errors import UserError
-from util.flags import get_args_parser
+from util.flags import completed, get_args_parser
 
 if TYPE_CHECKING:
     import torch
@@ -222,6 +222,7 @@ def main(args: argparse.Namespace) -> None:
     from util.resume import find_checkpoint, output_folder
 
     # Processes and devices
+    vars(args).update(vars(completed(args)))  # a script made for the published code knows fewer flags
     meet(args)
     args.device = resolve_device(args.device)
     if args.deterministic:
@@ -331,7 +332,6 @@ def run(argv: list[str] | None = None) -> int:
         "main.py",
         description=__doc__,
         parents=[get_args_parser()],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return guarded(main, parser.parse_args(argv))
 

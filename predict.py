@@ -49,9 +49,7 @@ LAYERS = ("decoder", "encoder")
 
 def get_args_parser() -> RecipeParser:
     """Every flag."""
-    parser = RecipeParser(
-        "predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = RecipeParser("predict.py", description=__doc__)
     flag = parser.add_argument
     flag(
         "pictures", nargs="+", metavar="PICTURE", help="a picture, a folder of pictures, or a quoted pattern"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import main
 from util.errors import UserError
+from util.flags import OpenDevice
 
 if TYPE_CHECKING:
     import submitit
@@ -47,7 +48,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         "run_with_submitit.py",
         description=__doc__,
         parents=[main.get_args_parser()],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag = parser.add_argument_group("job").add_argument
     flag("--ngpus", default=8, type=int, help="GPUs of each node, with a process each; 0: train on CPUs")
@@ -162,7 +162,7 @@ def submit(args: argparse.Namespace) -> submitit.Job:
     if args.cluster != "slurm" and args.nodes > 1:
         raise UserError(f"--nodes {args.nodes}: --cluster {args.cluster} has one: pass --nodes 1")
     if not args.ngpus:
-        args.device = args.device or "cpu"
+        args.device = "cpu" if isinstance(args.device, OpenDevice) else args.device
     args.shared_dir, args.job_dir = map(str, find_folders(args))
     was_there = Path(args.job_dir).exists()
     executor = submitit.AutoExecutor(args.job_dir, cluster=args.cluster, slurm_max_num_timeout=MANY)

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from util.errors import UserError
+from util.flags import completed
 
 SHAPES_PATH = "data/shapes"  # where the built-in pictures lie unless --coco_path says otherwise
 
@@ -25,12 +26,12 @@ _BUILDERS = {
 }
 
 
-def build_dataset(image_set: str, args: Namespace, normalize_images: bool = True) -> Any:
+def build_dataset(image_set: str, args: Any, normalize_images: bool = True) -> Any:
     """The data set that `args.dataset_file` names, as (image, target) pairs.
 
     Args:
         image_set: 'train' (augmented) or 'val'.
-        args: what main's parser gives.
+        args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
         normalize_images: True: float32 images [3, h, w], normalised with ImageNet's mean and deviation.
             False: uint8 images [3, h, w]; whoever moves the batch to its device normalises it there. The
             targets are the same.
@@ -38,6 +39,7 @@ def build_dataset(image_set: str, args: Namespace, normalize_images: bool = True
     Raises:
         UserError: an unknown name, a missing folder or a faulty annotation file.
     """
+    args = completed(args)
     return _module(args).build(image_set, args, normalize_images)
 
 

@@ -33,12 +33,11 @@ PUBLISHED_FLAGS = {
     "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2,
     "mask_loss_coef": 1, "dice_loss_coef": 1, "bbox_loss_coef": 5, "giou_loss_coef": 2, "eos_coef": 0.1,
     "dataset_file": "coco", "coco_path": None, "coco_panoptic_path": None, "remove_difficult": False,
-    "output_dir": "", "seed": 42, "resume": "", "start_epoch": 0, "eval": False, "num_workers": 2,
-    "world_size": 1, "dist_url": "env://",
+    "output_dir": "", "device": "cuda", "seed": 42, "resume": "", "start_epoch": 0, "eval": False,
+    "num_workers": 2, "world_size": 1, "dist_url": "env://",
 }  # fmt: skip
-# Published as "cuda"; left out, it is now cuda where there is a GPU.
 OPEN_FLAGS = {
-    "device": None, "num_classes": None, "eval_batch_size": None, "scales": None, "max_dets": None,
+    "num_classes": None, "eval_batch_size": None, "scales": None, "max_dets": None,
 }  # fmt: skip
 # Defaults that leave a published command as it was.
 NEW_FLAGS = {
@@ -108,7 +107,7 @@ def test_every_flag_has_a_help_text() -> None:
 IMPORT_PATHS = {
     "models": "build_model",
     "models.matcher": "HungarianMatcher build_matcher",
-    "models.detr": "DETR SetCriterion PostProcess MLP",
+    "models.detr": "DETR SetCriterion PostProcess MLP build",
     "models.backbone": "Backbone BackboneBase Joiner FrozenBatchNorm2d build_backbone",
     "models.position_encoding": "PositionEmbeddingSine PositionEmbeddingLearned build_position_encoding",
     "models.transformer": "Transformer TransformerEncoder TransformerEncoderLayer TransformerDecoder "

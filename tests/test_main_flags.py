@@ -29,6 +29,25 @@ def sizes_given(loader: Any) -> set[tuple[int, ...]]:
     return {tuple(target["size"].tolist()) for _, targets in loader for target in targets}
 
 
+def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.run(["--help"])
+    shown = " ".join(capsys.readouterr().out.split()).split("options:")[1]
+    told = {}
+    for action in main.get_args_parser()._actions:
+        flag = action.option_strings[0]
+        text = shown.split(f" {flag} ")[1].split(" --")[0] if action.default else ""
+        told[action.dest] = text.count("(default")
+    assert "learning rate of all but the backbone (default: 0.0001)" in shown
+    assert "average" in shown and "0: off (default: 0.0)" in shown
+    for name in ("device", "output_dir", "masks", "aux_loss", "scales"):  # said in words, empty, switches
+        assert told[name] == 0, name
+    for name in ("lr_backbone", "backbone", "num_queries", "dist_url", "max_size", "check_data", "seed"):
+        assert told[name] == 1, name
+    assert "(default: cuda)" not in shown and "(default: None)" not in shown and "(default: )" not in shown
+    assert "(default: True)" not in shown and "(default: False)" not in shown
+
+
 def test_eval_scale_and_max_size_change_what_evaluation_sees(coco_root: Path) -> None:
     data = ["--coco_path", coco_root]
     for words, size in (

@@ -32,9 +32,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def get_args_parser() -> RecipeParser:
     """Every flag."""
-    parser = RecipeParser(
-        "python -m tools.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = RecipeParser("python -m tools.app", description=__doc__)
     flag = parser.add_argument
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
     flag(

@@ -163,7 +163,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser = RecipeParser(
         "python -m tools.convert_hf",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
     there = commands.add_parser("to-hf", help="write a checkpoint for transformers")

@@ -26,11 +26,21 @@ def at_least(least: float, below: float = math.inf) -> Callable[[str], float]:
     return number
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the description's lines and ends each flag's with its default, read off the parser."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = any(words in (action.help or "") for words in ("(default", "left out"))
+        if told or isinstance(action.default, bool) or action.default in (None, ""):  # bool: a switch
+            return action.help
+        return super()._get_help_string(action)
+
+
 class RecipeParser(argparse.ArgumentParser):
     """A parser that reads flags from recipes: `@file`, with comments and blank lines."""
 
     def __init__(self, prog: str, **kwargs: Any):
-        super().__init__(prog, fromfile_prefix_chars="@", **kwargs)
+        super().__init__(prog, fromfile_prefix_chars="@", formatter_class=HelpWithDefaults, **kwargs)
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """One line of a recipe: any number of words; what follows a # is left out."""

@@ -7,6 +7,7 @@ import os
 import torch
 
 from util.errors import UserError
+from util.flags import OpenDevice
 
 KINDS = ("cuda", "cpu", "mps")
 TF32_OF_CONVOLUTIONS = {"default": True, "on": True, "off": False}
@@ -15,12 +16,12 @@ TF32_IN_WORDS = {"default": "TF32 in convolutions", "on": "TF32", "off": "no TF3
 
 
 def resolve_device(device: str | None) -> str:
-    """The device to use; None is a GPU where there is one.
+    """The device to use; left open, by None or by a parser, it is a GPU where there is one.
 
     Raises:
         UserError: one that this machine does not have.
     """
-    if device is None:
+    if device is None or isinstance(device, OpenDevice):
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind = device.split(":")[0]
     if kind not in KINDS:

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 
 from util import failures
+from util.device import resolve_device
 from util.errors import UserError
+from util.flags import completed
 from util.launch import Place, find_place
 
 T = TypeVar("T")
@@ -114,13 +116,14 @@ def meet(args: Any) -> None:
             `--dist_timeout`.
     """
     global _store, _place, _timeout
-    _place = place = find_place(args.dist_url, args.world_size)
+    flags = completed(args)
+    _place = place = find_place(flags.dist_url, flags.world_size)
     args.distributed = place is not None
     args.rank, args.gpu = 0, None
     if place is None:
         return
     args.rank, args.world_size, args.gpu = place.rank, place.world_size, place.local_rank
-    _timeout = timedelta(minutes=getattr(args, "dist_timeout", 10))
+    _timeout = timedelta(minutes=flags.dist_timeout)
     try:
         found = dist.rendezvous(place.url, place.rank, place.world_size, timeout=_timeout)
         _store = next(iter(found))[0]
@@ -153,7 +156,7 @@ def init_distributed_mode(args: Any) -> None:
         meet(args)
     if not args.distributed:
         return
-    uses_cuda = torch.device(args.device).type == "cuda"
+    uses_cuda = resolve_device(completed(args).device).startswith("cuda")
     if uses_cuda:
         if args.gpu >= torch.cuda.device_count():
             raise UserError(

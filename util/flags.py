@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from util.command_line import at_least
+
+
+class OpenDevice(str):
+    """The published default of `--device`; left open, it stands for the CPU where there is no GPU."""
+
+
+def completed(args: Any) -> argparse.Namespace:
+    """A copy of settings, with the default of every flag that they lack.
+
+    Published checkpoints and scripts made for them hold fewer.
+
+    Args:
+        args: a Namespace, or a mapping as checkpoints of this project hold it.
+    """
+    given = argparse.Namespace(**args) if isinstance(args, Mapping) else copy.copy(args)
+    return get_args_parser().parse_args([], namespace=given)
+
 
 count, whole, real = at_least(1), at_least(0), at_least(0.0)  # types of flags
 
@@ -243,14 +261,18 @@ def _speed_flags(flag: Callable[..., Any]) -> None:
         default="default",
         choices=("default", "on", "off"),
         help="on GPUs since Ampere, round the factors of float32 products to 10 bits: in convolutions alone, "
-        "as torch does by default; on: in matrix products too, faster; off: nowhere, slower. The published "
-        "figures were measured without",
+        "as torch does (default, or left out); on: in matrix products too, faster; off: nowhere, slower. The "
+        "published figures were measured without",
     )
 
 
 def _run_flags(flag: Callable[..., Any]) -> None:
     flag("--output_dir", default="", help="where to save; empty: nothing is saved")
-    flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")
+    flag(
+        "--device",
+        default=OpenDevice("cuda"),
+        help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu",
+    )
     flag(
         "--seed",
         default=42,
