@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import main
 from util.errors import UserError
-from util.flags import OpenDevice
+from util.flags import OPEN_DEVICE
 
 if TYPE_CHECKING:
     import submitit
@@ -162,7 +162,7 @@ def submit(args: argparse.Namespace) -> submitit.Job:
     if args.cluster != "slurm" and args.nodes > 1:
         raise UserError(f"--nodes {args.nodes}: --cluster {args.cluster} has one: pass --nodes 1")
     if not args.ngpus:
-        args.device = "cpu" if isinstance(args.device, OpenDevice) else args.device
+        args.device = "cpu" if args.device is OPEN_DEVICE else args.device
     args.shared_dir, args.job_dir = map(str, find_folders(args))
     was_there = Path(args.job_dir).exists()
     executor = submitit.AutoExecutor(args.job_dir, cluster=args.cluster, slurm_max_num_timeout=MANY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from datasets.coco_columns import Columns, as_dicts
+from datasets.masks import run_lengths
 from util.collector import paused_collector
 from util.errors import UserError
 
@@ -83,7 +84,7 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
     for annotation in coco_gt.loadAnns(coco_gt.getAnnIds(imgIds=img_ids)) if img_ids else []:
         if not annotation.get(key):
             raise UserError(f"annotation id {annotation['id']} has no {key}, and {iou_type} is evaluated")
-        region = annotation[key] if iou_type == "bbox" else coco_gt.annToRLE(annotation)
+        region = annotation[key] if iou_type == "bbox" else _mask_of(annotation, coco_gt)
         area = region[2] * region[3] if iou_type == "bbox" else float(mask_utils.area(region))
         yield {
             "id": annotation["id"],
@@ -93,6 +94,20 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
             "area": annotation.get("area", area),
             key: region,
         }
+
+
+def _mask_of(annotation: Mapping[str, Any], coco_gt: COCO) -> dict[str, Any]:
+    """An annotation's mask in compressed run lengths."""
+    if isinstance(annotation["segmentation"], dict):
+        return coco_gt.annToRLE(annotation)
+    image = coco_gt.imgs[annotation["image_id"]]
+    try:
+        return run_lengths(annotation["segmentation"], image["height"], image["width"])
+    except Exception as error:  # pycocotools raises plain Exception for what it does not understand
+        raise UserError(
+            f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
+            "correct it, or evaluate boxes alone"
+        ) from error
 
 
 def _index(images: list[dict], annotations: list[dict]) -> COCO:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.doctor.polygons import cannot_be_drawn
+from datasets.polygons import cannot_be_drawn
 
 
 def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:

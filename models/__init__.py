@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from util.flags import OpenDevice, completed
+from util.flags import OPEN_DEVICE, completed
 
 __all__ = ["build_model"]
 
@@ -65,7 +65,7 @@ def build_model(
     criterion = SetCriterion(
         num_classes, build_matcher(args), weight_dict, args.eos_coef, losses, sync_ce=args.sync_ce
     )
-    left_open = isinstance(args.device, OpenDevice) and not torch.cuda.is_available()
+    left_open = args.device is OPEN_DEVICE and not torch.cuda.is_available()
     if args.device is not None and not left_open:
         criterion.to(args.device)
     return model, criterion, postprocessors

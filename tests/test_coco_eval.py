@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import json
+import math
 import multiprocessing
 import pickle
 import subprocess
@@ -577,6 +578,10 @@ def test_mistakes_are_named():
         evaluate(dataset, {i: {} for i in predicted}, ["bbox"])
     with pytest.raises(UserError, match="annotation id 4 has no segmentation"):
         evaluate(dataset, {i: {} for i in predicted}, ["segm"])
+    for polygon in ([1, 2, 3], [1, 2, 3, math.nan, 5, 6], [1, 2, 3, 1e8, 5, 6]):
+        dataset["annotations"][3]["segmentation"] = [polygon]
+        with pytest.raises(UserError, match="segmentation of annotation 4 gives no mask"):
+            evaluate(dataset, {i: {} for i in predicted}, ["segm"])
     for iou_types in ("bbox", ["keypoints"]):
         with pytest.raises(ValueError, match="iou_types"):
             CocoEvaluator(evaluator.coco_gt, iou_types)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datasets.coco import ConvertCocoPolysToMask
-from datasets.doctor.polygons import cannot_be_drawn
 from datasets.masks import LazyMasks, run_lengths
+from datasets.polygons import cannot_be_drawn
 from util.errors import UserError
 
 

@@ -7,7 +7,7 @@ import os
 import torch
 
 from util.errors import UserError
-from util.flags import OpenDevice
+from util.flags import OPEN_DEVICE
 
 KINDS = ("cuda", "cpu", "mps")
 TF32_OF_CONVOLUTIONS = {"default": True, "on": True, "off": False}
@@ -21,7 +21,7 @@ def resolve_device(device: str | None) -> str:
     Raises:
         UserError: one that this machine does not have.
     """
-    if device is None or isinstance(device, OpenDevice):
+    if device is None or device is OPEN_DEVICE:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind = device.split(":")[0]
     if kind not in KINDS:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.doctor.columns import RawFile
-from datasets.doctor.polygons import FAR, enclosed_area, is_usable
 from datasets.doctor.report import Finding, Report
 from datasets.json_columns import floats, is_number
+from datasets.polygons import FAR, enclosed_area, is_usable
 
 TOLERANCE = 2.0  # pixels, as for boxes
 BLOCK = 50_000  # annotations at a time: their coordinates fit in a cache or two

@@ -9,9 +9,9 @@ import numpy as np
 from datasets.doctor.boxes import to_corners
 from datasets.doctor.correction import Action, Correction, drop
 from datasets.doctor.masks import apart, is_polygons, measure, sound
-from datasets.doctor.polygons import is_usable
 from datasets.doctor.report import Group
 from datasets.json_columns import is_number
+from datasets.polygons import is_usable
 
 
 def _good_polygons(record: dict[str, Any], limit: np.ndarray) -> list[list[float]]:
