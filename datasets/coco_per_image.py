@@ -84,7 +84,7 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
     for annotation in coco_gt.loadAnns(coco_gt.getAnnIds(imgIds=img_ids)) if img_ids else []:
         if not annotation.get(key):
             raise UserError(f"annotation id {annotation['id']} has no {key}, and {iou_type} is evaluated")
-        region = annotation[key] if iou_type == "bbox" else _mask_of(annotation, coco_gt)
+        region: Any = annotation[key] if iou_type == "bbox" else _mask_of(annotation, coco_gt)
         area = region[2] * region[3] if iou_type == "bbox" else float(mask_utils.area(region))
         yield {
             "id": annotation["id"],
