@@ -161,7 +161,8 @@ def _kept(sources: Mapping[str, Source], *settings: Any) -> Path | None:
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     try:
         here = Path(__file__).parent
-        for code in (*sorted(here.glob("*.py")), here.parent / "check.py", here.parent / "json_columns.py"):
+        others = (here.parent / f"{name}.py" for name in ("check", "fix", "json_columns", "polygons"))
+        for code in (*sorted(here.glob("*.py")), *others):
             digest.update(code.read_bytes())
         for split, source in sorted(sources.items()):
             changed = source.images.stat().st_mtime_ns if source.images else 0  # pictures came or went
