@@ -244,6 +244,8 @@ def main(args: argparse.Namespace) -> None:
     # Model
     seed_everything(args.seed + get_rank())
     model, criterion, postprocessors = build_model_and_weights(args, source, frozen, categories)
+    if is_main_process():
+        warn_of_use(args, source, categories)
     if args.compile:
         compile_model(model, precision.device)
 
@@ -262,6 +264,16 @@ def main(args: argparse.Namespace) -> None:
         training.run(source)
     if args.compile and is_main_process():
         print(f"--compile: {graphs_compiled()} graphs compiled")
+
+
+def warn_of_use(args: argparse.Namespace, source: Source | None, categories: dict[int, str]) -> None:
+    """Say where a model is not used as it was trained, or was not trained at all."""
+    from util.resume import warn_of_other_settings
+
+    if source is not None:
+        warn_of_other_settings(source, args, categories)
+    elif args.eval and not args.finetune:
+        print("warning: --eval without --resume: the model has its initial values", file=sys.stderr)
 
 
 def build_report(

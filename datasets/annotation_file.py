@@ -112,7 +112,7 @@ class AnnotationFile(ABC):
         self.image_ids = ids[order]
         names = [str(name).encode() for name in self._column(images, "file_name", "image")]
         self._file_names = np.array(names, dtype=np.bytes_)[order]
-        sides = [[image.get(side) or 0 for image in images] for side in ("height", "width")]
+        sides = [[small_number(image.get(side)) for image in images] for side in ("height", "width")]
         self.heights, self.widths = np.array(sides, dtype=np.int32)[:, order]
 
 
@@ -134,6 +134,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a COCO file is one JSON object, not a {type(content).__name__}")
     return content
+
+
+def small_number(value: Any, below: float = 2**31) -> int:
+    """A side or a flag as files give them; what is no such number counts as 0, as it does for the doctor."""
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < below else 0
 
 
 F = TypeVar("F", bound=AnnotationFile)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.annotation_file import AnnotationFile, load_once
+from datasets.annotation_file import AnnotationFile, load_once, small_number
 from datasets.json_columns import are_polygons, floats, quads
 
 # How an annotation's segmentation is kept.
@@ -132,7 +132,10 @@ class CocoAnnotations(AnnotationFile):
         self._category_ids = self._integers(records, "category_id", "annotation")[order]
         self._boxes = self._numbers(records, "bbox")[order]
         self._areas = self._numbers(records, "area")[order]
-        crowds = [record.get("iscrowd", _NO_CROWD_FLAG) for record in records]
+        crowds = [
+            small_number(record["iscrowd"], 128) if "iscrowd" in record else _NO_CROWD_FLAG
+            for record in records
+        ]
         self._crowds = np.array(crowds, dtype=np.int8)[order]
         self._pack_segmentations([records[row] for row in order])
 

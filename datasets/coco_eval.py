@@ -238,7 +238,7 @@ class CocoEvaluator:
         for k, category_id in enumerate(curves["params"].catIds):
             figures = _figures(curves, (..., k, 0, -1), curves["params"].iouThrs)
             category = self.coco_gt.cats.get(category_id, {})
-            row = {"id": category_id, "name": category.get("name", str(category_id))}
+            row = {"id": category_id, "name": str(category.get("name", category_id))}
             rows.append(row | {f: None if figures[f] < 0 else figures[f] for f in ("AP", "AP50", "AR")})
         return rows
 

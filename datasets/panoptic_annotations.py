@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.annotation_file import AnnotationFile, load_once, read_json
+from datasets.annotation_file import AnnotationFile, load_once, read_json, small_number
 
 
 class Segments(NamedTuple):
@@ -119,7 +119,7 @@ class PanopticAnnotations(AnnotationFile):
         ids = np.array(self._numbers(records, owners, "id", (int,)), dtype=np.int64)
         category_ids = np.array(self._numbers(records, owners, "category_id", (int,)), dtype=np.int64)
         areas = np.array(self._numbers(records, owners, "area", (int, float)), dtype=np.float64)
-        crowds = np.array([int(record.get("iscrowd", 0)) for record in records], dtype=np.int8)
+        crowds = np.array([small_number(record.get("iscrowd"), 128) for record in records], dtype=np.int8)
         for row in np.flatnonzero((ids < 0) | (ids >= 1 << 24))[:1]:
             raise self._fault(f"image {owners[row]}: segment id {ids[row]} is not in 0 to 2^24 - 1")
         for row in np.flatnonzero(~np.isin(category_ids, list(self.categories)))[:1]:

@@ -6,7 +6,6 @@ head is carried over by name: a class `car` starts from the row of the checkpoin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from util.coco_names import COCO_NUM_CLASSES, COCO_PANOPTIC, COCO_THINGS
+from util.coco_names import COCO_NUM_CLASSES, COCO_PANOPTIC, COCO_THINGS, plain_name
 from util.errors import UserError
 
 NO_OBJECT = "(no object)"
@@ -124,15 +123,11 @@ def match_classes(
     """
     known: dict[str, int] = {}
     for number in sorted(number for number in old if 0 <= number < old_classes):
-        known.setdefault(_plain(old[number]), number)
+        known.setdefault(plain_name(old[number]), number)
     known.pop("", None)
     ids = sorted(number for number in new if 0 <= number < new_classes)
-    rows = [HeadRow(new[number], number, known.get(_plain(new[number]))) for number in ids]
+    rows = [HeadRow(new[number], number, known.get(plain_name(new[number]))) for number in ids]
     return [*rows, HeadRow(NO_OBJECT, new_classes, old_classes)]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def load_for_finetuning(

@@ -1,6 +1,7 @@
 """The packed annotation file against pycocotools' view of the same file."""
 
 import json
+import math
 import os
 import pickle
 
@@ -150,6 +151,15 @@ def test_faulty_files_are_named_with_what_is_wrong(tmp_path, what, message):
     with pytest.raises(UserError) as error:
         load_annotations(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, "x", "", math.nan, -3, [1]])
+def test_sides_and_flags_that_are_no_numbers_count_as_0(tmp_path, value):
+    what = content([annotation(1, 3, iscrowd=value)])
+    what["images"][0].update(width=value, height=value)
+    ours = load_annotations(write(tmp_path / "odd.json", what))
+    assert 0 in ours.widths and 0 in ours.heights
+    assert [one["iscrowd"] for one in ours.annotations_of(3)] == [0]
 
 
 def test_missing_and_binary_files(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 
 import main
 from tests.helpers import FIRST_ID, TRAIN_SIZES, Prepared, assert_one_line, command, files, load, run
+from util.errors import exit_status
 
 
 def edited(
@@ -205,6 +207,39 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
         assert word.strip("@") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("--epochs 1".encode("utf-16"), "no UTF-8 text"),
+        ("# Wörter".encode("latin-1"), "no UTF-8 text"),
+        (b"@{recipe}", "includes itself"),
+        ("--batch_size 0".encode("utf-8-sig"), "--batch_size"),  # what stands in front of it is left out
+    ],
+    ids=["utf-16", "latin-1", "itself", "byte order mark"],
+)
+def test_recipes_that_cannot_be_read(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "a.args"
+    recipe.write_bytes(content.replace(b"{recipe}", str(recipe).encode()))
+    assert run(f"@{recipe}") == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1 and "Traceback" not in told
+
+
+def test_what_the_system_says_of_a_file_is_told(
+    coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "some/file")
+
+    monkeypatch.setattr("datasets.read_categories", denied)
+    assert run("--coco_path", coco_root) == 2
+    assert_one_line(capsys, "some/file: permission denied")
+    assert exit_status(lambda: denied()) == 2
+    assert_one_line(capsys, "some/file: permission denied")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(main.UserError, match="nowhere"):
         run("--coco_path", tmp_path / "nowhere", "--debug")
@@ -219,6 +254,28 @@ def test_no_object_in_the_whole_training_set(
     root = edited(coco_root, tmp_path / "data", lambda content: content.update(annotations=[]))
     assert run("--coco_path", root, "--output_dir", out) == 2
     assert_one_line(capsys, "instances_train2017.json", "no image has any object", "image_id")
+
+
+def test_a_model_that_is_used_otherwise_than_trained_is_told(
+    prepared: Prepared, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def permuted(content: dict[str, Any]) -> None:
+        for category, name in zip(content["categories"], ("B OLT", "gear", "nut"), strict=True):
+            category["name"] = name
+
+    checkpoint = trained / "checkpoint.pth"
+    evaluate = ["--eval", "--resume", checkpoint]
+    assert run("--coco_path", prepared.root, *evaluate) == 0
+    assert "warning" not in capsys.readouterr().err
+    other = edited(prepared.root, tmp_path / "other", permuted, "val")
+    assert run("--coco_path", other, *evaluate, "--nheads", 8, "--eval_scale", 96) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(told) == 3
+    assert f"--nheads is 8, and {checkpoint} was trained with 4" in told[0]
+    assert "--eval_scale is 96" in told[1]
+    assert "category 2 is 'gear' in the data and 'nut'" in told[2] and "1 more differ" in told[2]
+    assert run("--coco_path", prepared.root, "--eval") == 0
+    assert "--eval without --resume" in capsys.readouterr().err
 
 
 def test_a_finished_checkpoint_asks_for_more_epochs(

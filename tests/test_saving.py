@@ -154,6 +154,23 @@ def test_keeping_fewer_removes_the_others(tmp_path: Path, fewer: int) -> None:
     assert versions(tmp_path) == [5.0, 4.0][: fewer + 1]
 
 
+def test_an_interruption_from_the_keyboard_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=0)
+
+    def interrupted(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (as torch does)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, keep=0)
+    assert versions(tmp_path) == [1]
+
+
 def test_a_copy_stays_what_it_was(tmp_path: Path) -> None:
     """Copies share the file's bytes on disk: nothing may ever be written into them."""
     run = saver(tmp_path, keep=1)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -215,6 +215,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
         keep_predecessors(path, keep)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
+        if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
+            raise KeyboardInterrupt from error  # torch.save's own error hides it
         kept = "; the checkpoint written before is kept" if path.exists() else ""
         raise UserError(
             f"{path}: cannot be written ({_reason(error)}){kept}: free some space or choose another "
@@ -224,13 +226,18 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
         temporary.unlink(missing_ok=True)
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _reason(error: BaseException) -> str:
     """What the system said, where torch.save's own error hides it."""
-    found: BaseException | None = error
-    while found is not None:
+    for found in _chain(error):
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
-        found = found.__cause__ or found.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 _GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -52,3 +53,8 @@ COCO_PANOPTIC: dict[int, str] = COCO_THINGS | COCO_STUFF
 def are_coco_categories(categories: Mapping[int, str]) -> bool:
     """Whether these categories (id -> name) are COCO's own, all of them or some."""
     return bool(categories) and all(COCO_THINGS.get(i) == name for i, name in categories.items())
+
+
+def plain_name(name: object) -> str:
+    """A class's name without what is often written in two ways: case, spaces, underscores, hyphens."""
+    return re.sub(r"[\s_-]+", "", str(name)).casefold()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from util.errors import UserError
+from util.errors import UserError, of_a_file
 
 
 def at_least(least: float, below: float = math.inf) -> Callable[[str], float]:
@@ -47,9 +47,18 @@ class RecipeParser(argparse.ArgumentParser):
         import shlex
 
         try:
-            return shlex.split(arg_line, comments=True)
+            return shlex.split(arg_line.removeprefix("\ufeff"), comments=True)  # some editors begin with that
         except ValueError as error:
             self.error(f"recipe line {arg_line!r}: {error}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does; a recipe that cannot be read is told."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except UnicodeDecodeError as error:
+            self.error(f"a recipe is no UTF-8 text ({error.reason}): save it as such")
+        except RecursionError:
+            self.error("a recipe includes itself")
 
     def error(self, message: str) -> NoReturn:
         """One line, not the page of usage that this many flags make; exit status 2."""
@@ -64,7 +73,10 @@ def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Names
     from util import failures
 
     try:
-        function(args)
+        try:
+            function(args)
+        except OSError as error:
+            raise of_a_file(error) from error
         if failures.is_shared():
             from util.distributed import leave
 

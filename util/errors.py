@@ -19,17 +19,31 @@ class UserError(Exception):
         return text.splitlines()[-1].split("UserError: ", 1)[-1] if text.startswith("Caught ") else text
 
 
+def of_a_file(error: OSError) -> UserError:
+    """What the system says of a file, as a mistake that the user can correct.
+
+    Raises:
+        OSError: the error itself, which speaks of no file.
+    """
+    if error.filename is None or not error.strerror:
+        raise error
+    return UserError(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+
+
 def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
     """Carry out what a command line asks for -> its exit status.
 
-    That is what `command` returns, None meaning 0; 2 for a UserError, whose message goes to stderr; 130 for
-    an interruption from the keyboard.
+    That is what `command` returns, None meaning 0; 2 for a UserError or a file that the system denies, with a
+    message on stderr; 130 for an interruption from the keyboard.
 
     Args:
         debug: let a UserError through, with its traceback.
     """
     try:
-        return command() or 0
+        try:
+            return command() or 0
+        except OSError as error:
+            raise of_a_file(error) from error
     except UserError as error:
         if debug:
             raise

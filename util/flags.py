@@ -276,7 +276,7 @@ def _run_flags(flag: Callable[..., Any]) -> None:
     flag(
         "--seed",
         default=42,
-        type=whole,
+        type=at_least(0, below=2**32 - 2**16),  # numpy's limit; each process adds its rank
         help="of initial values, order of images, augmentation and dropout",
     )
     flag(
@@ -314,4 +314,9 @@ def _run_flags(flag: Callable[..., Any]) -> None:
 def _distributed_flags(flag: Callable[..., Any]) -> None:
     flag("--world_size", default=1, type=count, help="number of processes; torchrun and Slurm set it")
     flag("--dist_url", default="env://", help="where the processes meet")
-    flag("--dist_timeout", default=10, type=float, help="minutes to wait for a process that has failed")
+    flag(
+        "--dist_timeout",
+        default=10,
+        type=at_least(0.0, below=1e6),
+        help="minutes to wait for a process that has failed",
+    )

@@ -98,7 +98,10 @@ def leave_to_parent() -> None:
     if not hasattr(signal, "sigwaitinfo"):  # macOS: nothing tells who sent a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
-    threading.Thread(target=_end_with_parents_word, args=(os.getppid(),), daemon=True).start()
+    try:
+        threading.Thread(target=_end_with_parents_word, args=(os.getppid(),), daemon=True).start()
+    except RuntimeError:  # no more threads are allowed: let whoever sends the signal end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_parents_word(parent: int) -> None:

@@ -26,11 +26,11 @@ class Rectangle(NamedTuple):
     bottom: float
 
     def hides(self, other: Rectangle) -> float:
-        """Share of another rectangle that this one covers, in [0, 1]."""
+        """Share of another rectangle that this one covers, in [0, 1]; 0 of one without area."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         area = (other.right - other.left) * (other.bottom - other.top)
-        return max(width, 0) * max(height, 0) / area
+        return max(width, 0) * max(height, 0) / area if area > 0 else 0.0
 
 
 @lru_cache

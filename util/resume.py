@@ -6,11 +6,13 @@ import dataclasses
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.amp import Precision
 from util.checkpoint import load_checkpoint, make_newest, newest_whole
+from util.coco_names import plain_name
 from util.distributed import all_gather, get_rank, get_world_size, is_main_process
 from util.ema import WeightAverage
 from util.errors import UserError
@@ -40,6 +42,44 @@ class Source(NamedTuple):
 
     checkpoint: dict[str, Any]
     path: str
+
+
+# Settings of which weights say nothing, and which change what a model finds.
+UNSEEN_IN_WEIGHTS = ("nheads", "dilation", "eval_scale", "max_size")
+
+
+def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a checkpoint holds; published files hold a Namespace."""
+    flags = checkpoint.get("args") or {}
+    return dict(flags if isinstance(flags, Mapping) else vars(flags))
+
+
+def warn_of_other_settings(source: Source, args: Namespace, categories: Mapping[int, str]) -> None:
+    """Say where a model is not used as it was trained, although its weights fit.
+
+    Args:
+        source: the checkpoint of `--resume`.
+        args: this run's flags.
+        categories: of the data, id -> name.
+    """
+    flags = stored_flags(source.checkpoint)
+    for name in UNSEEN_IN_WEIGHTS:
+        if name in flags and flags[name] != getattr(args, name):
+            _warn(f"--{name} is {getattr(args, name)}, and {source.path} was trained with {flags[name]}")
+    stored = source.checkpoint.get("categories")
+    known = {int(i): name for i, name in stored.items()} if isinstance(stored, Mapping) else {}
+    others = [i for i, name in categories.items() if i in known and plain_name(known[i]) != plain_name(name)]
+    if others:
+        here, there = categories[others[0]], known[others[0]]
+        more = f", and {len(others) - 1} more differ" if len(others) > 1 else ""
+        _warn(
+            f"category {others[0]} is {here!r} in the data and {there!r} in {source.path}{more}: --resume "
+            "goes by ids; --finetune carries classes over by name"
+        )
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def find_checkpoint(args: Namespace) -> Source | None:
@@ -113,9 +153,7 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
             f"{args.epochs} asks for no more: raise --epochs, or pass --eval to evaluate it"
         )
     ranks = checkpoint.get("ranks", [])
-    given = checkpoint.get("args", {})
-    given = vars(given) if isinstance(given, Namespace) else given  # published files hold one
-    before = {"group_by_aspect": False, **given}  # older files lack the flag
+    before = {"group_by_aspect": False, **stored_flags(checkpoint)}  # older files lack the flag
     same = len(ranks) == get_world_size() and all(
         before.get(name) == getattr(args, name) for name in ("batch_size", "accum_steps", "group_by_aspect")
     )
@@ -124,10 +162,9 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
     elif position.step:
         position.step = 0
         if is_main_process():
-            print(
-                "warning: the checkpoint was written inside an epoch, with another number of processes, "
-                "other batches or more images: that epoch starts anew",
-                file=sys.stderr,
+            _warn(
+                "the checkpoint was written inside an epoch, with another number of processes, other batches "
+                "or more images: that epoch starts anew"
             )
     if args.output_dir and Path(path).resolve().parent == Path(args.output_dir).resolve():
         position.unrecorded = checkpoint.get("train_stats")

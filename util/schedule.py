@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, StepLR
 
 from util.distributed import is_main_process
 from util.errors import UserError
-from util.resume import Source
+from util.resume import Source, stored_flags
 
 
 def build_schedules(optimizer: Optimizer, lr_drop: int, warmup_steps: int) -> tuple[StepLR, LinearLR | None]:
@@ -90,8 +90,7 @@ def _warmed_up(warmup: LinearLR) -> float:
 
 def warn_of_other_rates(checkpoint: Mapping[str, Any], args: Namespace) -> None:
     """Say where the checkpoint's rates go on although other ones were given."""
-    old = checkpoint.get("args", {})
-    old = old if isinstance(old, dict) else vars(old)
+    old = stored_flags(checkpoint)
     for name in ("lr", "lr_backbone", "lr_drop"):
         if name in old and old[name] != getattr(args, name):
             print(
@@ -99,3 +98,9 @@ def warn_of_other_rates(checkpoint: Mapping[str, Any], args: Namespace) -> None:
                 f"{old[name]}; pass --override_lr to change it",
                 file=sys.stderr,
             )
+    if old.get("weight_decay", args.weight_decay) != args.weight_decay:
+        print(
+            f"warning: --weight_decay {args.weight_decay} is not used: the checkpoint goes on with "
+            f"{old['weight_decay']}",
+            file=sys.stderr,
+        )
