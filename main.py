@@ -272,7 +272,7 @@ def warn_of_use(args: argparse.Namespace, source: Source | None, categories: dic
 
     if source is not None:
         warn_of_other_settings(source, args, categories)
-    elif args.eval and not args.finetune:
+    elif args.eval and not args.finetune and not args.ema:  # --ema refuses it
         print("warning: --eval without --resume: the model has its initial values", file=sys.stderr)
 
 
