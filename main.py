@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import SHAPES_PATH
 from util.command_line import RecipeParser, guarded
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.flags import completed, get_args_parser
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def warn_of_use(args: argparse.Namespace, source: Source | None, categories: dic
     if source is not None:
         warn_of_other_settings(source, args, categories)
     elif args.eval and not args.finetune and not args.ema:  # --ema refuses it
-        print("warning: --eval without --resume: the model has its initial values", file=sys.stderr)
+        warn("--eval without --resume: the model has its initial values")
 
 
 def build_report(

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 
 from util.distributed import get_world_size
 from util.metrics import accuracy
 
+from .eager import is_watched
 from .losses import (
     MatchedPairs,
     box_losses,
@@ -125,7 +125,11 @@ class SetCriterion(nn.Module):
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
         """The matches of every layer, the last one's at the end."""
         layers = [*outputs.get("aux_outputs", []), outputs]
-        if isinstance(self.matcher, HungarianMatcher) and _matches_unobserved(self.matcher):
+        if (
+            isinstance(self.matcher, HungarianMatcher)
+            and type(self.matcher).forward is HungarianMatcher.forward
+            and not is_watched(self.matcher)
+        ):
             logits = torch.stack([layer["pred_logits"].detach() for layer in layers])
             boxes = torch.stack([layer["pred_boxes"].detach() for layer in layers])
             return self.matcher.match_layers(logits, boxes, targets)
@@ -326,18 +330,6 @@ class SetCriterion(nn.Module):
     def _get_tgt_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, object) of all matched pairs, to index padded targets [B, n, ...] with."""
         return flat_index([obj for _, obj in indices])
-
-
-def _matches_unobserved(matcher: HungarianMatcher) -> bool:
-    """Whether no hook, and no forward of a subclass or a user, waits to be called for every layer."""
-    return (
-        type(matcher).forward is HungarianMatcher.forward
-        and "forward" not in vars(matcher)
-        and not matcher._forward_hooks
-        and not matcher._forward_pre_hooks
-        and not module_hooks._global_forward_hooks
-        and not module_hooks._global_forward_pre_hooks
-    )
 
 
 def _named(name: str, values: Tensor, suffixes: list[str]) -> Losses:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from util.checkpoint import stored_categories, stored_flags
 from util.coco_names import COCO_NUM_CLASSES, COCO_PANOPTIC, COCO_THINGS, plain_name
 from util.errors import UserError
 
@@ -93,11 +94,10 @@ def class_names(checkpoint: Mapping[str, Any]) -> dict[int, str]:
     They are stored beside the weights. Published checkpoints hold none; their heads have the rows of COCO's
     things, or of its panoptic classes.
     """
-    stored = checkpoint.get("categories")
-    if isinstance(stored, Mapping) and stored:
-        return {int(number): str(name) for number, name in stored.items()}
-    args = checkpoint.get("args") or {}  # a Namespace, or of a safetensors file a dict
-    dataset = (args if isinstance(args, Mapping) else vars(args)).get("dataset_file", "coco")
+    stored = stored_categories(checkpoint)
+    if stored:
+        return stored
+    dataset = stored_flags(checkpoint).get("dataset_file", "coco")
     state = checkpoint.get("model", checkpoint)
     heads = [value for key, value in state.items() if key.endswith("class_embed.bias")]
     if not heads or dataset not in ("coco", "coco_panoptic"):

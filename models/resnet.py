@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
-from torch.nn.modules import module as module_hooks
 from torchvision.models import resnet
 
+from .eager import is_watched
 from .folded_conv import added_to_shortcut, folded_conv2d
 
 STAGES = 4  # layer1 ... layer4, at strides 4, 8, 16, 32
@@ -128,22 +128,7 @@ def _are_as_built(modules: list[nn.Module]) -> bool:
     if any(type(module) not in kinds for module in modules):
         return False
     # A compiled graph does not notice hooks that are set later: there the types alone decide.
-    return torch.compiler.is_compiling() or not any(_is_watched(module) for module in modules)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks see what the module takes or gives, or a function stands in its forward's place."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module_hooks._global_forward_hooks
-        or module_hooks._global_forward_pre_hooks
-        or module_hooks._global_backward_hooks
-        or module_hooks._global_backward_pre_hooks
-        or "forward" in vars(module)
-    )
+    return torch.compiler.is_compiling() or not any(is_watched(module) for module in modules)
 
 
 class FoldedDownsample(_Folding, nn.Sequential):
@@ -218,7 +203,7 @@ class FoldedStage(nn.Sequential):
         return not (
             torch.compiler.is_compiling()
             or self.training
-            or any(_is_watched(module) for module in self.modules())
+            or any(is_watched(module) for module in self.modules())
             or any(type(block) not in FOLDED.values() or not block.folds for block in self)
         )
 

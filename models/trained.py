@@ -21,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from util import coco_names
-from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
+from util.checkpoint import (
+    is_url,
+    load_checkpoint,
+    load_strictly,
+    model_state,
+    stored_categories,
+    stored_flags,
+)
 from util.device import resolve_device
 from util.errors import UserError
 
@@ -135,8 +142,7 @@ def _settings(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]
 ) -> argparse.Namespace:
     """Settings for build_model: the stored ones, corrected by what the weights say, and the overrides."""
-    given = checkpoint.get("args") or {}
-    stored = dict(given if isinstance(given, Mapping) else vars(given))
+    stored = stored_flags(checkpoint)
     seen = settings_from_weights(state, source)
     known: set[str] = {"dataset_file"} & stored.keys()  # better than what can be seen
     if "backbone" in stored and stored["backbone"] not in RESNETS:
@@ -157,9 +163,9 @@ def _settings(
 
 def _names(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, str]:
     """The checkpoint's categories; COCO's own where the number of classes is theirs."""
-    stored = checkpoint.get("categories")
+    stored = stored_categories(checkpoint)
     if stored:
-        return {int(i): str(name) for i, name in stored.items()}
+        return stored
     if args.dataset_file == "coco_panoptic":
         return dict(coco_names.COCO_PANOPTIC)
     return dict(coco_names.COCO_THINGS) if args.num_classes == coco_names.COCO_NUM_CLASSES else {}

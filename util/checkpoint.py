@@ -190,6 +190,18 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
+def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a checkpoint holds, none where it has no `args`; published files hold a Namespace."""
+    flags = checkpoint.get("args") or {}
+    return dict(flags if isinstance(flags, Mapping) else vars(flags))
+
+
+def stored_categories(checkpoint: Mapping[str, Any]) -> dict[int, str]:
+    """The categories that a checkpoint holds, id -> name; none in published ones."""
+    stored = checkpoint.get("categories")
+    return {int(i): str(name) for i, name in stored.items()} if isinstance(stored, Mapping) else {}
+
+
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep: int = 0) -> None:
     """Write a checkpoint that is whole or absent: a temporary file beside it is flushed, then renamed.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from util.errors import UserError, of_a_file
+from util.errors import UserError, files_named
 
 
 def at_least(least: float, below: float = math.inf) -> Callable[[str], float]:
@@ -73,10 +73,8 @@ def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Names
     from util import failures
 
     try:
-        try:
+        with files_named():
             function(args)
-        except OSError as error:
-            raise of_a_file(error) from error
         if failures.is_shared():
             from util.distributed import leave
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -19,15 +20,20 @@ class UserError(Exception):
         return text.splitlines()[-1].split("UserError: ", 1)[-1] if text.startswith("Caught ") else text
 
 
-def of_a_file(error: OSError) -> UserError:
-    """What the system says of a file, as a mistake that the user can correct.
+def warn(text: str) -> None:
+    """One line on stderr, about what goes on all the same."""
+    print(f"warning: {text}", file=sys.stderr)
 
-    Raises:
-        OSError: the error itself, which speaks of no file.
-    """
-    if error.filename is None or not error.strerror:
-        raise error
-    return UserError(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+
+@contextmanager
+def files_named() -> Iterator[None]:
+    """What the system says of a file becomes a mistake that the user can correct; other errors stay."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not error.strerror:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}") from error
 
 
 def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
@@ -40,10 +46,8 @@ def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
         debug: let a UserError through, with its traceback.
     """
     try:
-        try:
+        with files_named():
             return command() or 0
-        except OSError as error:
-            raise of_a_file(error) from error
     except UserError as error:
         if debug:
             raise

@@ -82,12 +82,13 @@ def nested_tensor_from_tensor_list(tensor_list: list[Tensor]) -> NestedTensor:
         raise ValueError(f"images must all be [C, h, w] with one number of channels, not {shapes}")
     if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return _traceable_batch(list(tensor_list))
-    return _padded_batch(tensor_list, *_canvas([image.shape[-2:] for image in tensor_list]))
+    return _padded_batch(tensor_list)
 
 
-def _padded_batch(images: Sequence[Tensor], height: int, width: int) -> NestedTensor:
-    """Images on a canvas of that size."""
+def _padded_batch(images: Sequence[Tensor], multiple: int = 1) -> NestedTensor:
+    """Images on their canvas, whose sides are rounded up to a multiple of so many pixels."""
     first = images[0]
+    height, width = _canvas([image.shape[-2:] for image in images], multiple)
     tensors = first.new_zeros((len(images), first.shape[0], height, width))
     mask = torch.ones((len(images), height, width), dtype=torch.bool, device=first.device)
     padded = False
@@ -246,4 +247,4 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
         raise ValueError(f"images of several types in one batch: {', '.join(sorted(map(str, dtypes)))}")
     if torch.uint8 in dtypes:
         return ByteBatch(images, multiple), *rest
-    return _padded_batch(images, *_canvas([image.shape[-2:] for image in images], multiple)), *rest
+    return _padded_batch(images, multiple), *rest

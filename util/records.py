@@ -130,8 +130,8 @@ class RunRecords:
                 leftover.unlink(missing_ok=True)
         path = None if self.folder is None else self.folder / "log.txt"
         kept: list[dict[str, Any]] = []
-        if self.folder is not None and path is not None and path.exists() and epoch == 0:
-            _set_aside(self.folder, ("log.txt", "args.json"))
+        if path is not None and path.exists() and epoch == 0:
+            _set_aside(path.parent, ("log.txt", "args.json"))
         elif path is not None and path.exists():
             text = path.read_text()
             kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.amp import Precision
-from util.checkpoint import load_checkpoint, make_newest, newest_whole
+from util.checkpoint import load_checkpoint, make_newest, newest_whole, stored_categories, stored_flags
 from util.coco_names import plain_name
 from util.distributed import all_gather, get_rank, get_world_size, is_main_process
 from util.ema import WeightAverage
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.random_state import set_random_state
 
 
@@ -48,12 +47,6 @@ class Source(NamedTuple):
 UNSEEN_IN_WEIGHTS = ("nheads", "dilation", "eval_scale", "max_size")
 
 
-def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint holds; published files hold a Namespace."""
-    flags = checkpoint.get("args") or {}
-    return dict(flags if isinstance(flags, Mapping) else vars(flags))
-
-
 def warn_of_other_settings(source: Source, args: Namespace, categories: Mapping[int, str]) -> None:
     """Say where a model is not used as it was trained, although its weights fit.
 
@@ -65,21 +58,16 @@ def warn_of_other_settings(source: Source, args: Namespace, categories: Mapping[
     flags = stored_flags(source.checkpoint)
     for name in UNSEEN_IN_WEIGHTS:
         if name in flags and flags[name] != getattr(args, name):
-            _warn(f"--{name} is {getattr(args, name)}, and {source.path} was trained with {flags[name]}")
-    stored = source.checkpoint.get("categories")
-    known = {int(i): name for i, name in stored.items()} if isinstance(stored, Mapping) else {}
+            warn(f"--{name} is {getattr(args, name)}, and {source.path} was trained with {flags[name]}")
+    known = stored_categories(source.checkpoint)
     others = [i for i, name in categories.items() if i in known and plain_name(known[i]) != plain_name(name)]
     if others:
         here, there = categories[others[0]], known[others[0]]
         more = f", and {len(others) - 1} more differ" if len(others) > 1 else ""
-        _warn(
+        warn(
             f"category {others[0]} is {here!r} in the data and {there!r} in {source.path}{more}: --resume "
             "goes by ids; --finetune carries classes over by name"
         )
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def find_checkpoint(args: Namespace) -> Source | None:
@@ -162,7 +150,7 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
     elif position.step:
         position.step = 0
         if is_main_process():
-            _warn(
+            warn(
                 "the checkpoint was written inside an epoch, with another number of processes, other batches "
                 "or more images: that epoch starts anew"
             )
@@ -177,6 +165,6 @@ def resume_extras(source: Source, average: WeightAverage | None, precision: Prec
     if average is not None and not average.load_state_dict(checkpoint, path) and is_main_process():
         print(f"--ema: {path} holds no averaged weights: the average begins with its weights")
     if average is None and "ema" in checkpoint and is_main_process():
-        print(f"warning: the averaged weights in {path} are dropped; pass --ema to go on", file=sys.stderr)
+        warn(f"the averaged weights in {path} are dropped; pass --ema to go on")
     if precision.scaler is not None and "scaler" in checkpoint:
         precision.scaler.load_state_dict(checkpoint["scaler"])

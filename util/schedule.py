@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, StepLR
 
+from util.checkpoint import stored_flags
 from util.distributed import is_main_process
-from util.errors import UserError
-from util.resume import Source, stored_flags
+from util.errors import UserError, warn
+from util.resume import Source
 
 
 def build_schedules(optimizer: Optimizer, lr_drop: int, warmup_steps: int) -> tuple[StepLR, LinearLR | None]:
@@ -93,14 +93,12 @@ def warn_of_other_rates(checkpoint: Mapping[str, Any], args: Namespace) -> None:
     old = stored_flags(checkpoint)
     for name in ("lr", "lr_backbone", "lr_drop"):
         if name in old and old[name] != getattr(args, name):
-            print(
-                f"warning: --{name} {getattr(args, name)} is not used: the checkpoint goes on with "
-                f"{old[name]}; pass --override_lr to change it",
-                file=sys.stderr,
+            warn(
+                f"--{name} {getattr(args, name)} is not used: the checkpoint goes on with {old[name]}; pass "
+                "--override_lr to change it"
             )
     if old.get("weight_decay", args.weight_decay) != args.weight_decay:
-        print(
-            f"warning: --weight_decay {args.weight_decay} is not used: the checkpoint goes on with "
-            f"{old['weight_decay']}",
-            file=sys.stderr,
+        warn(
+            f"--weight_decay {args.weight_decay} is not used: the checkpoint goes on with "
+            f"{old['weight_decay']}"
         )
