@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ import torch
 
 from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, annotation, run, trained_flags, write_coco
 from tests.reference.settings import build, parse
+
+PROCESS_LINES = 60  # the last ones that a failed process printed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a process said whose failure fails a test."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        for name, text in (("stdout", error.stdout), ("stderr", error.stderr)):
+            lines = (text.decode(errors="replace") if isinstance(text, bytes) else text or "").splitlines()
+            report.sections.append((f"{name} of the process", "\n".join(lines[-PROCESS_LINES:])))
+    return report
 
 
 @pytest.fixture(scope="session")

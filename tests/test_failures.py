@@ -31,6 +31,23 @@ parser = main.RecipeParser("test", parents=[main.get_args_parser()])
 sys.exit(main.guarded(work, parser.parse_args(["--device", "cpu", *sys.argv[1:]])))
 """
 
+# A whole run, perhaps stopped by a signal -> the names of the threads that it leaves behind.
+THREADS = """
+import os, signal, sys
+from pathlib import Path
+import engine, main
+
+def step(*args, **kwargs):
+    if "{signal}":
+        os.kill(os.getpid(), signal.Signals["{signal}"])
+    return epoch(*args, **kwargs)
+
+epoch, engine.train_one_epoch = engine.train_one_epoch, step
+status = main.run(sys.argv[1:])
+print(sorted({{path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}}))
+sys.exit(status)
+"""
+
 
 def start(
     folder: Path, command: list[object], ranks: tuple[int, ...] = (0, 1)
@@ -128,6 +145,17 @@ def test_a_process_that_never_comes(tmp_path: Path) -> None:
 
 def test_ranks_that_end_well_leave_quietly(tmp_path: Path) -> None:
     assert play(tmp_path, "barrier()\n    print('rank', rank)") == [(0, [], "rank 0\n"), (0, [], "rank 1\n")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names are read from /proc")
+@pytest.mark.parametrize("signal", ["", "SIGTERM"])
+def test_no_thread_of_the_group_is_left(signal: str, tmp_path: Path) -> None:
+    """One that still frees a tensor while the interpreter ends aborts the process, once in a hundred runs."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS.format(signal=signal))
+    flags = [*TINY.split(), "--coco_path", write_coco(tmp_path / "data"), "--batch_size", 2, "--epochs", 1]
+    for status, _, out in start(tmp_path, [script, *flags]):
+        assert (status, out.splitlines()[-1]) == (143 if signal else 0, "['python']"), out
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -74,7 +74,7 @@ def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Names
 
     try:
         with files_named():
-            function(args)
+            status = _status_of(function, args)
         if failures.is_shared():
             from util.distributed import leave
 
@@ -94,6 +94,15 @@ def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Names
         failures.end(error)
     finally:
         failures.stop_watching()
+    return status
+
+
+def _status_of(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Call a function -> what it passed to sys.exit, as a signal makes it do; else 0."""
+    try:
+        function(args)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
     return 0
 
 

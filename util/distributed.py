@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import warnings
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -156,6 +158,9 @@ def init_distributed_mode(args: Any) -> None:
         meet(args)
     if not args.distributed:
         return
+    # Its functions take the group of the moment of its import as their default. Imported later (torch._dynamo
+    # does), it would keep the group, and with it the threads that `leave` is to end.
+    importlib.import_module("torch.distributed.nn.functional")
     uses_cuda = resolve_device(completed(args).device).startswith("cuda")
     if uses_cuda:
         if args.gpu >= torch.cuda.device_count():
@@ -211,11 +216,16 @@ def settle_buckets(trained: torch.nn.parallel.DistributedDataParallel, device: t
 
 
 def leave() -> None:
-    """Leave the group, the work being done."""
+    """Leave the group, the work being done.
+
+    None of gloo's threads may live on: one that frees the tensor of a last collective while the interpreter
+    ends aborts the process. They end with the last reference to their group.
+    """
     global _store
     failures.stop_watching()
     if is_dist_avail_and_initialized():
         dist.destroy_process_group()
+        gc.collect()  # DistributedDataParallel refers to the group, and to itself
     _store = None
 
 
