@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from util.report import Report
     from util.resume import Source
 
+MOST_CLASSES = 100_000  # unless --num_classes asks for more
+
 # --- What was left open ------------------------------------------------------------------------------
 
 
@@ -91,11 +93,17 @@ def _infer_num_classes(args: argparse.Namespace, categories: dict[int, str], che
         head = [v for k, v in model_state(checkpoint).items() if k.endswith("class_embed.bias")]
         if head:
             return len(head[0]) - 1
+    num_classes = max(categories, default=0) + 1
     if args.dataset_file == "coco_panoptic":
-        return max(default_num_classes(args.dataset_file), max(categories, default=0) + 1)
-    if are_coco_categories(categories):
-        return COCO_NUM_CLASSES
-    return max(categories, default=0) + 1
+        num_classes = max(default_num_classes(args.dataset_file), num_classes)
+    elif are_coco_categories(categories):
+        num_classes = COCO_NUM_CLASSES
+    if num_classes > MOST_CLASSES:
+        raise UserError(
+            f"category ids go up to {num_classes - 1}, and each id takes an output of the model: number the "
+            f"categories anew, or pass --num_classes {num_classes}"
+        )
+    return num_classes
 
 
 # --- Parts of a run ----------------------------------------------------------------------------------
@@ -217,6 +225,7 @@ def main(args: argparse.Namespace) -> None:
     from util.checkpoint import load_checkpoint
     from util.device import make_deterministic, resolve_device, set_tf32
     from util.distributed import get_rank, init_distributed_mode, is_main_process, meet
+    from util.folder_lock import alone_in
     from util.random_state import seed_everything
     from util.records import RunRecords
     from util.resume import find_checkpoint, output_folder
@@ -261,7 +270,8 @@ def main(args: argparse.Namespace) -> None:
         training = Training(
             args, model, optimizer, criterion, train_loader, evaluation, records, report, categories
         )
-        training.run(source)
+        with alone_in(records.folder):
+            training.run(source)
     if args.compile and is_main_process():
         print(f"--compile: {graphs_compiled()} graphs compiled")
 

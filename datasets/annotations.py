@@ -76,9 +76,9 @@ class CocoAnnotations(AnnotationFile):
         counts = dict(zip(*(values.tolist() for values in np.unique(used, return_counts=True)), strict=True))
         return {category: counts.get(category, 0) for category in sorted({*self.categories, *counts})}
 
-    def first_beyond(self, num_classes: int) -> tuple[int, int] | None:
-        """(annotation id, category id) of the first annotation whose category is not below num_classes."""
-        rows = np.flatnonzero(self._category_ids >= num_classes)
+    def first_outside(self, num_classes: int) -> tuple[int, int] | None:
+        """(annotation id, category id) of the first with a category not from 0 to num_classes - 1."""
+        rows = np.flatnonzero((self._category_ids < 0) | (self._category_ids >= num_classes))
         return (int(self._annotation_ids[rows[0]]), int(self._category_ids[rows[0]])) if len(rows) else None
 
     def most_objects(self) -> int:

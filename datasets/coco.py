@@ -198,8 +198,7 @@ def make_coco_transforms(
     if not crop:
         return T.Compose([T.RandomHorizontalFlip(), whole, *finish])
     ratio = max(scales) / max(TRAIN_SCALES)
-    before_crop = [round(side * ratio) for side in (400, 500, 600)]
-    smallest, largest = round(384 * ratio), round(600 * ratio)
+    *before_crop, smallest, largest = (max(1, round(side * ratio)) for side in (400, 500, 600, 384, 600))
     part = T.Compose(
         [
             T.RandomResize(before_crop),

@@ -15,14 +15,19 @@ def check_labels(annotations: Any, num_classes: int) -> None:
     Raises:
         UserError: one has not; training would end in an assertion on the device.
     """
-    found = annotations.first_beyond(num_classes)
-    if found is not None:
-        raise UserError(
-            f"{annotations.source}: annotation {found[0]} has category id {found[1]} "
-            f"({annotations.categories.get(found[1], 'not among the categories')}), and --num_classes "
-            f"{num_classes}, given or of the checkpoint, holds ids up to {num_classes - 1}: train with "
-            f"--num_classes {annotations.highest_category_id + 1}, from other weights with --finetune"
-        )
+    found = annotations.first_outside(num_classes)
+    if found is None:
+        return
+    start = (
+        f"{annotations.source}: annotation {found[0]} has category id {found[1]} "
+        f"({annotations.categories.get(found[1], 'not among the categories')}), and "
+    )
+    if found[1] < 0:
+        raise UserError(f"{start}ids begin at 0: python -m datasets.check --fix moves it")
+    raise UserError(
+        f"{start}--num_classes {num_classes}, given or of the checkpoint, holds ids up to {num_classes - 1}: "
+        f"train with --num_classes {annotations.highest_category_id + 1}, from other weights with --finetune"
+    )
 
 
 def check_objects(annotations: Any, num_queries: int) -> None:

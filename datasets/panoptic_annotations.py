@@ -62,9 +62,11 @@ class PanopticAnnotations(AnnotationFile):
         found = dict(zip(used.tolist(), counts.tolist(), strict=True))
         return {category: found.get(category, 0) for category in self.categories}
 
-    def first_beyond(self, num_classes: int) -> tuple[int, int] | None:
-        """(segment id, category id) of the first segment whose category is not below num_classes."""
-        rows = np.flatnonzero(self._segments.category_ids >= num_classes)
+    def first_outside(self, num_classes: int) -> tuple[int, int] | None:
+        """(segment id, category id) of the first with a category not from 0 to num_classes - 1."""
+        rows = np.flatnonzero(
+            (self._segments.category_ids < 0) | (self._segments.category_ids >= num_classes)
+        )
         segments = self._segments
         return (int(segments.ids[rows[0]]), int(segments.category_ids[rows[0]])) if len(rows) else None
 

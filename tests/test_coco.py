@@ -270,6 +270,7 @@ def test_the_cropping_branch_scales_with_the_largest_side():
 
     assert sizes(make_coco_transforms("train")) == ([400, 500, 600], (384, 600), [*range(480, 801, 32)])
     assert sizes(make_coco_transforms("train", [96, 128])) == ([64, 80, 96], (61, 96), [96, 128])
+    assert sizes(make_coco_transforms("train", [1])) == ([1, 1, 1], (1, 1), [1])
 
 
 # ---- errors, and the doors to the data set

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,18 @@ import pytest
 import torch
 
 import main
-from tests.helpers import FIRST_ID, TRAIN_SIZES, Prepared, assert_one_line, command, files, load, run
+from tests.helpers import (
+    FIRST_ID,
+    ROOT,
+    TINY,
+    TRAIN_SIZES,
+    Prepared,
+    assert_one_line,
+    command,
+    files,
+    load,
+    run,
+)
 from util.errors import exit_status
 
 
@@ -144,6 +157,30 @@ def test_an_annotation_of_an_undeclared_category_is_named(
     assert_one_line(capsys, "9", "--num_classes")
 
 
+@pytest.mark.parametrize(
+    ("category", "message"),
+    [(-3, "category id -3 (gap), and ids begin at 0"), (10**9, "category ids go up to 1000000000")],
+)
+@pytest.mark.parametrize("how", ["train", "evaluate"])
+def test_category_ids_that_no_model_holds_are_told(
+    how: str,
+    category: int,
+    message: str,
+    coco_root: Path,
+    tmp_path: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": category, "name": "gap"})
+        content["annotations"][0]["category_id"] = category
+
+    root = edited(coco_root, tmp_path / "data", edit, "train" if how == "train" else "val")
+    flags = ["--coco_path", root, "--output_dir", out, "--check_data", "off"]
+    assert run(*flags, *(["--eval"] if how == "evaluate" else [])) == 2
+    assert_one_line(capsys, message)
+
+
 def test_evaluating_weights_that_are_not_finite_is_told(
     prepared: Prepared, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +275,23 @@ def test_what_the_system_says_of_a_file_is_told(
     assert_one_line(capsys, "some/file: permission denied")
     assert exit_status(lambda: denied()) == 2
     assert_one_line(capsys, "some/file: permission denied")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which Linux has")
+@pytest.mark.parametrize(
+    "program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "datasets.check"]]
+)
+def test_what_cannot_be_printed_is_told(program: list[str], coco_root: Path) -> None:
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(
+            [sys.executable, *program, str(coco_root)],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1] == "error: standard output: no space left on device"
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

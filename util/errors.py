@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,13 +28,30 @@ def warn(text: str) -> None:
 
 @contextmanager
 def files_named() -> Iterator[None]:
-    """What the system says of a file becomes a mistake that the user can correct; other errors stay."""
+    """What the system says of a file becomes a mistake that the user can correct; other errors stay.
+
+    Standard output is a file as well: its disk may be full, or its reader gone.
+    """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
-        if error.filename is None or not error.strerror:
+        name = "standard output" if error.filename is None and _output_is_lost() else error.filename
+        if name is None or not error.strerror:
             raise
-        raise UserError(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}") from error
+        raise UserError(f"{name}: {error.strerror[0].lower()}{error.strerror[1:]}") from error
+
+
+def _output_is_lost() -> bool:
+    """Whether standard output fails; its rest then goes nowhere, lest the interpreter's end fail."""
+    try:
+        print(flush=True)  # what failed has been dropped: a flush alone would go well
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:

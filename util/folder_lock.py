@@ -1,0 +1,64 @@
+"""One training run a folder: two that write the same checkpoints and log would spoil both."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from util.errors import UserError, warn
+
+WAIT_SECONDS = 30  # a run that was killed or requeued may still be ending, its data workers above all
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Hold a folder as long as the context lasts; the system lets go of it where the process dies.
+
+    The folder itself is locked, so that nothing is left in it. Where the system locks no folders (Windows,
+    some network file systems) nothing is held.
+
+    Args:
+        folder: of `--output_dir`; None: this process writes nothing.
+
+    Raises:
+        UserError: another run holds it, and still does after WAIT_SECONDS.
+    """
+    if folder is None or os.name != "posix":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    told = False
+    while not _locked(handle):
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"--output_dir {folder}: another run writes there; end that one, or pass another folder"
+            )
+        if not told:
+            warn(f"another run writes to {folder}: waiting up to {WAIT_SECONDS} s for its end")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _locked(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that locks no folders
+        pass
+    return True
