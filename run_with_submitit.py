@@ -16,11 +16,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import main
+from util.command_line import at_least
 from util.errors import UserError
 from util.flags import OPEN_DEVICE
 
@@ -50,10 +52,21 @@ def get_args_parser() -> argparse.ArgumentParser:
         parents=[main.get_args_parser()],
     )
     flag = parser.add_argument_group("job").add_argument
-    flag("--ngpus", default=8, type=int, help="GPUs of each node, with a process each; 0: train on CPUs")
-    flag("--nodes", default=4, type=int, help="number of nodes")
-    flag("--tasks_per_node", type=int, help="processes of each node; left out: one a GPU, one with --ngpus 0")
-    flag("--timeout", default=60, type=int, help="minutes until the job saves itself and queues again")
+    flag(
+        "--ngpus",
+        default=8,
+        type=at_least(0),
+        help="GPUs of each node, with a process each; 0: train on CPUs",
+    )
+    flag("--nodes", default=4, type=at_least(1), help="number of nodes")
+    flag(
+        "--tasks_per_node",
+        type=at_least(1),
+        help="processes of each node; left out: one a GPU, one with --ngpus 0",
+    )
+    flag(
+        "--timeout", default=60, type=at_least(1), help="minutes until the job saves itself and queues again"
+    )
     flag("--job_dir", default="", help="folder of the job; %%j is its id. Left out: SHARED_DIR/%%j")
     flag(
         "--shared_dir",
@@ -66,8 +79,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag("--qos", help="quality of service")
     flag("--constraint", help="features that the nodes must have")
     flag("--comment", help="to the administrators")
-    flag("--mem_gb", type=float, help="memory of each node; left out: the cluster's default")
-    flag("--cpus_per_task", type=int, help="left out: one, and one for each data worker")
+    flag("--mem_gb", type=at_least(0.001), help="memory of each node; left out: the cluster's default")
+    flag("--cpus_per_task", type=at_least(1), help="left out: one, and one for each data worker")
     return parser
 
 
@@ -99,7 +112,7 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path]:
     """The shared folder, made if it is missing, and the job's, whose name may hold %j.
 
     Raises:
-        UserError: neither --shared_dir nor --job_dir is given, or the folder cannot be made.
+        UserError: neither --shared_dir nor --job_dir is given, or one cannot be made or written to.
     """
     if not (args.shared_dir or args.job_dir):
         raise UserError(
@@ -109,13 +122,27 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path]:
     shared = Path(args.shared_dir or job_dir.parent).absolute()
     if not args.shared_dir and "%j" in str(shared):
         raise UserError(f"--job_dir {job_dir}: %j in front of its last part: pass --shared_dir too")
+    flag = "--shared_dir" if args.shared_dir else "--job_dir"
     try:
         shared.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--shared_dir {shared}: cannot be made ({error.strerror})") from error
-    if not os.access(shared, os.W_OK):
-        raise UserError(f"--shared_dir {shared}: nothing can be written there")
+        what = f"{shared} cannot be made ({error.strerror}); name another folder"
+        raise UserError(f"{flag} {args.shared_dir or args.job_dir}: {what}") from error
+    _try_to_write(shared, f"{flag} {args.shared_dir or args.job_dir}")
+    if args.job_dir:
+        there = next(folder for folder in (job_dir, *job_dir.parents) if os.path.exists(folder))
+        _try_to_write(there, f"--job_dir {args.job_dir}")
     return shared, job_dir
+
+
+def _try_to_write(folder: Path, flag: str) -> None:
+    """Write a file without a name: permissions do not say what a read-only file system or root may do."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"nothing can be written to {folder} ({error.strerror}); name another folder"
+        raise UserError(f"{flag}: {what}") from error
 
 
 def notice(minutes: int) -> int:

@@ -169,12 +169,25 @@ def run(words: Sequence[str] | None = None) -> int:
     else:
         known = dict(enumerate(names)) if names else yolo.class_names(source)
         pictures, names = yolo.read(source, known), list(known.values())
+    if not pictures:
+        raise UserError(f"{source}: no pictures there")
+    classes = [*names, *(found.name for picture in pictures for found in picture.objects)]
+    _refuse_garbled([args.source, args.out, *(picture.path.name for picture in pictures), *classes])
     pictures = divide(pictures, args.split, args.seed)
     write(pictures, names, args.out)
     report = check_dataset(find_sources(args.out))
     print("\n".join(report.lines()))
     print("\n" + _next_step(args.source, args.out, report))
     return report.status
+
+
+def _refuse_garbled(names: Iterable[str]) -> None:
+    """Annotation files and terminals take text alone; names of files may be any bytes."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{ascii(name)} is no UTF-8 text: rename that file, folder or class") from None
 
 
 def _next_step(source: str, out: str, report: Report) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from util.collector import paused_collector, return_freed_memory
 
@@ -42,9 +42,20 @@ def parse(path: str | Path) -> Any:
     """
     with open(path, encoding="utf-8") as file:
         if _held is None:
-            return json.load(file)
+            return _load(file)
         status = os.fstat(file.fileno())
         key = os.path.realpath(path), status.st_mtime_ns, status.st_size
         if key not in _held:
-            _held[key] = json.load(file)
+            _held[key] = _load(file)
         return _held[key]
+
+
+def _load(file: TextIO) -> Any:
+    try:
+        return json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("Lists or objects nested too deeply", "", 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("A number of thousands of digits", "", 0) from None

@@ -279,7 +279,17 @@ def test_names_of_data_yaml(text, with_yaml, coco, tmp_path):
     "text, message",
     [
         ("names: [bolt, nut", "data.yaml is no valid YAML: .*line 1"),
-        ("names: {x: bolt}", "data.yaml: names must be a list, or numbers with names, not {'x': 'bolt'}"),
+        (
+            "names: {x: bolt}",
+            "data.yaml: names must be a list, or numbers from 0 with names, not {'x': 'bolt'}",
+        ),
+        ("names: {.inf: bolt}", "data.yaml: names must be a list, or numbers from 0 with names, not {inf"),
+        ("names: {-1: bolt}", "data.yaml: names must be a list, or numbers from 0 with names, not {-1"),
+        ("names: {0: bolt, '0': nut}", "data.yaml: names must be a list, or numbers from 0 with names"),
+        ("names: []", "data.yaml has no names of classes: pass --names"),
+        ("names: [2020-99-99]", "data.yaml is no valid YAML: month must be in"),
+        (f"names: [{'9' * 5000}]", "data.yaml is no valid YAML: "),
+        ("[" * 20_000, "data.yaml is no valid YAML: .*recursion"),
         ("names: 3", "no data.yaml with names"),
         ("only text", "no data.yaml with names"),
     ],
@@ -332,6 +342,143 @@ def test_mistakes_are_named(form, damage, message, coco, tmp_path):
     with pytest.raises(UserError, match=message):
         run([form, str(source), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "part, value, message",
+    [
+        ("regions", None, r"p\.json: the regions of 000000000007\.jpg must be a list, .*, not None"),
+        ("regions", "abc", "must be a list, .*, not 'abc'"),
+        ("regions", 3, "must be a list, .*, not 3"),
+        ("regions", [None], "7.jpg, region 0: it must be a JSON object, not None"),
+        ("regions", {"0": "x"}, "7.jpg, region 0: it must be a JSON object, not 'x'"),
+        ("filename", None, "the filename of 'k' must be that of a picture, not None"),
+        ("filename", 7, "the filename of 'k' must be that of a picture, not 7"),
+        ("filename", "", "the filename of 'k' must be that of a picture, not ''"),
+        ("filename", "a\nb.jpg", "the filename of 'k' must be that of a picture, not 'a.nb.jpg'"),
+        ("shape_attributes", None, "region 0 has no shape_attributes: draw it anew"),
+        ("shape_attributes", "rect", "region 0: its shape_attributes must be a JSON object, not 'rect'"),
+        ("shape_attributes", [1], r"region 0: its shape_attributes must be a JSON object, not \[1\]"),
+        ("region_attributes", None, "region 0 has no class in its attributes: pass --names"),
+        ("region_attributes", "a", "region 0: its region_attributes must be a JSON object, not 'a'"),
+        ("region_attributes", ["a"], "region 0: its region_attributes must be a JSON object"),
+        ("region_attributes", 7, "region 0: its region_attributes must be a JSON object, not 7"),
+        ("region_attributes", {"label": None}, "region 0 has no class in its attributes"),
+        ("region_attributes", {"label": ["a"]}, "region 0 has no class in its attributes"),
+        ("region_attributes", {"label": "\ud800"}, "'.ud800' is no UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_parts_of_via_that_are_null_or_of_another_type(part, value, message, tmp_path):
+    write_pictures(tmp_path / "source", [(40, 30)], 7)
+    shape = {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}
+    region = {"shape_attributes": shape, "region_attributes": {"label": "a"}}
+    entry = {"filename": "000000000007.jpg", "regions": [region]}
+    (region if part in region else entry)[part] = value
+    (tmp_path / "source" / "p.json").write_text(json.dumps({"k": entry}))
+    with pytest.raises(UserError, match=message):
+        run(["via", str(tmp_path / "source"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ({"name": "rect", "x": math.nan, "y": 2, "width": 3, "height": 4}, "'rect' .*must be numbers of at"),
+        ({"name": "rect", "x": 10**400, "y": 2, "width": 3, "height": 4}, "'rect' .*OverflowError"),
+        ({"name": "rect", "x": 1, "y": 2, "width": 1e200, "height": 1e200}, "'rect' .*must be numbers of at"),
+        ({"name": "polygon", "all_points_x": [1, None, 3], "all_points_y": [1, 2, 3]}, "'polygon' gives no"),
+        ({"name": "polygon", "all_points_x": [[1, 2]], "all_points_y": [[1, 2]]}, "'polygon' .*of points"),
+        ({"name": "polygon", "all_points_x": [], "all_points_y": []}, "'polygon' .*list of points"),
+        ({"name": "polygon", "all_points_x": [1, 10**400, 3], "all_points_y": [1, 2, 3]}, "OverflowError"),
+        ({"name": "circle", "cx": 1, "cy": 2, "r": 10**400}, "'circle' .*OverflowError"),
+        ({"name": "circle", "cx": 1, "cy": 2, "r": [1] * 32}, "'circle' .*not 'list'"),
+        ({"name": "ellipse", "cx": 1, "cy": 2, "rx": 3, "ry": 4, "theta": math.inf}, "'ellipse' .*at most"),
+        ({"name": None}, "a None gives no object"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_absurd_shapes_of_via(shape, message, tmp_path):
+    write_pictures(tmp_path / "source", [(40, 30)], 7)
+    region = {"shape_attributes": shape, "region_attributes": {"label": "a"}}
+    content = {"k": {"filename": "000000000007.jpg", "regions": [region]}}
+    (tmp_path / "source" / "p.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"7.jpg, region 0: .*{message}"):
+        run(["via", str(tmp_path / "source"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{}", "p.json: no pictures there"),
+        ("[" * 100_000, "p.json is no valid JSON: Lists or objects nested too deeply"),
+        (f'{{"k": {"9" * 6000}}}', "p.json is no valid JSON: A number of thousands of digits"),
+    ],
+)
+def test_faulty_files_of_via(text, message, tmp_path):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(["via", str(tmp_path / "p.json"), str(tmp_path / "out")])
+
+
+def write_one_voc(folder, width="40", xmin="1"):
+    write_pictures(folder, [(40, 30)], 7)
+    sides = f"<xmin>{xmin}</xmin><ymin>2</ymin><xmax>20</xmax><ymax>25</ymax>"
+    size = f"<size><width>{width}</width><height>30</height></size>"
+    text = f"<annotation>{size}<object><name>a</name><bndbox>{sides}</bndbox></object></annotation>"
+    (folder / "000000000007.xml").write_text(text)
+
+
+@pytest.mark.parametrize("width", ["abc", "nan", "inf", "-40", "1e300", "40,5", "40px"])
+def test_a_width_of_voc_that_is_no_number_of_pixels(width, tmp_path):
+    write_one_voc(tmp_path / "source", width=width)
+    with pytest.raises(UserError, match=r"7\.xml: width and height must be numbers of pixels, .*" + width):
+        run(["voc", str(tmp_path / "source"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("width", ["", " ", "0", "40.0"])
+def test_a_size_that_voc_leaves_out_is_read_off_the_picture(width, tmp_path):
+    write_one_voc(tmp_path / "source", width=width)
+    assert run(["voc", str(tmp_path / "source"), str(tmp_path / "out"), "--split", "1"]) == 0
+    (image,) = load(tmp_path / "out")["images"]
+    assert (image["width"], image["height"]) == (40, 30)
+
+
+@pytest.mark.parametrize("xmin", ["", "a", "nan", "-inf", "1e400", "-1e200"])
+def test_corners_of_voc_that_are_no_numbers_of_pixels(xmin, tmp_path):
+    write_one_voc(tmp_path / "source", xmin=xmin)
+    with pytest.raises(UserError, match=r"7\.xml: the bndbox of an object 'a' must be four numbers of pix"):
+        run(["voc", str(tmp_path / "source"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 nan .5 .2 .2", "0 .5 inf .2 .2", "0 .5 .5 1e400 .2", "0 1e308 1e308 1e308 1e308", "0 1 nan 0 1 0 0"],
+)
+@pytest.mark.filterwarnings("error")
+def test_coordinates_of_yolo_that_are_absurd(line, tmp_path):
+    write_pictures(tmp_path / "source", [(40, 30)], 7)
+    (tmp_path / "source" / "000000000007.txt").write_text(line)
+    with pytest.raises(UserError, match=r"7\.txt, line 1: .*: coordinates must be numbers of at most"):
+        run(["yolo", str(tmp_path / "source"), str(tmp_path / "out"), "--names", "a"])
+
+
+def test_files_of_yolo_that_are_odd(tmp_path):
+    source, label = tmp_path / "source", tmp_path / "source" / "000000000007.txt"
+    write_pictures(source, [(40, 30)], 7)
+    (source / "classes.txt").write_text("")
+    with pytest.raises(UserError, match="classes.txt has no names of classes: pass --names"):
+        run(["yolo", str(source), str(tmp_path / "out")])
+    (source / "classes.txt").write_text("\ufeffa\n")  # some editors begin with that
+    label.write_text("\ufeff0 0.5 0.5 0.2 0.2\n")
+    assert run(["yolo", str(source), str(tmp_path / "out"), "--split", "1"]) == 0
+    assert objects(load(tmp_path / "out"))[7][0][0] == "a"
+    label.unlink()
+    label.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*7\.txt: .*directory"):
+        run(["yolo", str(source), str(tmp_path / "other")])
+    label.rmdir()
+    with pytest.raises(UserError, match="out.udce4' is no UTF-8 text: rename"):
+        run(["yolo", str(source), str(tmp_path / "out\udce4")])
 
 
 def test_nothing_is_written_over(coco, tmp_path):

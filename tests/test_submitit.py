@@ -77,6 +77,51 @@ def test_folders_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.
         folders("--shared_dir", tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    "words", ["--shared_dir {file}", "--shared_dir {file}/x", "--job_dir {file}", "--job_dir {file}/%j/x",
+              "--job_dir {file}/x", "--job_dir /proc/x/%j"],
+)  # fmt: skip
+def test_folders_that_cannot_be_written_to_are_named(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.delenv("DETR_SHARED_DIR", raising=False)
+    (tmp_path / "file").touch()
+    flag, value = words.format(file=tmp_path / "file").split()
+    more = ["--shared_dir", str(tmp_path / "s")] if flag == "--job_dir" else []
+    assert run_with_submitit.run([flag, value, *more, "--cluster", "local", "--nodes", "1"]) == 2
+    assert_one_line(capsys, f"{flag} {value}", "name another folder")
+
+
+@pytest.mark.parametrize("flag", ["--shared_dir", "--job_dir"])
+def test_a_folder_without_permission_is_named(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.delenv("DETR_SHARED_DIR", raising=False)
+    monkeypatch.setattr(run_with_submitit.tempfile, "TemporaryFile", denied)  # root may write anywhere
+    with pytest.raises(UserError, match=rf"{flag} .*nothing can be written to .*\(Permission denied\); name"):
+        folders(flag, tmp_path / "%j")
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--ngpus", -1), ("--nodes", 0), ("--nodes", -2), ("--tasks_per_node", -1), ("--tasks_per_node", 0),
+        ("--timeout", -5), ("--timeout", 0), ("--mem_gb", -1), ("--mem_gb", "nan"), ("--cpus_per_task", 0),
+    ],
+)  # fmt: skip
+def test_numbers_below_their_limits_are_refused(
+    flag: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(flag, value)
+    assert stopped.value.code == 2
+    assert_one_line(capsys, flag, f"{value} is below")
+
+
 def inside(tmp_path: Path, tasks: int, *words: object) -> Any:
     job = SimpleNamespace(job_id="77", num_tasks=tasks)
     return run_with_submitit.job_arguments(parse("--job_dir", tmp_path / "%j", *words), job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from util.errors import UserError
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a limit overflow
 
 
 class Object(NamedTuple):
@@ -42,9 +44,36 @@ class Picture(NamedTuple):
     split: str
 
 
+def check_near(numbers: Any) -> None:
+    """Nothing happens where all numbers could be coordinates.
+
+    Raises:
+        ValueError: one is NaN, infinite or beyond _FARTHEST.
+    """
+    if not (np.abs(numbers) <= _FARTHEST).all():
+        raise ValueError(f"coordinates must be numbers of at most {_FARTHEST:,.0f} pixels")
+
+
+def of_box(name: str, x: float, y: float, width: float, height: float) -> Object:
+    """The object whose box has its top left corner at x, y, in pixels.
+
+    Raises:
+        ValueError: a number that is no coordinate.
+    """
+    check_near((x, y, width, height))
+    return Object(name, (x, y, width, height), [])
+
+
 def of_polygon(name: str, points: Any) -> Object:
-    """The object whose outline is `points`, [P, 2] in pixels."""
-    outline = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    """The object whose outline is `points`, [P, 2] in pixels.
+
+    Raises:
+        ValueError: no points, or a number that is no coordinate.
+    """
+    outline = np.asarray(points, dtype=np.float64)
+    if outline.ndim != 2 or not len(outline):
+        raise ValueError("an outline is a list of points")
+    check_near(outline)
     (left, top), (right, bottom) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     return Object(name, (left, top, right - left, bottom - top), outline.ravel().tolist())
 
@@ -58,8 +87,10 @@ def stored_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is told by the error alone
+            with Image.open(path) as image:
+                return image.size
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the picture {path}: {error}") from error
 
@@ -70,12 +101,12 @@ def pictures_below(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the mark that some editors begin it with.
 
     Raises:
         UserError: it is missing or no UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error

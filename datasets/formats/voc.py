@@ -5,7 +5,16 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from datasets.formats.record import PICTURE_ENDINGS, Object, Picture, read_text, stored_size
+from datasets.doctor.columns import show
+from datasets.formats.record import (
+    PICTURE_ENDINGS,
+    Object,
+    Picture,
+    check_near,
+    of_box,
+    read_text,
+    stored_size,
+)
 from util.errors import UserError
 
 # ImageSets/Main/NAME.txt -> split. VOC publishes no annotations of some of its test sets; where a test set
@@ -49,9 +58,23 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
     except ElementTree.ParseError as error:
         raise UserError(f"{file} is no valid XML: {error}") from error
     path = _picture(file, source, root.findtext("filename", "").strip())
-    size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    size = _size(root, file)
     objects = [_read_object(one, file, one_based) for one in root.iter("object")]
-    return Picture(path, (size[0], size[1]) if all(size) else stored_size(path), objects, split)
+    return Picture(path, size if all(size) else stored_size(path), objects, split)
+
+
+def _size(root: ElementTree.Element, file: Path) -> tuple[int, int]:
+    """Width and height as the file says; 0 where it does not."""
+    texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    try:
+        sides = [float(text or 0) for text in texts]
+        check_near(sides)
+        if min(sides) < 0:
+            raise ValueError
+    except ValueError:
+        what = f"width and height must be numbers of pixels, or left out, not {show(texts)}"
+        raise UserError(f"{file}: {what}") from None
+    return int(sides[0]), int(sides[1])
 
 
 def _picture(file: Path, source: Path, name: str) -> Path:
@@ -62,17 +85,20 @@ def _picture(file: Path, source: Path, name: str) -> Path:
     for path in (folder / one for one in names for folder in folders):
         if path.is_file():
             return path
-    raise UserError(f"{file}: its picture {name or file.stem} is neither in JPEGImages/ nor beside it")
+    wanted = " ".join((name or file.stem).split())  # a name may hold line ends
+    raise UserError(f"{file}: its picture {wanted} is neither in JPEGImages/ nor beside it")
 
 
 def _read_object(element: ElementTree.Element, file: Path, one_based: bool) -> Object:
     name = element.findtext("name", "").strip()
     corners = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    first = 1 if one_based else 0
     try:
         left, top, right, bottom = (float(corner or "") for corner in corners)
+        found = of_box(name, left - first, top - first, right - left + first, bottom - top + first)
     except ValueError:
-        raise UserError(f"{file}: the bndbox of an object '{name}' must be four numbers: {corners}") from None
+        what = f"the bndbox of an object {show(name)} must be four numbers of pixels"
+        raise UserError(f"{file}: {what}: {show(corners)}") from None
     if not name:
         raise UserError(f"{file}: an object at {left:g}, {top:g} has no name")
-    first = 1 if one_based else 0
-    return Object(name, (left - first, top - first, right - left + first, bottom - top + first), [])
+    return found

@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 
 from datasets.doctor.columns import show
-from datasets.formats.record import Object, Picture, of_polygon, pictures_below, read_text, stored_size
+from datasets.formats.record import (
+    Object,
+    Picture,
+    of_box,
+    of_polygon,
+    pictures_below,
+    read_text,
+    stored_size,
+)
 from util.errors import UserError
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val"}
+_MOST = 10**6  # classes
 
 
 def read(source: Path, known: Mapping[int, str]) -> list[Picture]:
@@ -32,7 +41,7 @@ def read(source: Path, known: Mapping[int, str]) -> list[Picture]:
     pictures = []
     for path in paths:
         size, label = stored_size(path), _label(path)
-        lines = read_text(label).splitlines() if label.is_file() else []
+        lines = read_text(label).splitlines() if label.exists() else []
         objects = [
             _read_line(line, size, known, f"{label}, line {number}")
             for number, line in enumerate(lines, 1)
@@ -60,22 +69,32 @@ def class_names(source: Path) -> dict[int, str]:
     """Number -> name of the classes, from data.yaml or classes.txt.
 
     Raises:
-        UserError: there is neither, or data.yaml cannot be read or numbers its names with something else.
+        UserError: there is neither, or it has no names, or data.yaml cannot be read or numbers its names with
+            something else.
     """
     for file in [*source.glob("*.yaml"), *source.glob("*.yml")]:
         names = _yaml(file).get("names")
-        if isinstance(names, list):
-            return {number: str(name) for number, name in enumerate(names)}
-        if isinstance(names, dict):
-            try:
-                return {int(number): str(name) for number, name in sorted(names.items())}
-            except (TypeError, ValueError):
-                what = f"names must be a list, or numbers with names, not {show(names)}"
-                raise UserError(f"{file}: {what}; or pass --names") from None
+        if isinstance(names, (list, dict)):
+            return _numbered(names, file)
     for file in (source / "classes.txt", source / "obj.names", source / "labels" / "classes.txt"):
         if file.is_file():
-            return dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip()))
+            return _numbered([line.strip() for line in read_text(file).splitlines() if line.strip()], file)
     raise UserError(f"{source}: no data.yaml with names and no classes.txt there: pass --names")
+
+
+def _numbered(names: list[Any] | dict[Any, Any], file: Path) -> dict[int, str]:
+    """Number -> name, by number, of names in their order or with their numbers."""
+    if not names:
+        raise UserError(f"{file} has no names of classes: pass --names")
+    pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
+    try:
+        found = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError, OverflowError):
+        found = {}
+    if len(found) < len(pairs) or not 0 <= min(found) <= max(found) < _MOST:
+        what = f"names must be a list, or numbers from 0 with names, not {show(names)}"
+        raise UserError(f"{file}: {what}; or pass --names")
+    return dict(sorted(found.items()))
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -83,9 +102,10 @@ def _yaml(file: Path) -> dict[str, Any]:
         import yaml
     except ModuleNotFoundError:
         raise UserError(f"reading {file} needs PyYAML: pip install pyyaml, or pass --names") from None
+    text = read_text(file)
     try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets through what a faulty date or number or deep nesting raises
         raise UserError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}
 
@@ -94,7 +114,6 @@ def _read_line(line: str, size: tuple[int, int], names: Mapping[int, str], place
     """Class, centre x, centre y, width, height; or class and the points of an outline."""
     try:
         number, *values = (float(word) for word in line.split())
-        numbers = np.array(values)
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError
     except ValueError:
@@ -104,8 +123,11 @@ def _read_line(line: str, size: tuple[int, int], names: Mapping[int, str], place
         raise UserError(
             f"{place}: class {number:g} has no name; names are those of 0 to {max(names, default=0)}"
         )
-    name = names[int(number)]
-    if len(values) > 4:
-        return of_polygon(name, numbers.reshape(-1, 2) * size)
-    x, y, w, h = (numbers * (*size, *size)).tolist()
-    return Object(name, (x - w / 2, y - h / 2, w, h), [])
+    name, pixels = names[int(number)], [value * size[i % 2] for i, value in enumerate(values)]
+    try:
+        if len(pixels) > 4:
+            return of_polygon(name, np.reshape(pixels, (-1, 2)))
+        x, y, w, h = pixels
+        return of_box(name, x - w / 2, y - h / 2, w, h)
+    except ValueError as error:
+        raise UserError(f"{place}: {line[:60]!r}: {error}") from None
