@@ -129,7 +129,7 @@ def export(
     example = example_inputs(TRACED, with_mask, postprocess)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name  # torch's archives hold their names
+            temporary = Path(folder) / path.name  # torch looks at its suffix
             kind.write(model, example, temporary, describe(trained))
             try:
                 found = check(kind, temporary, trained, postprocess, with_mask)

@@ -6,6 +6,7 @@ Every format takes batches of any number and size of images, and keeps what is k
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import warnings
 from abc import ABC, abstractmethod
@@ -60,6 +61,7 @@ class Format(ABC):
 
         Raises:
             UserError: the model holds something that the format cannot express.
+            OSError: the file cannot be written.
         """
 
     @abstractmethod
@@ -156,7 +158,9 @@ class TorchExport(Format):
         program = _traced(model, example)
         program.example_inputs = None  # they would be in the file
         with _quietly():  # it warns where weights share memory and are not on the CPU, but they are
-            torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+            buffer = io.BytesIO()  # torch's own writer ends the process where a disk is full
+            torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+        path.write_bytes(buffer.getbuffer())
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
         """See Format.load."""
@@ -180,11 +184,14 @@ class TorchScript(Format):
         """See Format.write."""
         try:
             with _quietly():  # --help tells what the notice would
-                torch.jit.script(model).save(str(path), _extra_files={METADATA_FILE: json.dumps(metadata)})
+                buffer = io.BytesIO()  # torch's own writer ends the process where a disk is full
+                files = {METADATA_FILE: json.dumps(metadata)}
+                torch.jit.save(torch.jit.script(model), buffer, _extra_files=files)
         except RuntimeError as error:
             raise UserError(
                 f"--format torchscript: this model cannot be scripted: {first_line(error)}"
             ) from error
+        path.write_bytes(buffer.getbuffer())
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
         """See Format.load."""

@@ -21,16 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from util import coco_names
-from util.checkpoint import (
-    is_url,
-    load_checkpoint,
-    load_strictly,
-    model_state,
-    stored_categories,
-    stored_flags,
-)
+from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
 from util.device import resolve_device
 from util.errors import UserError
+from util.stored import stored_categories, stored_flags
 
 from . import build_model
 from .architecture import fitting_resnets, settings_from_weights
@@ -174,8 +168,8 @@ def _names(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int,
 def _things(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, bool]:
     """What the checkpoint says of things and stuff, or COCO's rule: for its own categories, or all ids."""
     stored = checkpoint.get("is_thing")
-    if stored:
+    if stored and isinstance(stored, Mapping):
         return {int(i): bool(thing) for i, thing in stored.items()}
     rule = coco_is_thing(args.num_classes)
-    categories = checkpoint.get("categories")
-    return {int(i): rule[int(i)] for i in categories if int(i) in rule} if categories else rule
+    categories = stored_categories(checkpoint)
+    return {i: rule[i] for i in categories if i in rule} if categories else rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import struct
 import sys
@@ -196,6 +197,16 @@ def test_other_checkpoints_need_no_package(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "safetensors", None)
     save_checkpoint(CONTENT, tmp_path / "c.pth")
     assert load_checkpoint(tmp_path / "c.pth")["args"] == ARGS
+
+
+def test_a_denied_file_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save_checkpoint(CONTENT, tmp_path / "c.safetensors")
+    monkeypatch.setattr("util.safetensors_file.open", deny, raising=False)  # a mode binds no root
+    with pytest.raises(UserError, match=r"c\.safetensors: cannot be read \(Permission denied\)"):
+        load_checkpoint(tmp_path / "c.safetensors")
 
 
 # --- Wherever a checkpoint is read ---------------------------------------------------------------------

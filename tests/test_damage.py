@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
 import random
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import assert_one_line, load, read_log, run
+from tests.helpers import ROOT, assert_one_line, load, read_log, run
 from tests.kill_and_resume import COMPARED, equal
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.errors import UserError
@@ -170,6 +172,120 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
     assert refused_weights == sum(place in weights for place in places)
 
 
+# --- Whole files with entries of another form -----------------------------------------------------------
+
+
+def _of_sgd(checkpoint: dict[str, Any]) -> None:
+    """As SGD with momentum would have trained the same parameters."""
+    state, groups = checkpoint["optimizer"]["state"], checkpoint["optimizer"]["param_groups"]
+    weights = [
+        [torch.nn.Parameter(torch.zeros_like(state[i]["exp_avg"])) for i in group["params"]]
+        for group in groups
+    ]
+    optimizer = torch.optim.SGD([{"params": group} for group in weights], lr=0.1, momentum=0.9)
+    for weight in sum(weights, []):
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    checkpoint["optimizer"] = optimizer.state_dict()
+
+
+def _each_state(edit: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    """Edit what the optimizer keeps of each parameter."""
+
+    def edit_all(checkpoint: dict[str, Any]) -> None:
+        for state in checkpoint["optimizer"]["state"].values():
+            edit(state)
+
+    return edit_all
+
+
+def _one_moment_too_short(checkpoint: dict[str, Any]) -> None:
+    next(iter(checkpoint["optimizer"]["state"].values()))["exp_avg_sq"] = torch.zeros(1)
+
+
+def _with_amsgrad(checkpoint: dict[str, Any]) -> None:
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group["amsgrad"] = True
+
+
+def _momentum_alone(state: dict[str, Any]) -> None:
+    moment = state["exp_avg"]
+    state.clear()
+    state["momentum_buffer"] = moment
+
+
+ENTRIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "an optimizer of another kind": (_of_sgd, "not AdamW"),
+    "an optimizer that is a list": (lambda c: c.update(optimizer=[1]), "not AdamW"),
+    "no optimizer": (lambda c: c.update(optimizer=None), "not AdamW"),
+    "states in a list": (lambda c: c["optimizer"].update(state=[1]), "not AdamW"),
+    "no groups": (lambda c: c["optimizer"].pop("param_groups"), "not AdamW"),
+    "momentum alone": (_each_state(_momentum_alone), "moments"),
+    "moments of other shapes": (_each_state(lambda s: s.update(exp_avg=torch.zeros(3))), "moments"),
+    "one moment too short": (_one_moment_too_short, "moments"),
+    "moments without steps": (_each_state(lambda s: s.pop("step")), "moments"),
+    "a moment missing": (_with_amsgrad, "moments"),
+    "no schedule": (lambda c: c.update(lr_scheduler=None), "`lr_scheduler`"),
+    "an epoch of None": (lambda c: c.update(epoch=None), "`epoch`"),
+    "an epoch in words": (lambda c: c.update(epoch="1"), "`epoch`"),
+    "half an epoch": (lambda c: c.update(epoch=0.5), "`epoch`"),
+    "an epoch before all": (lambda c: c.update(epoch=-2), "`epoch`"),
+    "a step of None": (lambda c: c.update(step=None), "`step`"),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_training_does_not_go_on_from_an_entry_of_another_form(
+    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    edit, told = ENTRIES[name]
+    checkpoint = load(finished / "checkpoint.pth")
+    edit(checkpoint)
+    path = tmp_path / "other.pth"
+    torch.save(checkpoint, path)
+    capsys.readouterr()
+    assert start(coco_root, tmp_path / "run", "--resume", path, "--epochs", 3) == 2
+    assert_one_line(capsys, f"--resume {path}: ", told, "--finetune")
+    assert not (tmp_path / "run" / "log.txt").exists()
+
+
+@pytest.mark.parametrize("how", ["--resume", "--finetune"])
+def test_entries_of_another_form_are_none_where_they_are_not_needed(
+    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    checkpoint = load(finished / "checkpoint.pth")
+    for number, categories in enumerate((["bolt", "nut"], [{"id": 1, "name": "bolt"}], {"bolt": 1}, 5)):
+        path = tmp_path / f"{number}.pth"
+        torch.save({**checkpoint, "epoch": None, "categories": categories, "args": ["--lr", "1"]}, path)
+        capsys.readouterr()
+        assert start(coco_root, tmp_path / "run", how, path, "--eval") == 0
+        assert "category" not in capsys.readouterr().err
+
+
+def test_auto_does_not_take_a_denied_file_for_a_damaged_one(
+    coco_root: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    newest = folder / "checkpoint.pth"
+
+    def deny(path: Any, *more: Any) -> Any:
+        if Path(path) == newest:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(path, *more)
+
+    monkeypatch.setattr("util.checkpoint.open", deny, raising=False)  # a mode binds no root
+    capsys.readouterr()
+    for resume, advice in ((newest, ""), ("auto", "move it away")):
+        assert start(coco_root, folder, "--resume", resume, "--epochs", 3) == 2
+        assert_one_line(capsys, f"{newest}: cannot be read (Permission denied)", advice)
+    assert not (folder / "checkpoint.damaged.pth").exists()
+
+
 # --- Disks ----------------------------------------------------------------------------------------------
 
 
@@ -221,6 +337,26 @@ def test_a_run_that_filled_its_disk_goes_on_when_there_is_room(
     one, other = load(folder / "checkpoint.pth"), load(finished / "checkpoint.pth")
     assert all(equal(one[key], other[key]) for key in COMPARED)
     assert read_log(folder) == read_log(finished)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
+def test_a_disk_too_small_for_an_exported_model(
+    finished: Path, disk: Callable[[str], Path], kind: str
+) -> None:
+    """As typed, since torch's own writer would end the process."""
+    path = disk("size=512k") / "model.pt2"
+    words = ["--resume", str(finished / "checkpoint.pth"), "--format", kind, "--output", str(path)]
+    done = subprocess.run(
+        [sys.executable, "export.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: --output {path}: cannot be written (No space left on device)"
+    assert done.returncode == 2 and not list(path.parent.iterdir())
 
 
 def test_a_disk_that_is_read_only(

@@ -128,6 +128,8 @@ def bias(rows: int) -> dict[str, Any]:
 def test_the_names_of_a_checkpoint() -> None:
     assert class_names({**bias(92), "categories": {"3": "bolt"}}) == {3: "bolt"}
     assert class_names(bias(92))[3] == "car"  # published
+    for unlike in (["bolt"], {"bolt": 3}, {None: "bolt"}):
+        assert class_names({**bias(92), "categories": unlike, "args": 5})[3] == "car"
     assert class_names(bias(251))[187] == class_names(bias(202))[187] == "sky-other-merged"
     assert class_names({"detr.class_embed.bias": torch.zeros(251)})[1] == "person"  # a bare state_dict
     assert class_names({**bias(92), "args": Namespace(dataset_file="coco")})[90] == "toothbrush"

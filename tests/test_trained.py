@@ -213,6 +213,10 @@ def test_things_are_those_that_the_file_names(tmp_path: Path) -> None:
     stored: dict[str, Any] = {"args": vars(flags(words)), "categories": {1: "circle", 92: "sky"}}
     _, path = saved(tmp_path / "rule.pth", words, **stored)
     assert load_trained(path).is_thing == {1: True, 92: False}
+    unlike = {**stored, "categories": ["circle", "sky"], "is_thing": [True, False]}
+    _, path = saved(tmp_path / "lists.pth", words, **unlike)
+    found = load_trained(path)
+    assert found.names == COCO_PANOPTIC and found.is_thing is not None and len(found.is_thing) > 2
     _, path = saved(tmp_path / "stored.pth", words, **stored, is_thing={1: False, 92: True})
     found = load_trained(path)
     assert found.is_thing == {1: False, 92: True} == found.postprocessors["panoptic"].is_thing_map

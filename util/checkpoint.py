@@ -42,7 +42,7 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
             verified where its name holds one.
 
     Raises:
-        UserError: it is missing, cannot be fetched, is damaged, or would run code.
+        UserError: it is missing, cannot be fetched or read, is damaged, or would run code.
     """
     path = fetch(str(location), verify) if is_url(location) else Path(location)
     if not path.is_file():
@@ -70,7 +70,7 @@ def verify(path: Path) -> None:
     format before torch 1.6 hold none and pass.
 
     Raises:
-        UserError: damaged, cut off, or empty.
+        UserError: damaged, cut off, or empty; or the system does not let it be read.
     """
     if path.suffix == SAFETENSORS:
         read_safetensors(path)
@@ -78,6 +78,9 @@ def verify(path: Path) -> None:
     try:
         with open(path, "rb") as file:
             head = file.read(4)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
+    try:
         if head != b"PK\x03\x04":
             if head:
                 return  # not a zip archive: an old checkpoint, or something that torch.load will refuse
@@ -96,7 +99,7 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Damaged ones are named on stderr.
 
     Raises:
-        UserError: there are some, and none is readable.
+        UserError: there are some, and none is readable; or the system denies one, which may be whole.
     """
     newest = folder / "checkpoint.pth"
     paths = [path for path in (newest, *predecessors(newest)) if path.exists()]
@@ -104,6 +107,8 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load_checkpoint(path)
         except UserError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise UserError(f"{error}: let this user read it, or move it away") from error
             if is_main_process():
                 print(f"{error}; looking for the one before it", file=sys.stderr)
     if paths:
@@ -188,18 +193,6 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         keys = ", ".join(map(str, list(checkpoint)[:5]))
         raise UserError(f"the checkpoint holds no weights: no entry `model`, and its keys are {keys}")
     return dict(state)
-
-
-def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint holds, none where it has no `args`; published files hold a Namespace."""
-    flags = checkpoint.get("args") or {}
-    return dict(flags if isinstance(flags, Mapping) else vars(flags))
-
-
-def stored_categories(checkpoint: Mapping[str, Any]) -> dict[int, str]:
-    """The categories that a checkpoint holds, id -> name; none in published ones."""
-    stored = checkpoint.get("categories")
-    return {int(i): str(name) for i, name in stored.items()} if isinstance(stored, Mapping) else {}
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep: int = 0) -> None:

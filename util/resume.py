@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.amp import Precision
-from util.checkpoint import load_checkpoint, make_newest, newest_whole, stored_categories, stored_flags
+from util.checkpoint import load_checkpoint, make_newest, newest_whole
 from util.coco_names import plain_name
 from util.distributed import all_gather, get_rank, get_world_size, is_main_process
 from util.ema import WeightAverage
 from util.errors import UserError, warn
 from util.random_state import set_random_state
+from util.stored import stored_categories, stored_flags
 
 
 def output_folder(args: Namespace) -> Path | None:
@@ -45,6 +47,8 @@ class Source(NamedTuple):
 
 # Settings of which weights say nothing, and which change what a model finds.
 UNSEEN_IN_WEIGHTS = ("nheads", "dilation", "eval_scale", "max_size")
+# What to do with a file whose training cannot go on.
+ONLY_ITS_WEIGHTS = "pass --finetune in place of --resume to start from its weights"
 
 
 def warn_of_other_settings(source: Source, args: Namespace, categories: Mapping[int, str]) -> None:
@@ -83,7 +87,7 @@ def find_checkpoint(args: Namespace) -> Source | None:
     if not args.output_dir:
         raise UserError("--resume auto looks for a checkpoint in --output_dir: pass that too")
     found = newest_whole(Path(args.output_dir))
-    where = None if found is None else (str(found[0]), found[1].get("epoch"), found[1].get("step"))
+    where = None if found is None else f"{found[0]} {found[1].get('epoch')} {found[1].get('step')}"
     if len(set(all_gather(where))) > 1:
         raise UserError(f"--resume auto: hosts see different files in --output_dir {args.output_dir}")
     if found is None:
@@ -129,12 +133,12 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
         steps: optimizer steps of an epoch.
 
     Raises:
-        UserError: the run is over.
+        UserError: the run is over, or the checkpoint does not say where it stands.
     """
     if source is None or not {"optimizer", "lr_scheduler", "epoch"} <= source.checkpoint.keys():
         return Position(args.start_epoch - 1)
     checkpoint, path = source
-    position = Position(checkpoint["epoch"], checkpoint.get("step", 0), resumes=True)
+    position = Position(_count(source, "epoch", -1), _count(source, "step", 0), resumes=True)
     if position.epoch + 1 >= args.epochs and args.resume != "auto":
         raise UserError(
             f"--resume {path}: it has finished {position.epoch + 1} epochs, and --epochs "
@@ -157,6 +161,24 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
     if args.output_dir and Path(path).resolve().parent == Path(args.output_dir).resolve():
         position.unrecorded = checkpoint.get("train_stats")
     return position
+
+
+def _count(source: Source, name: str, least: int) -> int:
+    """A checkpoint's `epoch` or `step`, 0 where it has none.
+
+    Raises:
+        UserError: it is no whole number, or below `least`.
+    """
+    try:
+        value = operator.index(source.checkpoint.get(name, 0))
+    except TypeError:
+        value = None
+    if value is None or value < least:
+        raise UserError(
+            f"--resume {source.path}: its entry `{name}`, where it left off, is no whole number from {least} "
+            f"on: {ONLY_ITS_WEIGHTS}"
+        )
+    return value
 
 
 def resume_extras(source: Source, average: WeightAverage | None, precision: Precision) -> None:

@@ -6,13 +6,15 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, StepLR
 
-from util.checkpoint import stored_flags
 from util.distributed import is_main_process
 from util.errors import UserError, warn
-from util.resume import Source
+from util.resume import ONLY_ITS_WEIGHTS, Source
+from util.stored import stored_flags
 
 
 def build_schedules(optimizer: Optimizer, lr_drop: int, warmup_steps: int) -> tuple[StepLR, LinearLR | None]:
@@ -42,15 +44,24 @@ def resume_optimisation(
     """Continue optimizer and schedules where a checkpoint left off; `--override_lr` gives them new rates.
 
     Raises:
-        UserError: the checkpoint's optimizer trains other parameters.
+        UserError: the checkpoint's optimizer is no AdamW or trains other parameters, or its schedule is none.
     """
     checkpoint, path = source
     saved = checkpoint["optimizer"]
+    if not _is_adamw(saved):
+        raise UserError(f"--resume {path}: its optimizer is not AdamW: {ONLY_ITS_WEIGHTS}")
+    if not isinstance(checkpoint["lr_scheduler"], dict):
+        raise UserError(f"--resume {path}: its entry `lr_scheduler` is not a state: {ONLY_ITS_WEIGHTS}")
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if [len(group["params"]) for group in saved["param_groups"]] != sizes:
         raise UserError(
             f"--resume {path}: its optimizer trains other parameters than this run (is --lr_backbone "
             "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
+        )
+    if not _moments_fit(saved, optimizer):
+        raise UserError(
+            f"--resume {path}: its optimizer's moments are not those that AdamW has of this model's "
+            f"parameters: {ONLY_ITS_WEIGHTS}"
         )
     # How a step is computed is this run's choice, not the old one's.
     groups = [
@@ -66,6 +77,45 @@ def resume_optimisation(
         override_lr(optimizer, drops, warmup, wanted, args.lr_drop)
     elif is_main_process():
         warn_of_other_rates(checkpoint, args)
+
+
+def _is_adamw(saved: Any) -> bool:
+    """Whether a state is laid out as AdamW's, whatever it trains."""
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
+        return False
+    groups = saved.get("param_groups")
+    return isinstance(groups, list) and all(
+        isinstance(group, Mapping)
+        and isinstance(group.get("params"), list)
+        and {"lr", "betas", "eps", "weight_decay"} <= group.keys()
+        for group in groups
+    )
+
+
+def _moments_fit(saved: Mapping[str, Any], optimizer: Optimizer) -> bool:
+    """Whether every stored state belongs to the parameter in its place.
+
+    The optimizer does not look: it reads and writes beyond the end of moments that are too short.
+    """
+    for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        moments = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group.get("amsgrad") else ()))
+        for key, parameter in zip(group["params"], ours["params"], strict=True):
+            state = saved["state"].get(key, {})  # none of a parameter that had no gradient yet
+            if not isinstance(state, Mapping) or (state and not _is_number(state.get("step"))):
+                return False
+            if state and any(_shape(state.get(name)) != parameter.shape for name in moments):
+                return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one, or a tensor of one."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    """A tensor's; None of anything else."""
+    return value.shape if isinstance(value, Tensor) else None
 
 
 def override_lr(
