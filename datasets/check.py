@@ -27,6 +27,7 @@ from datasets.doctor.report import Finding, Report
 from datasets.doctor.sources import Files, Source
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
 from util.collector import paused_collector
+from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
 
@@ -187,7 +188,7 @@ def find_sources(
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser("python -m datasets.check", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser("python -m datasets.check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("path", help="folder of a data set, or an annotation file")
     parser.add_argument("--dataset_file", choices=["coco", "custom", "coco_panoptic"],
                         help="read this layout; otherwise whatever is there")  # fmt: skip

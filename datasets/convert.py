@@ -26,6 +26,7 @@ from datasets.formats import via, voc, yolo
 from datasets.formats.record import Picture
 from datasets.layouts import LAYOUTS
 from datasets.links import link
+from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
 _SHARE = 0.8  # of the pictures, for training
@@ -140,7 +141,7 @@ def write(pictures: Sequence[Picture], names: Sequence[str], out: str | Path) ->
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser("python -m datasets.convert", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser("python -m datasets.convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("format", choices=["voc", "yolo", "via"])
     parser.add_argument("source", help="folder, or VIA's JSON file")
     parser.add_argument("out", help="new folder, in COCO's layout")

@@ -32,6 +32,7 @@ from datasets.panoptic_quality import (
     per_class,
 )
 from datasets.workers import process_map, usable_cores
+from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
 _CHUNK = 32  # images a task; fixed, so that sums do not depend on the number of processes
@@ -244,7 +245,7 @@ class PanopticEvaluator:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m datasets.panoptic_eval",
         description="Panoptic quality of predictions in COCO's format, as panopticapi computes it.",
     )

@@ -35,6 +35,7 @@ from datasets.shapes_drawing import (
     draw_picture,
 )
 from datasets.workers import process_map, usable_cores
+from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
 DEFAULT_TRAIN = 16_000
@@ -218,7 +219,7 @@ def write_shapes(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m datasets.shapes",
         description="Write the built-in shapes data set as COCO files: JPEG pictures, instances JSON, "
         "panoptic PNG and JSON. A complete data set with the same settings is left as it is.",

@@ -245,6 +245,24 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    "module",
+    ["datasets.check", "datasets.convert", "datasets.panoptic_eval", "datasets.shapes", "util.plot_utils"],
+)
+def test_an_unknown_flag_of_any_command_is_told_in_one_line(module: str) -> None:
+    words = [sys.executable, "-m", module, "some", "thing", "--no_such_flag"]
+    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    (line,) = answer.stderr.splitlines()
+    assert answer.returncode == 2 and line.startswith("error: ") and line.endswith("; see --help")
+
+
+def test_a_line_end_in_a_name_makes_no_second_line(
+    coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--coco_path", coco_root, "--eval", "--resume", "a\nb.pth") == 2
+    assert_one_line(capsys, "a b.pth")
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
         ("--epochs 1".encode("utf-16"), "no UTF-8 text"),

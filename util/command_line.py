@@ -36,7 +36,15 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescr
         return super()._get_help_string(action)
 
 
-class RecipeParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that tells a mistake without a page of usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line; exit status 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+class RecipeParser(OneLineParser):
     """A parser that reads flags from recipes: `@file`, with comments and blank lines."""
 
     def __init__(self, prog: str, **kwargs: Any):
@@ -59,10 +67,6 @@ class RecipeParser(argparse.ArgumentParser):
             self.error(f"a recipe is no UTF-8 text ({error.reason}): save it as such")
         except RecursionError:
             self.error("a recipe includes itself")
-
-    def error(self, message: str) -> NoReturn:
-        """One line, not the page of usage that this many flags make; exit status 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -17,8 +17,10 @@ class UserError(Exception):
 
     def one_line(self) -> str:
         """The message alone, without the traceback that torch's data loader puts around a worker's error."""
-        text = str(self).strip()
-        return text.splitlines()[-1].split("UserError: ", 1)[-1] if text.startswith("Caught ") else text
+        lines = str(self).strip().splitlines()
+        if lines and lines[0].startswith("Caught "):
+            return lines[-1].split("UserError: ", 1)[-1]
+        return " ".join(lines)  # a file's name may hold line ends
 
 
 def warn(text: str) -> None:

@@ -7,7 +7,6 @@ writes a PNG without needing a display. `plot_logs` and `plot_precision_recall` 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 from util.run_log import Run, load_runs, read_evaluation
 
@@ -312,7 +312,7 @@ def _keep_apart(axis: Axes, labels: Sequence[Annotation]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line -> exit status."""
     description = "Draw the curves of one or several runs into one picture."
-    parser = argparse.ArgumentParser(prog="python -m util.plot_utils", description=description)
+    parser = OneLineParser(prog="python -m util.plot_utils", description=description)
     parser.add_argument("runs", nargs="+", metavar="DIR", help="folder of a run, its --output_dir")
     parser.add_argument("-o", "--output", default="curves.png", help="file to write (default: %(default)s)")
     parser.add_argument("--fields", nargs="+", help="what to draw (default: loss class_error AP AP50)")
