@@ -150,7 +150,7 @@ def test_ranks_that_end_well_leave_quietly(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads' names are read from /proc")
 @pytest.mark.parametrize("signal", ["", "SIGTERM"])
 def test_no_thread_of_the_group_is_left(signal: str, tmp_path: Path) -> None:
-    """One that still frees a tensor while the interpreter ends aborts the process, once in a hundred runs."""
+    """One that still frees a tensor while the interpreter ends aborts the process now and then."""
     script = tmp_path / "script.py"
     script.write_text(THREADS.format(signal=signal))
     flags = [*TINY.split(), "--coco_path", write_coco(tmp_path / "data"), "--batch_size", 2, "--epochs", 1]
