@@ -122,27 +122,27 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path]:
     shared = Path(args.shared_dir or job_dir.parent).absolute()
     if not args.shared_dir and "%j" in str(shared):
         raise UserError(f"--job_dir {job_dir}: %j in front of its last part: pass --shared_dir too")
-    flag = "--shared_dir" if args.shared_dir else "--job_dir"
+    named = f"--shared_dir {args.shared_dir}" if args.shared_dir else f"--job_dir {args.job_dir}"
     try:
         shared.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         what = f"{shared} cannot be made ({error.strerror}); name another folder"
-        raise UserError(f"{flag} {args.shared_dir or args.job_dir}: {what}") from error
-    _try_to_write(shared, f"{flag} {args.shared_dir or args.job_dir}")
+        raise UserError(f"{named}: {what}") from error
+    _try_to_write(shared, named)
     if args.job_dir:
         there = next(folder for folder in (job_dir, *job_dir.parents) if os.path.exists(folder))
         _try_to_write(there, f"--job_dir {args.job_dir}")
     return shared, job_dir
 
 
-def _try_to_write(folder: Path, flag: str) -> None:
+def _try_to_write(folder: Path, named: str) -> None:
     """Write a file without a name: permissions do not say what a read-only file system or root may do."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         what = f"nothing can be written to {folder} ({error.strerror}); name another folder"
-        raise UserError(f"{flag}: {what}") from error
+        raise UserError(f"{named}: {what}") from error
 
 
 def notice(minutes: int) -> int:

@@ -50,6 +50,12 @@ class AnnotationFile(ABC):
         """The picture of the image at `index` (0 to num_images - 1), below the image folder."""
         return self._file_names[index].decode()
 
+    @staticmethod
+    def _first_outside(ids: np.ndarray, category_ids: np.ndarray, num_classes: int) -> tuple[int, int] | None:
+        """(id, category id) of the first row whose category is not from 0 to num_classes - 1."""
+        rows = np.flatnonzero((category_ids < 0) | (category_ids >= num_classes))
+        return (int(ids[rows[0]]), int(category_ids[rows[0]])) if len(rows) else None
+
     @property
     def coco(self) -> Any:
         """The same file as published code sees it, read when it is first asked for."""

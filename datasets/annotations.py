@@ -78,8 +78,7 @@ class CocoAnnotations(AnnotationFile):
 
     def first_outside(self, num_classes: int) -> tuple[int, int] | None:
         """(annotation id, category id) of the first with a category not from 0 to num_classes - 1."""
-        rows = np.flatnonzero((self._category_ids < 0) | (self._category_ids >= num_classes))
-        return (int(self._annotation_ids[rows[0]]), int(self._category_ids[rows[0]])) if len(rows) else None
+        return self._first_outside(self._annotation_ids, self._category_ids, num_classes)
 
     def most_objects(self) -> int:
         """The most objects in one image, crowds not counted."""

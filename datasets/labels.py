@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from util.distributed import is_main_process
-from util.errors import UserError
+from util.errors import UserError, warn
 
 
 def check_labels(annotations: Any, num_classes: int) -> None:
@@ -43,7 +42,4 @@ def check_objects(annotations: Any, num_queries: int) -> None:
         )
     most = annotations.most_objects()
     if most > num_queries and is_main_process():
-        print(
-            f"warning: an image holds {most} objects, the model can find {num_queries}: raise --num_queries",
-            file=sys.stderr,
-        )
+        warn(f"an image holds {most} objects, the model can find {num_queries}: raise --num_queries")

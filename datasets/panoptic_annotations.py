@@ -64,11 +64,7 @@ class PanopticAnnotations(AnnotationFile):
 
     def first_outside(self, num_classes: int) -> tuple[int, int] | None:
         """(segment id, category id) of the first with a category not from 0 to num_classes - 1."""
-        rows = np.flatnonzero(
-            (self._segments.category_ids < 0) | (self._segments.category_ids >= num_classes)
-        )
-        segments = self._segments
-        return (int(segments.ids[rows[0]]), int(segments.category_ids[rows[0]])) if len(rows) else None
+        return self._first_outside(self._segments.ids, self._segments.category_ids, num_classes)
 
     def most_objects(self) -> int:
         """The most segments in one image."""

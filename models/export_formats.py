@@ -157,10 +157,9 @@ class TorchExport(Format):
         """See Format.write."""
         program = _traced(model, example)
         program.example_inputs = None  # they would be in the file
-        with _quietly():  # it warns where weights share memory and are not on the CPU, but they are
-            buffer = io.BytesIO()  # torch's own writer ends the process where a disk is full
+        # It warns where weights share memory and are not on the CPU, but they are.
+        with _quietly(), _in_memory(path) as buffer:
             torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
-        path.write_bytes(buffer.getbuffer())
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
         """See Format.load."""
@@ -183,15 +182,13 @@ class TorchScript(Format):
     def write(self, model: Exportable, example: Inputs, path: Path, metadata: Mapping[str, Any]) -> None:
         """See Format.write."""
         try:
-            with _quietly():  # --help tells what the notice would
-                buffer = io.BytesIO()  # torch's own writer ends the process where a disk is full
+            with _quietly(), _in_memory(path) as buffer:  # --help tells what the notice would
                 files = {METADATA_FILE: json.dumps(metadata)}
                 torch.jit.save(torch.jit.script(model), buffer, _extra_files=files)
         except RuntimeError as error:
             raise UserError(
                 f"--format torchscript: this model cannot be scripted: {first_line(error)}"
             ) from error
-        path.write_bytes(buffer.getbuffer())
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
         """See Format.load."""
@@ -240,6 +237,14 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _in_memory(path: Path) -> Iterator[io.BytesIO]:
+    """Collect what a file is to hold, then write it: torch's own writer ends the process on a full disk."""
+    buffer = io.BytesIO()
+    yield buffer
+    path.write_bytes(buffer.getbuffer())
 
 
 FORMATS: dict[str, type[Format]] = {kind.name: kind for kind in (Onnx, TorchScript, TorchExport)}

@@ -204,7 +204,7 @@ def test_a_denied_file_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.Mon
         raise PermissionError(errno.EACCES, "Permission denied")
 
     save_checkpoint(CONTENT, tmp_path / "c.safetensors")
-    monkeypatch.setattr("util.safetensors_file.open", deny, raising=False)  # a mode binds no root
+    monkeypatch.setattr("util.checkpoint.open", deny, raising=False)  # a mode binds no root
     with pytest.raises(UserError, match=r"c\.safetensors: cannot be read \(Permission denied\)"):
         load_checkpoint(tmp_path / "c.safetensors")
 

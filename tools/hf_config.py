@@ -7,11 +7,10 @@ passes on unread: `args` (some flags of main.py), `is_thing`, and the counters o
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from util.errors import UserError
+from util.errors import UserError, warn
 
 if TYPE_CHECKING:
     from transformers import DetrConfig, DetrImageProcessor
@@ -221,9 +220,8 @@ def image_settings_of(processor: Any, source: str) -> dict[str, Any]:
     size = dict(processor.size)
     sides = size.get("shortest_edge"), size.get("longest_edge")
     if not same or not processor.do_resize or None in sides:
-        print(
-            f"warning: {source}: preprocessor_config.json prepares images otherwise than --eval here does: "
-            f"size {size}, mean {processor.image_mean}, std {processor.image_std}",
-            file=sys.stderr,
+        warn(
+            f"{source}: preprocessor_config.json prepares images otherwise than --eval here does: "
+            f"size {size}, mean {processor.image_mean}, std {processor.image_std}"
         )
     return {} if None in sides else {"eval_scale": sides[0], "max_size": sides[1]}

@@ -48,6 +48,7 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     if path.suffix == SAFETENSORS:
+        _head(path)
         return read_safetensors(path)
     verify(path)
     try:
@@ -72,14 +73,10 @@ def verify(path: Path) -> None:
     Raises:
         UserError: damaged, cut off, or empty; or the system does not let it be read.
     """
+    head = _head(path)
     if path.suffix == SAFETENSORS:
         read_safetensors(path)
         return
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
     try:
         if head != b"PK\x03\x04":
             if head:
@@ -91,6 +88,15 @@ def verify(path: Path) -> None:
         raise UserError(f"checkpoint {path}: damaged or cut off ({error})") from error
     if damaged is not None:
         raise UserError(f"checkpoint {path}: damaged, the checksum of {damaged} does not match")
+
+
+def _head(path: Path) -> bytes:
+    """A file's first four bytes; safetensors would take one that the system denies for none at all."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -29,15 +29,9 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     """A file's tensors as `model`, on the CPU, and what it says of `args`, `categories` and `is_thing`.
 
     Raises:
-        UserError: safetensors is not installed, the file is damaged or cannot be read, or its tensors have
-            transformers' names.
+        UserError: safetensors is not installed, the file is damaged, or its tensors have transformers' names.
     """
     safetensors = _library()
-    try:
-        with open(path, "rb"):  # the library takes a file that it may not read for none
-            pass
-    except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             words = file.metadata() or {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from datasets.annotation_cache import cache_folder, keep
 from datasets.doctor.report import Report, finding_line
 from datasets.doctor.sources import Source
 from datasets.layouts import find_split
-from util.errors import UserError
+from util.errors import UserError, warn
 
 MODES = ("warn", "error", "off")
 HEADERS_UP_TO = 5_000  # pictures whose headers are read, about a second's worth
@@ -81,9 +80,9 @@ def check_at_start(
     if mode == "error" and found.worst:
         raise UserError(f"--check_data error: {found.worst} ({more})")
     for line in found.lines:
-        print(f"warning: {line}", file=sys.stderr)
+        warn(line)
     if found.lines:
-        print(f"warning: {more}", file=sys.stderr)
+        warn(more)
 
 
 def training_sources(
