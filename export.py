@@ -41,8 +41,8 @@ from util.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.export_formats import Format
-    from models.trained import TrainedModel
+    from inference.export_formats import Format
+    from inference.trained import TrainedModel
 
 TOLERANCE = 1e-3
 FORMAT_NAMES = ("onnx", "torchscript", "torch_export")
@@ -75,8 +75,8 @@ def get_args_parser() -> RecipeParser:
 
 def main(args: argparse.Namespace) -> None:
     """Load, write, check and tell, as the flags say."""
-    from models.export_formats import FORMATS, Onnx
-    from models.trained import load_trained
+    from inference.export_formats import FORMATS, Onnx
+    from inference.trained import load_trained
 
     if args.opset is not None and args.format != "onnx":
         raise UserError(f"--opset is ONNX's; leave it out with --format {args.format}")
@@ -111,7 +111,7 @@ def export(
     Args:
         trained: what load_trained gives.
         path: where; its folder exists.
-        kind: one of models.export_formats.FORMATS.
+        kind: one of inference.export_formats.FORMATS.
         postprocess: give scores, labels and boxes in pixels in place of logits and relative boxes.
         with_mask: take a mask of padding.
 
@@ -122,8 +122,8 @@ def export(
         UserError: the model cannot be written in this format, the file cannot be written, or it differs by
             more than TOLERANCE; no file is left then, but for one that was there before.
     """
-    from models.export_formats import first_line
-    from models.exportable import Exportable, example_inputs
+    from inference.export_formats import first_line
+    from inference.exportable import Exportable, example_inputs
 
     model = Exportable(trained.model, postprocess)
     example = example_inputs(TRACED, with_mask, postprocess)
@@ -166,7 +166,7 @@ def check(
     kind: Format, path: Path, trained: TrainedModel, postprocess: bool, with_mask: bool
 ) -> dict[str, float]:
     """Run a file on the batches of CHECKED -> how far each output is from the model's at most."""
-    from models.exportable import example_inputs
+    from inference.exportable import example_inputs
 
     run = kind.load(path)
     found: dict[str, float] = {}

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-    from training import Evaluation
-    from util.records import RunRecords
-    from util.report import Report
-    from util.resume import Source
+    from report import Report
+    from run.records import RunRecords
+    from run.resume import Source
+    from run.training import Evaluation
 
 MOST_CLASSES = 100_000  # unless --num_classes asks for more
 
@@ -65,7 +65,7 @@ def resolve(args: argparse.Namespace, checkpoint: dict | None) -> dict[int, str]
 
 def check_data(args: argparse.Namespace) -> None:
     """Let the doctor look at what is about to be trained on; one process does, the others wait."""
-    from datasets.doctor.at_start import check_at_start
+    from doctor.at_start import check_at_start
     from util.distributed import barrier, is_main_process
 
     if not args.eval and is_main_process():
@@ -220,15 +220,15 @@ def main(args: argparse.Namespace) -> None:
 
     from datasets.parsed import held_parsed
     from models.compilation import compile_model, graphs_compiled
-    from training import Evaluation, Training
+    from run.folder_lock import alone_in
+    from run.records import RunRecords
+    from run.resume import find_checkpoint, output_folder
+    from run.training import Evaluation, Training
     from util.amp import Precision
     from util.checkpoint import load_checkpoint
     from util.device import make_deterministic, resolve_device, set_tf32
     from util.distributed import get_rank, init_distributed_mode, is_main_process, meet
-    from util.folder_lock import alone_in
     from util.random_state import seed_everything
-    from util.records import RunRecords
-    from util.resume import find_checkpoint, output_folder
 
     # Processes and devices
     vars(args).update(vars(completed(args)))  # a script made for the published code knows fewer flags
@@ -278,7 +278,7 @@ def main(args: argparse.Namespace) -> None:
 
 def warn_of_use(args: argparse.Namespace, source: Source | None, categories: dict[int, str]) -> None:
     """Say where a model is not used as it was trained, or was not trained at all."""
-    from util.resume import warn_of_other_settings
+    from run.resume import warn_of_other_settings
 
     if source is not None:
         warn_of_other_settings(source, args, categories)
@@ -293,9 +293,9 @@ def build_report(
     train_loader: DataLoader | None = None,
 ) -> Report | None:
     """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
-    from datasets.report_source import ReportSource
-    from util.report import Report
-    from util.run_summary import splits_of
+    from report import Report
+    from report.source import ReportSource
+    from run.summary import splits_of
 
     args = evaluation.args
     if records.folder is None or not args.report:
@@ -325,10 +325,10 @@ def evaluate_only(
     categories: dict[int, str],
 ) -> None:
     """`--eval`: print and record the figures of a model, and with `--ema` of its averaged weights."""
+    from run.ema import WeightAverage
+    from run.records import per_class_table
+    from run.summary import describe
     from util.distributed import is_main_process
-    from util.ema import WeightAverage
-    from util.records import per_class_table
-    from util.run_summary import describe
 
     if is_main_process():
         print(describe(args, model, [("val", evaluation.loader)], categories, range(0)))

@@ -13,11 +13,11 @@ exit status is then 1. It is 2 after a mistake in the call.
 
 The same from Python:
 
-  from datasets.pictures import prepare, read_picture
-  from models.drawing import draw
-  from models.predicting import predict
-  from models.trained import load_trained
-  from util.visualize import save_picture
+  from inference.pictures import prepare, read_picture
+  from inference.drawing import draw
+  from inference.predicting import predict
+  from inference.trained import load_trained
+  from inference.visualize import save_picture
 
   trained = load_trained("detr_resnet50")           # or a checkpoint's path or URL
   picture = read_picture("photo.jpg")               # uint8 [3, H, W]
@@ -38,10 +38,10 @@ from util.command_line import RecipeParser, at_least, guarded, trained_model_fla
 from util.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets.pictures import Read
-    from models.attention_maps import Attention
-    from models.predicting import Found
-    from models.trained import TrainedModel
+    from inference.attention_maps import Attention
+    from inference.pictures import Read
+    from inference.predicting import Found
+    from inference.trained import TrainedModel
 
 FEW = 20  # pictures up to which a line is printed for each
 LAYERS = ("decoder", "encoder")
@@ -120,10 +120,10 @@ def main(args: argparse.Namespace) -> int:
     """Predict as the flags say -> how many complaints about single pictures were printed."""
     from tqdm import tqdm
 
-    from datasets.pictures import find_pictures, read_pictures
-    from models.predicting import kind_of, summary
-    from models.trained import load_trained
-    from prediction_output import Output
+    from inference.pictures import find_pictures, read_pictures
+    from inference.predicting import kind_of, summary
+    from inference.prediction_output import Output
+    from inference.trained import load_trained
     from util.background import Background
 
     check(args)
@@ -172,8 +172,8 @@ def find(
     """
     import torch
 
-    from models.attention_maps import listening
-    from models.predicting import predict
+    from inference.attention_maps import listening
+    from inference.predicting import predict
 
     if not reads:
         return [], None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.layouts import LAYOUTS, find_split
-from datasets.links import link
+from doctor.links import link
 from util.errors import UserError, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]

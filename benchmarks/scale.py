@@ -96,8 +96,9 @@ def start(root: Path) -> dict[str, float]:
     import torch  # noqa: F401  # the part of a start that is not ours
 
     imported = time.perf_counter()
-    import main
     import training  # noqa: F401
+
+    import main
     from datasets.parsed import held_parsed
 
     started = time.perf_counter()

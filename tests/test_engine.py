@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import main
 from engine import train_one_epoch
+from run.schedule import build_schedules
 from tests.reference.settings import quiet
 from tests.stand_in import (
     CPU,
@@ -30,7 +31,6 @@ from tests.stand_in import (
     weights_of,
 )
 from util.misc import NestedTensor, collate_fn
-from util.schedule import build_schedules
 
 
 def written_out(model: nn.Module, batches: list[Batch], max_norm: float) -> list[dict[str, float]]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import export
-from models import export_formats, trained
+from inference import export_formats, trained
+from inference.export_formats import FORMATS, Format, Onnx, TorchExport, TorchScript
+from inference.exportable import Exportable, example_inputs
+from inference.trained import TrainedModel, load_trained
 from models.backbone import _nearest
-from models.export_formats import FORMATS, Format, Onnx, TorchExport, TorchScript
-from models.exportable import Exportable, example_inputs
-from models.trained import TrainedModel, load_trained
 from tests.helpers import ROOT
 from tests.reference.settings import build
 from util.errors import UserError

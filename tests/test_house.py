@@ -22,11 +22,11 @@ PACKAGES = ("util", "models", "datasets")
 ALLOWED = {
     "util": ("util",),
     "models": ("models", "util"),
-    "datasets": ("datasets", "util"),
-    "engine": ("datasets.coco_eval", "datasets.panoptic_eval", "util"),
+    "datasets": ("datasets", "run.records", "util", "doctor.check", "doctor.convert"),  # doors to the doctor
+    "engine": ("datasets.coco_eval", "datasets.panoptic_eval", "run.finite_check", "run.records", "util"),
     "hubconf": ("models", "util"),
-    "training": ("datasets", "engine", "models", "util"),
-    "main": ("datasets", "engine", "models", "training", "util"),
+    "run": ("datasets", "engine", "models", "report", "run", "util"),
+    "main": ("datasets", "doctor", "engine", "models", "report", "run", "util"),
 }
 NOT_OURS = {".venv", "tests", "data", "demo", "demo-panoptic", "outputs", "notebooks"}
 

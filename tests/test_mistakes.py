@@ -246,7 +246,7 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     "module",
-    ["datasets.check", "datasets.convert", "datasets.panoptic_eval", "datasets.shapes", "util.plot_utils"],
+    ["doctor.check", "doctor.convert", "datasets.panoptic_eval", "datasets.shapes", "util.plot_utils"],
 )
 def test_an_unknown_flag_of_any_command_is_told_in_one_line(module: str) -> None:
     words = [sys.executable, "-m", module, "some", "thing", "--no_such_flag"]
@@ -297,7 +297,7 @@ def test_what_the_system_says_of_a_file_is_told(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which Linux has")
 @pytest.mark.parametrize(
-    "program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "datasets.check"]]
+    "program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "doctor.check"]]
 )
 def test_what_cannot_be_printed_is_told(program: list[str], coco_root: Path) -> None:
     with open("/dev/full", "w") as full:

@@ -68,7 +68,7 @@ def test_nothing_tells_whose_machine_it_was(name: str) -> None:
     ],
 )
 def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) -> None:
-    from models.trained import HUB
+    from inference.trained import HUB
 
     content = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "markdown")
@@ -82,7 +82,7 @@ def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) 
 
 
 @pytest.mark.parametrize(
-    "module, status, stops", [("datasets.check", 1, False), ("datasets.check", 2, True), ("main", 1, True)]
+    "module, status, stops", [("doctor.check", 1, False), ("doctor.check", 2, True), ("main", 1, True)]
 )
 def test_a_command_that_fails_stops_the_notebook(
     module: str, status: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from PIL import Image
 
 import predict
 from datasets.panoptic_png import read_ids
-from datasets.pictures import read_picture
+from inference.pictures import read_picture
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL, VAL_SIZES, Prepared, assert_one_line, run
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.reference.settings import build, parse

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     """
     check_free(args.host, args.port)
     prepare_gradio(args.host)
-    from models.trained import load_trained
+    from inference.trained import load_trained
     from tools.app_look import Limits, warm_up
 
     settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}

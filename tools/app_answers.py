@@ -14,13 +14,13 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from models.drawing import draw
-from models.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found
-from models.trained import TrainedModel
+from inference.drawing import draw
+from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found
+from inference.trained import TrainedModel
+from inference.visualize import save_picture
 from tools.app_found import Choice, draw_where, find, hit, in_words, table, timed, to_shown, written
 from tools.app_look import LEAST, Limits, Look, file_name, look_at
 from util.errors import UserError
-from util.visualize import save_picture
 
 MOST = 0.99
 """The highest threshold."""

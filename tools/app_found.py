@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from datasets.pictures import Read
-from models.drawing import draw_attention
-from models.predicting import BOXES, MASKS, PANOPTIC, Found, kind_of, read, summary
+from inference.drawing import draw_attention
+from inference.pictures import Read
+from inference.predicting import BOXES, MASKS, PANOPTIC, Found, kind_of, read, summary
+from inference.prediction_output import Output
+from inference.trained import TrainedModel
+from inference.visualize import enlargement
 from models.segment_maps import PanopticMap
-from models.trained import TrainedModel
-from prediction_output import Output
 from tools.app_look import LEAST, Look
 from util.errors import UserError
-from util.visualize import enlargement
 
 
 class Choice(NamedTuple):

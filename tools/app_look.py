@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.geometry import resize
-from datasets.pictures import prepare, read_picture
-from models.attention_maps import Attention, listening
+from inference.attention_maps import Attention, listening
+from inference.pictures import prepare, read_picture
+from inference.trained import TrainedModel
 from models.selection import Outputs, confident_queries
-from models.trained import TrainedModel
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
 

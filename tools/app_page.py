@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from models.trained import TrainedModel
+from inference.trained import TrainedModel
 from tools.app_answers import MOST, Answers, default_threshold, uploaded, within_slider
 from tools.app_found import kinds_of
 from tools.app_look import LEAST, Limits

@@ -22,7 +22,7 @@ from util.command_line import RecipeParser, guarded
 from util.errors import UserError
 
 if TYPE_CHECKING:
-    from models.trained import TrainedModel
+    from inference.trained import TrainedModel
 
 OF_MODEL = (
     *("backbone", "dilation", "position_embedding", "backbone_norm", "backbone_stages"),
@@ -85,7 +85,7 @@ def from_hf(source: str, path: Path) -> dict[str, float]:
         UserError: there is no such model, it is none of ours, or ours computes something else; nothing is
             written.
     """
-    from models.trained import load_trained
+    from inference.trained import load_trained
     from tools.hf_compare import checked
     from tools.hf_models import import_transformers, load_hf
     from util.checkpoint import save_checkpoint
@@ -109,7 +109,7 @@ def checkpoint_of(theirs: Any, source: str) -> dict[str, Any]:
     Raises:
         UserError: it is none of ours.
     """
-    from models.architecture import settings_from_weights
+    from inference.architecture import settings_from_weights
     from tools import hf_config, hf_names
 
     config = theirs.config
@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
     if args.command == "from-hf":
         found, written = from_hf(args.folder, args.checkpoint), args.checkpoint
     else:
-        from models.trained import load_trained
+        from inference.trained import load_trained
 
         import_transformers()
         overrides = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}

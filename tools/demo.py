@@ -57,10 +57,10 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     import torch
 
     from datasets import build_dataset
+    from inference.visualize import save_png, side_by_side
     from models import build_model
     from util.checkpoint import load_checkpoint
     from util.nested_tensor import ByteBatch
-    from util.visualize import save_png, side_by_side
 
     checkpoint = load_checkpoint(run / "checkpoint.pth")
     args = argparse.Namespace(**checkpoint["args"])
@@ -85,8 +85,8 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
 
 def draw_truth(image: Tensor, target: dict[str, Tensor], names: dict[int, str]) -> Tensor:
     """A picture with its target's boxes, or its segments where it has masks."""
+    from inference.visualize import draw_detections
     from util.box_ops import box_cxcywh_to_xyxy
-    from util.visualize import draw_detections
 
     if "masks" in target:
         return draw_segments(image, target["masks"].bool(), target["labels"], names)
@@ -100,7 +100,7 @@ def draw_found(image: Tensor, result: dict[str, Any], names: dict[int, str]) -> 
     import torch
 
     from datasets.panoptic_png import read_ids
-    from util.visualize import draw_detections
+    from inference.visualize import draw_detections
 
     if "png_string" in result:
         ids = torch.from_numpy(read_ids(io.BytesIO(result["png_string"])))
@@ -118,7 +118,7 @@ def draw_segments(image: Tensor, masks: Tensor, labels: Tensor, names: dict[int,
     from torchvision.ops import masks_to_boxes
 
     from datasets.shapes_drawing import STUFF
-    from util.visualize import draw_detections, draw_masks
+    from inference.visualize import draw_detections, draw_masks
 
     is_stuff = sum(labels == category for category in STUFF) > 0
     coloured = draw_masks(image, masks[is_stuff], labels[is_stuff])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from util.errors import UserError
 
 if TYPE_CHECKING:
-    from models.trained import TrainedModel
+    from inference.trained import TrainedModel
 
 NEEDS = "pip install 'transformers>=5' safetensors"
 TIMM = "this backbone is timm's in transformers: pip install timm"

@@ -1,1 +1,0 @@
-"""The parts of the data set doctor; `datasets.check` and `datasets.fix` put them together."""

@@ -1,1 +1,0 @@
-"""Readers of other annotation formats for `datasets.convert`; each gives a list of `record.Picture`."""

@@ -1,0 +1,222 @@
+"""The data set doctor: what is wrong with annotation files and pictures, why it matters, and what to do.
+
+    python -m datasets.check DATA_FOLDER                     every split (layouts: datasets.layouts)
+    python -m datasets.check FILE.json --images FOLDER       one annotation file
+    python -m datasets.check DATA_FOLDER --fix CORRECTED     and write a corrected copy
+
+Where masks are to be trained, --masks goes with each of them: objects then need masks, in the copy too.
+Exit status: 0 without faults (there may be notes), 1 with faults, 2 where a file cannot be used at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
+from doctor.boxes import check_areas_and_crowds, check_boxes
+from doctor.columns import RawFile, read_raw
+from doctor.ids import check_categories, check_ids, note_classes
+from doctor.masks import check_masks, measure
+from doctor.panoptic import check_pngs, check_segments
+from doctor.pictures import check_across, check_listing, check_names, check_pictures
+from doctor.report import Finding, Report
+from doctor.sources import Files, Source
+from util.collector import paused_collector
+from util.command_line import OneLineParser
+from util.errors import UserError, exit_status
+
+
+def check_annotations(
+    path: str | Path,
+    image_folder: str | Path | None = None,
+    num_classes: int | None = None,
+    num_queries: int | None = None,
+) -> Report:
+    """The checks of one annotation file that open no picture.
+
+    Args:
+        path: an instances or a panoptic file; whatever is wrong with it goes to the report.
+        image_folder: look for the pictures there, by name.
+        num_classes: of the model, highest category id + 1; None: any id of 0 or more will do.
+        num_queries: of the model; None: images may hold any number of objects.
+    """
+    source = Source(Path(path), Path(image_folder) if image_folder else None)
+    return check_dataset({"": source}, num_classes, num_queries, decode=False)
+
+
+def check_dataset(
+    sources: Mapping[str, Source],
+    num_classes: int | None = None,
+    num_queries: int | None = None,
+    decode: bool = True,
+    headers_up_to: int = 0,
+    masks: bool = False,
+) -> Report:
+    """All checks of the splits of a data set.
+
+    Args:
+        sources: name of the split -> its files; 'train' and 'val' are compared with each other.
+        num_classes, num_queries: as of check_annotations.
+        decode: read every picture and panoptic PNG too.
+        headers_up_to: where they are not decoded, read at least the headers of the pictures of files that
+            list at most so many: their size and their orientation.
+        masks: masks are to be trained, so that objects need good ones.
+    """
+    report = Report(masks=masks)
+    raws = {split: read_raw(source.annotations, report) for split, source in sources.items()}
+    readable = {split: raw for split, raw in raws.items() if raw is not None}
+    files = Files() if decode else Files(headers_up_to=headers_up_to) if headers_up_to else None
+    check_raw(readable, sources, report, num_classes, num_queries, files)
+    return report
+
+
+def check_raw(
+    raws: Mapping[str, RawFile],
+    sources: Mapping[str, Source],
+    report: Report,
+    num_classes: int | None,
+    num_queries: int | None,
+    files: Files | None,
+) -> None:
+    """check_dataset on files that have been read.
+
+    Args:
+        raws: name of the split -> its annotations.
+        report: the findings are added to it.
+        files: pictures and PNGs that have been read, to which others are added; None: none is opened.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    digests: dict[str, dict[bytes, int]] = {}
+    whole = files is not None and not files.headers_up_to
+    for split, raw in raws.items():
+        source = sources[split]
+        counts[split] = _check_file(raw, report, num_classes, num_queries, scored=split == "val")
+        if source.images is not None:
+            if not raw.panoptic:  # there, pictures may end in .jpg where the file says .png
+                check_names(raw, report, source.images)
+            if files is not None and (whole or len(raw.images) <= files.headers_up_to):
+                digests[split] = check_pictures(raw, report, source.images, files.pictures, whole)
+        if source.pngs is not None and files is not None and whole and raw.panoptic:
+            check_pngs(raw, report, source.pngs, files.maps)
+    for one, other in (("train", "val"), ("panoptic train", "panoptic val")):
+        if {one, other} <= raws.keys():
+            _compare_categories(report, raws[one], raws[other], counts[one], counts[other])
+        if {one, other} <= digests.keys():
+            check_across(report, (raws[one], digests[one]), (raws[other], digests[other]))
+
+
+def _check_file(
+    raw: RawFile, report: Report, num_classes: int | None, num_queries: int | None, scored: bool
+) -> dict[str, int]:
+    """The checks of the JSON alone -> objects of each class by name."""
+    with paused_collector():
+        check_ids(raw, report)
+        check_listing(raw, report)
+        check_categories(raw, report, num_classes)
+        if raw.panoptic:
+            check_segments(raw, report)
+        else:
+            extents, faults = measure(raw)
+            check_boxes(raw, report, extents)
+            check_areas_and_crowds(raw, report)
+            check_masks(raw, report, extents, faults, scored)
+        return note_classes(raw, report, num_queries)
+
+
+def _compare_categories(
+    report: Report, train: RawFile, val: RawFile, trained: Mapping[str, int], scored: Mapping[str, int]
+) -> None:
+    """Ids that mean one class in train and another in val; classes with objects in one of them only.
+
+    `trained` and `scored` are the objects of each class in train and in val.
+    """
+    names: list[dict[int, Any]] = [{}, {}]
+    for raw, name_of in zip((train, val), names, strict=True):
+        for record in raw.categories:
+            if type(record.get("id")) is int:
+                name_of.setdefault(record["id"], record.get("name"))
+    ids = sorted(i for i in names[0].keys() & names[1].keys() if names[0][i] != names[1][i])
+
+    def describe(row: int) -> Finding:
+        value = f"category {row} is {names[0][row]!r} in train and {names[1][row]!r} in val"
+        return Finding(None, None, value)
+
+    report.add("categories_differ", val.path, ids, describe)
+    for raw, here, there in ((train, trained, scored), (val, scored, trained)):
+        only = sorted(name for name, n in here.items() if n and not there.get(name))
+        report.add("one_split_only", raw.path, only, lambda name: Finding(None, None, str(name)))
+
+
+def find_sources(
+    path: str | Path, dataset_file: str | None = None, images: str | None = None
+) -> dict[str, Source]:
+    """The annotation files at a path, by split.
+
+    Args:
+        path: an annotation file, or a data set's folder in one of datasets.layouts.
+        dataset_file: coco, custom or coco_panoptic; None: instances and panoptic files, whatever is there.
+        images: folder of the pictures of an annotation file.
+
+    Raises:
+        UserError: there is nothing at the path, or a folder of an unknown layout.
+    """
+    root = Path(path)
+    if root.is_file():
+        return {"": Source(root, Path(images) if images else None)}
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such file or folder")
+    found: dict[str, Source] = {}
+    if dataset_file != "coco_panoptic":
+        layout = find_layout(root, dataset_file or "coco")
+        splits = splits_below(root, layout) if layout else {}
+        found = {name: Source(split.annotations, split.images) for name, split in splits.items()}
+    if dataset_file in (None, "coco_panoptic"):
+        for name, split in splits_below(root, PANOPTIC).items():
+            pictures = None if name in found else root / LAYOUTS["coco"].splits[name][0]
+            found[f"panoptic {name}"] = Source(split.annotations, pictures, split.images)
+    if not found:
+        there = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
+        layouts = known_layouts("train")
+        raise UserError(f"{root}: no annotation files of a known layout; it holds {there}. {layouts}")
+    return found
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = OneLineParser("python -m datasets.check", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("path", help="folder of a data set, or an annotation file")
+    parser.add_argument("--dataset_file", choices=["coco", "custom", "coco_panoptic"],
+                        help="read this layout; otherwise whatever is there")  # fmt: skip
+    parser.add_argument("--images", help="folder of the pictures, where path is a file")
+    parser.add_argument("--num_classes", type=int, help="of the model: highest category id + 1")
+    parser.add_argument("--num_queries", type=int, default=100, help="of the model")
+    parser.add_argument("--masks", action="store_true", help="masks are to be trained: objects need them")
+    parser.add_argument("--no_decode", action="store_true", help="do not open pictures")
+    parser.add_argument("--json", metavar="OUT", help="write all findings to this file")
+    parser.add_argument("--fix", metavar="OUT_DIR", help="write a corrected copy to this new folder")
+    return parser
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    """The command -> its exit status."""
+    args = get_args_parser().parse_args(words)
+    sources = find_sources(args.path, args.dataset_file, args.images)
+    decode = not args.no_decode
+    report = check_dataset(sources, args.num_classes, args.num_queries, decode, masks=args.masks)
+    print("\n".join(report.lines()))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.to_json(), indent=1, default=str), encoding="utf-8")
+    if args.fix:
+        from doctor.fix import write_corrected
+
+        print("\n" + "\n".join(write_corrected(sources, args.fix, args.num_classes, decode, args.masks)))
+    return report.status
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(run))

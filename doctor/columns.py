@@ -1,0 +1,209 @@
+"""A COCO file as NumPy columns, whatever is wrong with it: what is no number is marked, not refused.
+
+The readers that training uses (datasets.annotations, datasets.panoptic_annotations) stop at the first
+fault; the checks read the file through this module instead and see all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.json_columns import floats, integers, quads
+from datasets.parsed import parse
+from doctor.report import Finding, Report
+from util.collector import paused_collector
+
+SECTIONS = ("images", "annotations", "categories")
+_MISSING = object()
+
+
+def show(value: Any, length: int = 70) -> str:
+    """A value as messages show it."""
+    return shorten(repr(value), length)
+
+
+def shorten(text: str, length: int = 70) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def as_integer(value: Any) -> int | None:
+    """The integer that '7' or 7.0 means; None for what means none."""
+    if type(value) is str and value.strip().lstrip("-").isdecimal():
+        return int(value)
+    return int(value) if type(value) is float and value.is_integer() else None
+
+
+class RawFile:
+    """The three lists of a COCO file, entries that are no objects left out, and their columns.
+
+    N annotations, M images. Rows of a column are places in the list of the same name.
+
+    Attributes:
+        path: the file.
+        images, annotations, categories: lists of dicts, as the file has them.
+        rest: what else the file holds, such as licences.
+        panoptic: whether annotations hold segments_info.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]):
+        self.path = path
+        self.rest = {name: value for name, value in content.items() if name not in SECTIONS}
+        lists = {name: [r for r in content[name] if type(r) is dict] for name in SECTIONS}
+        self.images: list[dict[str, Any]] = lists["images"]
+        self.annotations: list[dict[str, Any]] = lists["annotations"]
+        self.categories: list[dict[str, Any]] = lists["categories"]
+        self.panoptic = any("segments_info" in record for record in self.annotations[:100])
+
+    def column(self, section: str, key: str) -> list[Any]:
+        """The values of a key; None where an entry lacks it."""
+        return [record.get(key) for record in getattr(self, section)]
+
+    def lacks(self, section: str, key: str) -> np.ndarray:
+        """bool [entries]: the entry has no such key, or null."""
+        return np.array([record.get(key) is None for record in getattr(self, section)], dtype=bool)
+
+    @cached_property
+    def image_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [M] and which are valid."""
+        return integers(self.column("images", "id"))
+
+    @cached_property
+    def category_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [categories] and which are valid."""
+        return integers(self.column("categories", "id"))
+
+    @cached_property
+    def annotation_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [N] and which are valid."""
+        return integers(self.column("annotations", "id"))
+
+    @cached_property
+    def owners(self) -> tuple[np.ndarray, np.ndarray]:
+        """image_id of the annotations, int64 [N], and which are valid."""
+        return integers(self.column("annotations", "image_id"))
+
+    @cached_property
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """category_id of the annotations, int64 [N], and which are valid."""
+        return integers(self.column("annotations", "category_id"))
+
+    @cached_property
+    def boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """bbox of the annotations, float64 [N, 4], and which are four numbers."""
+        return quads(self.column("annotations", "bbox"))
+
+    @cached_property
+    def crowds(self) -> np.ndarray:
+        """bool [N]: the annotation is a crowd."""
+        return np.array([record.get("iscrowd") in (1, True) for record in self.annotations], dtype=bool)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(width, height) of the images, float64 [M, 2]; NaN where the file does not say."""
+        columns = [floats(self.column("images", side))[0] for side in ("width", "height")]
+        sizes = np.stack(columns, axis=1) if self.images else np.zeros((0, 2))
+        return np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
+
+    @cached_property
+    def image_rows(self) -> np.ndarray:
+        """int64 [N]: the place of each annotation's image in `images`; -1 where there is none."""
+        ids, valid = self.image_ids
+        owners, owners_valid = self.owners
+        rows = np.flatnonzero(valid)
+        rows = rows[np.argsort(ids[rows], kind="stable")]
+        if not len(rows):
+            return np.full(len(owners), -1)
+        places = np.minimum(np.searchsorted(ids[rows], owners), len(rows) - 1)
+        found = owners_valid & (ids[rows][places] == owners)
+        return np.where(found, rows[places], -1)
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """(width, height) of each annotation's image, float64 [N, 2]; NaN where it is not known."""
+        if not self.images:
+            return np.full((len(self.annotations), 2), np.nan)
+        return np.where(self.image_rows[:, None] >= 0, self.sizes[self.image_rows], np.nan)
+
+    # ---- how findings are described
+
+    def on_annotation(self, *keys: str) -> Callable[[Any], Finding]:
+        """Finding of an annotation's place that shows the values of some keys."""
+
+        def describe(row: Any) -> Finding:
+            record = self.annotations[row]
+            shown = [f"{key} {show(record[key]) if key in record else 'is missing'}" for key in keys]
+            return Finding(record.get("id"), record.get("image_id"), ", ".join(shown))
+
+        return describe
+
+    def on_image(self, *keys: str) -> Callable[[Any], Finding]:
+        """Finding of an image's place that shows the values of some keys."""
+
+        def describe(row: Any) -> Finding:
+            record = self.images[row]
+            shown = [f"{key} {show(record[key]) if key in record else 'is missing'}" for key in keys]
+            return Finding(None, record.get("id"), ", ".join(shown))
+
+        return describe
+
+    def on_category(self, row: Any) -> Finding:
+        """Finding of a category's place."""
+        record = self.categories[row]
+        return Finding(None, None, f"category id {show(record.get('id'))} ({show(record.get('name'))})")
+
+
+def read_raw(path: str | Path, report: Report) -> RawFile | None:
+    """The file, or None where it is unusable; what is wrong with it as a whole goes to the report."""
+    path = Path(path)
+    report.files.append(path)
+    with paused_collector():
+        content = _parse(path, report)
+    if content is _MISSING or not _has_sections(path, content, report):
+        return None
+    for section in SECTIONS:
+        rows = [row for row, record in enumerate(content[section]) if type(record) is not dict]
+        report.add("broken_record", path, rows, _broken(section, content[section]))
+    return RawFile(path, content)
+
+
+def _broken(section: str, records: list[Any]) -> Callable[[Any], Finding]:
+    return lambda row: Finding(None, None, f"entry {row} of {section} is {show(records[row])}")
+
+
+def _parse(path: Path, report: Report) -> Any:
+    try:
+        return parse(path)
+    except OSError as error:
+        report.tell("missing_file", path, error.strerror or str(error))
+    except json.JSONDecodeError as error:
+        report.tell("unreadable_json", path, f"line {error.lineno}, column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:  # no UTF-8, or nested beyond all measure
+        report.tell("unreadable_json", path, f"no JSON text: {show(str(error))}")
+    return _MISSING
+
+
+def _has_sections(path: Path, content: Any, report: Report) -> bool:
+    if not isinstance(content, dict):
+        report.tell("not_coco", path, f"the file holds {type(content).__name__} {show(content, 40)}")
+        return False
+    usable = True
+    for section in SECTIONS:
+        if isinstance(content.get(section), list) and content[section]:
+            continue
+        usable = False
+        if section not in content:
+            there = ", ".join(list(content)[:8]) or "none"
+            report.tell("not_coco", path, f"there is no '{section}'; the keys are: {there}")
+        elif not isinstance(content[section], list):
+            report.tell("not_coco", path, f"'{section}' is no list: {show(content[section], 40)}")
+        else:
+            nothing = ": no image has any object" if section == "annotations" else ""
+            report.tell("empty_section", path, f"'{section}' is empty{nothing}")
+    return usable

@@ -1,0 +1,162 @@
+"""Checks of ids and of what refers to them, and the notes on classes; for instances and panoptic files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from doctor.columns import RawFile, as_integer, shorten
+from doctor.report import Finding, Report
+
+
+def check_ids(raw: RawFile, report: Report) -> None:
+    """Types and duplicates of ids, and references without a target."""
+    path, n = raw.path, len(raw.annotations)
+    columns = [
+        ("images", "id", raw.image_ids[1], raw.on_image("id", "file_name")),
+        ("categories", "id", raw.category_ids[1], raw.on_category),
+        ("annotations", "image_id", raw.owners[1], raw.on_annotation("image_id")),
+    ]
+    if not raw.panoptic:
+        columns.append(("annotations", "id", raw.annotation_ids[1], raw.on_annotation("id")))
+        columns.append(("annotations", "category_id", raw.labels[1], raw.on_annotation("category_id")))
+    for section, key, valid, describe in columns:
+        rows = np.flatnonzero(~valid)
+        report.add("id_type", path, rows, _named(section, describe), about=f"{section}.{key}")
+    report.add("duplicate_image_id", path, _repeated(*raw.image_ids), raw.on_image("id", "file_name"))
+    report.add("duplicate_category_id", path, _repeated(*raw.category_ids), raw.on_category)
+    known = (raw.image_rows >= 0) | np.isin(raw.owners[0], _meant(raw, "images", raw.image_ids[1]))
+    rows = np.flatnonzero(raw.owners[1] & ~known)
+    report.add("dangling_image_id", path, rows, raw.on_annotation("image_id"))
+    report.add("file_name_missing", path, _without_name(raw), raw.on_image("file_name"))
+    if raw.panoptic:
+        report.add("duplicate_annotation_id", path, _repeated(*raw.owners), raw.on_annotation("image_id"))
+        return
+    report.add(
+        "duplicate_annotation_id", path, _repeated(*raw.annotation_ids), raw.on_annotation("category_id")
+    )
+    ids, valid = raw.annotation_ids
+    report.add("annotation_id_zero", path, np.flatnonzero(valid & (ids == 0)), raw.on_annotation(), n)
+    labels, valid = raw.labels
+    listed = raw.category_ids[0][raw.category_ids[1]].tolist()
+    listed += _meant(raw, "categories", raw.category_ids[1])
+    rows = np.flatnonzero(valid & ~np.isin(labels, listed))
+    report.add("dangling_category_id", path, rows, raw.on_annotation("category_id"))
+
+
+def _meant(raw: RawFile, section: str, valid: np.ndarray) -> list[int]:
+    """What ids of the wrong type probably mean: their objects do not lack them, the type is the fault."""
+    meant = (as_integer(getattr(raw, section)[row].get("id")) for row in np.flatnonzero(~valid))
+    return [number for number in meant if number is not None and abs(number) < 1 << 63]
+
+
+def _named(section: str, describe: Callable[[Any], Finding]) -> Callable[[Any], Finding]:
+    def named(row: Any) -> Finding:
+        finding = describe(row)
+        return finding._replace(value=f"{section}[{row}]: {finding.value}")
+
+    return named
+
+
+def _repeated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The places of valid values that stood before already."""
+    rows = np.flatnonzero(valid)
+    _, first = np.unique(values[rows], return_index=True)
+    repeated = np.ones(len(rows), dtype=bool)
+    repeated[first] = False
+    return rows[repeated]
+
+
+def _without_name(raw: RawFile) -> list[int]:
+    names = raw.column("images", "file_name")
+    return [row for row, name in enumerate(names) if type(name) is not str or not name]
+
+
+def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> None:
+    """Category ids that the model has no class for, and notes on the list of categories."""
+    path = raw.path
+    ids, valid = raw.category_ids
+    beyond = (ids < 0) | (ids >= (num_classes if num_classes is not None else np.inf))
+    if num_classes is not None or (ids < 0).any():
+        limit = "ids are 0 or more"
+        if num_classes is not None:
+            enough = f"--num_classes {max(0, *ids[valid].tolist()) + 1} holds all"
+            limit = (
+                f"--num_classes {num_classes}, given or of the model, holds 0 to {num_classes - 1}; {enough}"
+            )
+
+        def describe(row: Any) -> Finding:
+            finding = raw.on_category(row)
+            return _with_example(raw, int(ids[row]), finding._replace(value=f"{finding.value}; {limit}"))
+
+        report.add("category_range", path, np.flatnonzero(valid & beyond), describe)
+    used = np.unique(ids[valid])
+    if len(used) and used[0] == 0:
+        report.tell("ids_from_zero", path, f"the first of {len(used)} categories has id 0")
+    pairs = zip(used.tolist(), used[1:].tolist(), strict=False)
+    holes = [(low + 1, high - 1) for low, high in pairs if high - low > 1]
+    gaps = [f"{first}…{last}" if first < last else f"{first}" for first, last in holes]
+    if gaps:
+        report.tell("id_gaps", path, f"unused: {shorten(', '.join(gaps))}; highest id {used[-1]}")
+    names = Counter(str(record.get("name")) for record in raw.categories)
+    report.add("same_names", path, [name for name, count in names.items() if count > 1], _text_finding)
+
+
+def _with_example(raw: RawFile, category: int, finding: Finding) -> Finding:
+    """The finding, with the first annotation of the category where there is one."""
+    if raw.panoptic:
+        return finding
+    rows = np.flatnonzero(raw.labels[1] & (raw.labels[0] == category))[:1]
+    for row in rows:
+        record = raw.annotations[row]
+        return finding._replace(annotation_id=record.get("id"), image_id=record.get("image_id"))
+    return finding
+
+
+def _text_finding(text: Any) -> Finding:
+    return Finding(None, None, str(text))
+
+
+def note_classes(raw: RawFile, report: Report, num_queries: int | None) -> dict[str, int]:
+    """Notes on classes and images without objects and on crowded images -> objects of each class by name."""
+    path = raw.path
+    labels, owners = objects(raw)
+    ids, counts = np.unique(labels, return_counts=True)
+    found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    ids, valid = raw.category_ids
+    names = {int(i): str(r.get("name")) for i, r, ok in zip(ids, raw.categories, valid, strict=True) if ok}
+    report.add("empty_classes", path, [names[i] for i in sorted(names) if i not in found], _text_finding)
+    per_image = np.bincount(owners, minlength=len(raw.images))
+    report.add("images_without_objects", path, np.flatnonzero(per_image == 0), raw.on_image("file_name"))
+    if num_queries is not None:
+
+        def describe(row: Any) -> Finding:
+            value = f"{per_image[row]} objects, {num_queries} queries"
+            return Finding(None, raw.images[row].get("id"), value)
+
+        report.add("more_than_queries", path, np.flatnonzero(per_image > num_queries), describe)
+    report.summary.append(
+        f"{path}: {len(raw.images)} images, {len(labels)} objects of {len(names)} classes "
+        f"(highest id {max(names, default=0)}); {np.count_nonzero(per_image)} images hold objects, "
+        f"{per_image.max(initial=0)} at most"
+    )
+    return {name: found.get(i, 0) for i, name in names.items()}
+
+
+def objects(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
+    """(category ids, places of the images), int64 [objects] each, of what is trained on in listed images."""
+    if not raw.panoptic:
+        rows = np.flatnonzero((raw.image_rows >= 0) & raw.labels[1] & ~raw.crowds)
+        return raw.labels[0][rows], raw.image_rows[rows]
+    pairs = [
+        (segment["category_id"], image)
+        for record, image in zip(raw.annotations, raw.image_rows.tolist(), strict=True)
+        if image >= 0 and isinstance(record.get("segments_info"), list)
+        for segment in record["segments_info"]
+        if isinstance(segment, dict) and type(segment.get("category_id")) is int
+    ]
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]

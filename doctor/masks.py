@@ -1,0 +1,265 @@
+"""Checks of segmentations: polygons and run lengths against the image, and against the object's box.
+
+N annotations. Polygons are handled as one array of coordinates for a block of annotations.
+"""
+
+from __future__ import annotations
+
+import array
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datasets.json_columns import floats, is_number
+from datasets.polygons import FAR, enclosed_area, is_usable
+from doctor.columns import RawFile
+from doctor.report import Finding, Report
+
+TOLERANCE = 2.0  # pixels, as for boxes
+BLOCK = 50_000  # annotations at a time: their coordinates fit in a cache or two
+
+
+class Extents(NamedTuple):
+    """Boxes around masks, [N, 4] x1 y1 x2 y2 in pixels, NaN where there is none; and bool [N]: known."""
+
+    boxes: np.ndarray
+    known: np.ndarray
+
+
+class MaskFaults(NamedTuple):
+    """bool [N] each: what is wrong with the segmentation of an annotation."""
+
+    malformed: np.ndarray
+    points: np.ndarray
+    not_finite: np.ndarray
+    far: np.ndarray
+    outside: np.ndarray
+    misfit: np.ndarray
+    absent: np.ndarray
+
+
+def measure(raw: RawFile) -> tuple[Extents, MaskFaults]:
+    """The extents of all masks, and what is wrong with them in themselves."""
+    n = len(raw.annotations)
+    extents = np.full((n, 4), np.nan)
+    faults = MaskFaults(*(np.zeros(n, dtype=bool) for _ in MaskFaults._fields))
+    values = raw.column("annotations", "segmentation")
+    for start in range(0, n, BLOCK):
+        block = values[start : start + BLOCK]
+        rows = [row for row, value in enumerate(block, start) if type(value) is list and value]
+        _measure_polygons(values, np.array(rows, dtype=np.int64), raw.limits, extents, faults)
+    lists = {list, type(None)}
+    if not set(map(type, values)) <= lists:
+        for row, value in enumerate(values):
+            if type(value) is dict:
+                _measure_runs(row, value, raw.limits[row], extents, faults)
+            elif type(value) not in lists:
+                faults.malformed[row] = True
+    faults.absent[:] = [not value for value in values]
+    with np.errstate(invalid="ignore"):
+        beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > raw.limits + TOLERANCE)
+    faults.outside[:] = beyond.any(axis=1) & ~faults.misfit
+    return Extents(extents, np.isfinite(extents).all(axis=1)), faults
+
+
+def _measure_polygons(
+    values: list[Any], rows: np.ndarray, limits: np.ndarray, extents: np.ndarray, faults: MaskFaults
+) -> None:
+    """Fill in the annotations `rows`, whose segmentations are lists that are not empty."""
+    if not len(rows):
+        return
+    try:
+        owners, lengths, numbers = _flatten([values[row] for row in rows])
+    except (TypeError, OverflowError):  # something among them is no list of numbers
+        regular = np.array([is_polygons(values[row]) for row in rows], dtype=bool)
+        faults.malformed[rows[~regular]] = True
+        rows = rows[regular]
+        if not len(rows):
+            return
+        owners, lengths, numbers = _flatten([values[row] for row in rows])
+    bad = (lengths % 2 == 1) | (lengths < 6)
+    if bad.any():
+        faults.points[rows[owners[bad]]] = True
+        numbers = numbers[np.repeat(~bad, lengths)]
+        owners, lengths = owners[~bad], lengths[~bad]
+    if not len(owners):
+        return
+    ends = np.cumsum(lengths) // 2
+    changes = np.flatnonzero(np.diff(owners, prepend=-1))  # the first polygon of each annotation
+    starts = (ends - lengths // 2)[changes]
+    points = numbers.reshape(-1, 2)
+    with np.errstate(invalid="ignore"):
+        low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+        found, rows = np.concatenate([low, high], axis=1), rows[owners[changes]]
+        finite = np.isfinite(found).all(axis=1)
+        far = finite & (np.abs(found).max(axis=1) > FAR * limits[rows].max(axis=1))
+    faults.not_finite[rows], faults.far[rows] = ~finite, far
+    extents[rows] = np.where((finite & ~far)[:, None], found, np.nan)
+
+
+def _flatten(segmentations: list[list[list[float]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(annotation [P], numbers [P] of each polygon, all numbers)."""
+    polygons = list(chain.from_iterable(segmentations))
+    if set(map(type, polygons)) != {list}:
+        raise TypeError("not a list of polygons")
+    owners = np.repeat(np.arange(len(segmentations)), list(map(len, segmentations)))
+    lengths = np.array(list(map(len, polygons)), dtype=np.int64)
+    numbers = array.array("d", chain.from_iterable(polygons))  # TypeError for what is no number
+    return owners, lengths, np.frombuffer(numbers, dtype=np.float64) if numbers else np.zeros(0)
+
+
+def is_polygons(value: Any) -> bool:
+    """Whether a segmentation is a list of lists of numbers."""
+    if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
+        return False
+    return all(is_number(number) for polygon in value for number in polygon)
+
+
+def _measure_runs(
+    row: int, value: dict[str, Any], limit: np.ndarray, extents: np.ndarray, faults: MaskFaults
+) -> None:
+    """Fill in an annotation whose segmentation is run lengths."""
+    try:
+        size, runs = value["size"], run_lengths_of(value["counts"])
+        height, width = (int(side) for side in size)
+    except (KeyError, TypeError, ValueError):
+        faults.malformed[row] = True
+        return
+    fits = (runs >= 0).all() and runs.sum() == height * width
+    if not fits or (np.isfinite(limit).all() and [width, height] != limit.tolist()):
+        faults.misfit[row] = True
+        return
+    ends = np.cumsum(runs)
+    first, last = (ends - runs)[1::2], ends[1::2] - 1  # of the runs of ones, down the columns
+    first, last = first[runs[1::2] > 0], last[runs[1::2] > 0]
+    if not len(first):
+        return
+    left, right = first[0] // height, last[-1] // height
+    several = first // height != last // height  # a run over several columns fills the rows in between
+    top = 0 if several.any() else (first % height).min()
+    bottom = height - 1 if several.any() else (last % height).max()
+    extents[row] = left, top, right + 1, bottom + 1
+
+
+def run_lengths_of(counts: Any) -> np.ndarray:
+    """Run lengths int64 [R] of either form: a list, or COCO's text of 5 bits a character.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    if isinstance(counts, list):
+        if not all(type(count) is int for count in counts):
+            raise TypeError("run lengths are integers")
+        return np.array(counts, dtype=np.int64)
+    text = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8)
+    codes = text.astype(np.int64) - 48
+    if not len(codes) or (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
+        raise ValueError("no text of run lengths")
+    last = codes & 32 == 0  # of the characters of a number, which come lowest bits first
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    if places.max() > 11:
+        raise ValueError("a run length beyond 60 bits")
+    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
+    numbers -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)  # the sign is in the highest bit
+    runs = numbers.copy()  # from the fourth on they are differences to the one before the last
+    runs[1::2] = np.cumsum(numbers[1::2])
+    runs[2::2] = np.cumsum(numbers[2::2])
+    return runs
+
+
+def check_masks(raw: RawFile, report: Report, masks: Extents, faults: MaskFaults, scored: bool) -> None:
+    """Report what `measure` saw, objects without masks, and masks that lie apart from their boxes.
+
+    Args:
+        scored: the file is evaluated on, where crowds need masks too if others are trained.
+    """
+    path, n, describe = raw.path, len(raw.annotations), raw.on_annotation("segmentation")
+    names = {
+        "segmentation_malformed": faults.malformed,
+        "polygon_points": faults.points,
+        "polygon_not_finite": faults.not_finite,
+        "polygon_far": faults.far,
+        "polygon_outside": faults.outside,
+        "rle_misfit": faults.misfit,
+    }
+    for name, rows in names.items():
+        report.add(name, path, np.flatnonzero(rows), describe, n)
+    without, objects = faults.absent & ~raw.crowds, int((~raw.crowds).sum())  # crowds are not trained on
+    if not objects or without.sum() < objects:
+        needy = faults.absent if scored and report.masks else without
+        report.add("no_segmentation", path, np.flatnonzero(needy), describe)
+    elif report.masks:
+        report.tell("no_masks", path, f"{objects} objects, none with a mask")
+    if report.doubts_boxes(path):
+        return
+    rows = np.flatnonzero(masks.known & apart(raw.boxes[0], masks.boxes))
+    wrong = _wrong_boxes(raw, masks.boxes, rows)
+
+    def with_extent(row: Any) -> Finding:
+        x1, y1, x2, y2 = masks.boxes[row].round(2).tolist()
+        finding = raw.on_annotation("bbox")(row)
+        return finding._replace(value=f"{finding.value}, the mask's is {[x1, y1, x2 - x1, y2 - y1]}")
+
+    report.add("bbox_wrong_by_mask", path, rows[wrong], with_extent, n)
+    report.add("mask_box_disagree", path, rows[~wrong], with_extent, n)
+
+
+def _wrong_boxes(raw: RawFile, extents: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """bool [rows]: of annotations whose mask and box lie apart, whether the box is evidently the wrong one.
+
+    It is where it leaves the image or has a side under a pixel, and the mask does not; and where the stored
+    area is the mask's and not the box's.
+    """
+    boxes, limits = raw.boxes[0][rows], raw.limits[rows]
+    areas = floats(raw.column("annotations", "area"))[0][rows]
+    with np.errstate(invalid="ignore"):
+        beyond = (boxes[:, :2] < -TOLERANCE) | (boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE)
+        wrong = beyond.any(axis=1) | (boxes[:, 2:] < 1).any(axis=1)
+    has_mask = sound(extents[rows], limits)
+    for place in np.flatnonzero(has_mask & ~wrong):
+        segmentation = raw.annotations[rows[place]]["segmentation"]
+        of_mask = _area(segmentation, limits[place].max())
+        of_box = float(boxes[place, 2] * boxes[place, 3])
+        wrong[place] = _near(areas[place], of_mask) and not _near(areas[place], of_box)
+    return wrong & has_mask
+
+
+def _area(segmentation: Any, longer_side: float) -> float:
+    """Of polygons or run lengths that `measure` found to be good, in square pixels; overlaps count twice."""
+    if isinstance(segmentation, dict):
+        return float(run_lengths_of(segmentation["counts"])[1::2].sum())
+    return sum(enclosed_area(polygon) for polygon in segmentation if is_usable(polygon, longer_side))
+
+
+def _near(area: float, other: float) -> bool:
+    return abs(area - other) <= 0.1 * other
+
+
+def sound(extents: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """bool [N]: whether masks (x1 y1 x2 y2) are a pixel large on either side, and within their images."""
+    with np.errstate(invalid="ignore"):
+        large = (extents[:, 2:] - extents[:, :2] >= 1).all(axis=1)
+        beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > limits + TOLERANCE)
+    return large & ~beyond.any(axis=1)
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """IoU [N] of pairs of boxes x1 y1 x2 y2; 0 where a box is empty or not a number."""
+    low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = [np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1) for boxes in (one, other)]
+    union = areas[0] + areas[1] - shared
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(np.where(union > 0, shared / union, 0.0))
+
+
+def apart(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    """bool [N]: box (x y w h) and mask (x1 y1 x2 y2), each a pixel wider, share less than half."""
+    margin = np.array([-1, -1, 1, 1])
+    with np.errstate(invalid="ignore"):
+        sized = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        return sized & (overlap(corners + margin, extents + margin) < 0.5)

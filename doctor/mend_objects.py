@@ -1,0 +1,173 @@
+"""What `--fix` does about boxes, areas, crowd flags and segmentations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from datasets.json_columns import is_number
+from datasets.polygons import is_usable
+from doctor.boxes import to_corners
+from doctor.correction import Action, Correction, drop
+from doctor.masks import apart, is_polygons, measure, sound
+from doctor.report import Group
+
+
+def _good_polygons(record: dict[str, Any], limit: np.ndarray) -> list[list[float]]:
+    """The usable polygons of an object in an image of this width and height; [] where it has none."""
+    polygons = record.get("segmentation")
+    if not isinstance(polygons, list) or not is_polygons(polygons):
+        return []
+    return [polygon for polygon in polygons if is_usable(polygon, limit.max())]
+
+
+def _box_from_elsewhere(correction: Correction, group: Group) -> str:
+    for row in group.rows:
+        record = correction.raw.annotations[row]
+        box = _as_numbers(record.get("bbox"))
+        polygons = _good_polygons(record, correction.raw.limits[row])
+        if box is None and polygons:
+            points = np.concatenate(polygons).reshape(-1, 2)
+            low, high = points.min(axis=0), points.max(axis=0)
+            box = [*low.tolist(), *(high - low).tolist()]
+        if box is None:
+            correction.dropped["annotations"].add(int(row))
+        else:
+            record["bbox"] = box
+    return "read as numbers, taken from the polygons, or dropped with the object"
+
+
+def _box_of_mask(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    extents = measure(raw)[0].boxes
+    good = sound(extents, raw.limits)
+    for row in group.rows:
+        if good[row]:
+            low, high = extents[row, :2], extents[row, 2:]
+            raw.annotations[row]["bbox"] = [*low.round(3).tolist(), *(high - low).round(3).tolist()]
+        else:
+            correction.dropped["annotations"].add(int(row))
+    return "taken from the mask, or dropped with the object"
+
+
+def _as_numbers(value: Any) -> list[float] | None:
+    """['1', '2', '3', '4'] as numbers; None for what gives no four finite ones."""
+    try:
+        numbers = [float(number) for number in value]
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == 4 and np.isfinite(numbers).all() else None
+
+
+def _convert(correction: Correction, group: Group) -> str:
+    raw, rows = correction.raw, np.asarray(group.rows)
+    convention = group.about
+    boxes = raw.boxes[0][rows]
+    if group.name == "looks_normalised":
+        limits = np.tile(raw.limits[rows], 2)
+        boxes = np.where(np.isfinite(limits), boxes * limits, boxes)
+    corners = to_corners(boxes, convention)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(3)
+    for row, box in zip(rows, boxes.tolist(), strict=True):
+        raw.annotations[row]["bbox"] = box
+    names = {"xywh": "x y width height", "xyxy": "x1 y1 x2 y2", "centred": "centre x y, width, height"}
+    return f"converted to x y width height in pixels from {names[convention]}"
+
+
+def _swap(correction: Correction, group: Group) -> str:
+    for row in group.rows:
+        x, y, w, h = correction.raw.annotations[row]["bbox"]
+        correction.raw.annotations[row]["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
+    return "swapped the corners"
+
+
+def _clamp(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    for row in group.rows:
+        box = raw.boxes[0][row]
+        low = np.clip(box[:2], 0, raw.limits[row])
+        high = np.clip(box[:2] + box[2:], 0, raw.limits[row])
+        raw.annotations[row]["bbox"] = [*low.tolist(), *(high - low).tolist()]
+    return "clamped to the image"
+
+
+def _area(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    extents = measure(raw)[0]
+    # A mask that lies apart from its box gives no area: it would speak against the box in the next round.
+    doubtful = extents.known & apart(raw.boxes[0], extents.boxes)
+    for row in group.rows:
+        record = raw.annotations[row]
+        box = record.get("bbox")
+        box_area = abs(float(box[2] * box[3])) if _as_numbers(box) and all(map(is_number, box)) else 0.0
+        mask_area = 0.0 if doubtful[row] else _mask_area(record, raw.limits[row])
+        record["area"] = mask_area or box_area
+    return "computed from mask or box"
+
+
+def _mask_area(record: dict[str, Any], limit: np.ndarray) -> float:
+    """Of an object's polygons, in square pixels; 0 where it has none."""
+    import pycocotools.mask as coco_mask
+
+    polygons = _good_polygons(record, limit)
+    if not polygons or not np.isfinite(limit).all():
+        return 0.0
+    width, height = limit.astype(int).tolist()
+    return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))))
+
+
+def _crowd(correction: Correction, group: Group) -> str:
+    for row in group.rows:
+        record = correction.raw.annotations[row]
+        record["iscrowd"] = int(record.get("iscrowd") in (True, "1"))
+    return "1 where it said so, 0 otherwise"
+
+
+def _empty_masks(correction: Correction, group: Group) -> str:
+    for row in group.rows:
+        correction.raw.annotations[row]["segmentation"] = []
+    return "emptied the segmentation"
+
+
+def _drop_polygons(correction: Correction, group: Group) -> str:
+    for row in group.rows:
+        record = correction.raw.annotations[row]
+        record["segmentation"] = _good_polygons(record, correction.raw.limits[row])
+    return "dropped the polygon"
+
+
+def _clamp_polygons(correction: Correction, group: Group) -> str:
+    raw = correction.raw
+    for row in group.rows:
+        record, limit = raw.annotations[row], raw.limits[row]
+        points = [np.clip(np.reshape(one, (-1, 2)), 0, limit) for one in _good_polygons(record, limit)]
+        record["segmentation"] = [one.ravel().tolist() for one in points]
+    return "clamped the points to the image"
+
+
+ACTIONS: dict[str, Action] = {
+    "bbox_missing": _box_from_elsewhere,
+    "bbox_malformed": _box_from_elsewhere,
+    "bbox_not_finite": _box_from_elsewhere,
+    "looks_xyxy": _convert,
+    "looks_centred": _convert,
+    "looks_normalised": _convert,
+    "bbox_negative": _swap,
+    "bbox_no_size": _box_of_mask,
+    "bbox_wrong_by_mask": _box_of_mask,
+    "bbox_outside": drop("annotations"),
+    "bbox_over_edge": _clamp,
+    "area_malformed": _area,
+    "area_wrong": _area,
+    "iscrowd_missing": _crowd,
+    "iscrowd_malformed": _crowd,
+    "segmentation_malformed": _empty_masks,
+    "rle_misfit": _empty_masks,
+    "no_segmentation": drop("annotations"),
+    "polygon_points": _drop_polygons,
+    "polygon_not_finite": _drop_polygons,
+    "polygon_far": _drop_polygons,
+    "polygon_outside": _clamp_polygons,
+}
+"""Kind of fault -> its correction."""

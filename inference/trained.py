@@ -1,0 +1,174 @@
+"""A trained model, ready to use: from a checkpoint, a URL, or the name of a published model.
+
+    trained = load_trained("detr_resnet50")                  # a published model
+    trained = load_trained("outputs/mine/checkpoint.pth")    # one of your own
+    outputs = trained.model(images)
+
+Nobody has to repeat the flags of the training: they are in the checkpoint, or in the shapes of its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from inference.architecture import fitting_resnets, settings_from_weights
+from models import build_model
+from models.finetune import detector_state
+from models.postprocess import coco_is_thing
+from models.resnet import RESNETS
+from util import coco_names
+from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
+from util.device import resolve_device
+from util.errors import UserError
+from util.stored import stored_categories, stored_flags
+
+PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
+
+HUB: dict[str, str] = {
+    "detr_resnet50": "detr-r50-e632da11.pth",
+    "detr_resnet50_dc5": "detr-r50-dc5-f0fb7ef5.pth",
+    "detr_resnet101": "detr-r101-2c7b67e5.pth",
+    "detr_resnet101_dc5": "detr-r101-dc5-a2e86def.pth",
+    "detr_resnet50_panoptic": "detr-r50-panoptic-00ce5173.pth",
+    "detr_resnet50_dc5_panoptic": "detr-r50-dc5-panoptic-da08f1b1.pth",
+    "detr_resnet101_panoptic": "detr-r101-panoptic-40021d53.pth",
+}
+"""Entry point of hubconf -> file below PUBLISHED."""
+
+SETTINGS: dict[str, Any] = {
+    # What weights may not tell, as published; everything else is read off them.
+    "nheads": 8, "dilation": False, "dropout": 0.1, "backbone_norm": "frozen", "backbone_stages": 4,
+    # How pictures are prepared for evaluation.
+    "eval_scale": 800, "max_size": 1333,
+    # What the rest of build_model reads; without effect on a trained model.
+    "lr_backbone": 1e-5, "frozen_weights": None, "aux_loss": True, "sync_ce": False,
+    "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2,
+    "mask_loss_coef": 1, "dice_loss_coef": 1, "bbox_loss_coef": 5, "giou_loss_coef": 2, "eos_coef": 0.1,
+}  # fmt: skip
+"""The settings of a checkpoint that stores none, under the names of main.py's flags."""
+
+_OF_BACKBONE = ("backbone", "backbone_norm", "backbone_stages")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what is known of it."""
+
+    model: nn.Module
+    """DETR or DETRsegm, in evaluation mode, without auxiliary outputs."""
+    postprocessors: dict[str, nn.Module]
+    """By name: `bbox`, with a mask head `segm`, trained on panoptic data `panoptic`."""
+    args: argparse.Namespace
+    """The flags it was trained with, as far as they are known; enough for build_model."""
+    names: dict[int, str]
+    """Category id -> name; empty where nobody knows."""
+    is_thing: dict[int, bool] | None
+    """Category id -> whether it is a thing, of a panoptic model; None of any other."""
+    source: str
+    """What it was loaded from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.model.parameters()).device
+
+
+def load_trained(
+    source: str | os.PathLike,
+    device: str | torch.device | None = "cpu",
+    *,
+    ema: bool = False,
+    **overrides: Any,
+) -> TrainedModel:
+    """Build the model that a checkpoint holds, and fill it.
+
+    Args:
+        source: a checkpoint of this project, a published one or a bare state_dict, as a file or an http(s)
+            URL; or a name in HUB. Dilation, which leaves no trace in weights, is taken from the stored
+            flags, or else from `dc5` in the name.
+        device: as `--device` takes it; None: a GPU where there is one.
+        ema: take the averaged weights of a run with `--ema`.
+        overrides: settings by the names of main.py's flags, over what is stored and found; None: not given.
+
+    Raises:
+        UserError: there is no such file or name, it holds no DETR, or not the averaged weights that are
+            asked for, or an override does not fit it.
+    """
+    device = resolve_device(str(device) if isinstance(device, torch.device) else device)
+    source = str(source)
+    checkpoint = load_checkpoint(_location(source))
+    if ema and "ema" not in checkpoint:
+        raise UserError(f"{source} holds no averaged weights, for it was not trained with --ema")
+    state = checkpoint["ema"] if ema else model_state(checkpoint)
+    args = _settings(checkpoint, state, source, overrides)
+    args.device = device
+    names = _names(checkpoint, args)
+    is_thing = _things(checkpoint, args) if args.masks and args.dataset_file == "coco_panoptic" else None
+    try:
+        model, _, postprocessors = build_model(args, is_thing)
+    except ValueError as error:  # settings that do not fit together
+        raise UserError(f"{source}: {error}") from error
+    load_strictly(model, state, source)
+    (model.detr if args.masks else model).aux_loss = False  # type: ignore[union-attr, assignment]
+    return TrainedModel(model.to(device).eval(), postprocessors, args, names, is_thing, source)
+
+
+def _location(source: str) -> str:
+    """The path or URL that a source means."""
+    if source in HUB and not os.path.exists(source):
+        return PUBLISHED + HUB[source]
+    if not is_url(source) and not os.path.exists(source):
+        raise UserError(f"{source}: neither a file, nor a URL, nor one of {', '.join(HUB)}")
+    return source
+
+
+def _settings(
+    checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Settings for build_model: the stored ones, corrected by what the weights say, and the overrides."""
+    stored = stored_flags(checkpoint)
+    seen = settings_from_weights(state, source)
+    known: set[str] = {"dataset_file"} & stored.keys()  # better than what can be seen
+    if "backbone" in stored and stored["backbone"] not in RESNETS:
+        known |= {*_OF_BACKBONE} & stored.keys()
+    elif stored.get("backbone") in fitting_resnets(detector_state(state)):
+        known |= {"backbone"}  # the one that it is, of several that fit
+    seen = {name: value for name, value in seen.items() if name not in known}
+    name = PurePosixPath(urlparse(source).path if is_url(source) else source.replace(os.sep, "/")).name
+    settings = SETTINGS | {"dilation": "dc5" in name.lower()} | stored | seen
+    settings |= {name: value for name, value in overrides.items() if value is not None}
+    settings |= {"backbone_weights": "none", "frozen_weights": None}  # the checkpoint replaces both
+    if "backbone" not in settings:
+        raise UserError(
+            f"{source}: its backbone is none of {', '.join(RESNETS)}, and the file does not say which it is"
+        )
+    return argparse.Namespace(**settings)
+
+
+def _names(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, str]:
+    """The checkpoint's categories; COCO's own where the number of classes is theirs."""
+    stored = stored_categories(checkpoint)
+    if stored:
+        return stored
+    if args.dataset_file == "coco_panoptic":
+        return dict(coco_names.COCO_PANOPTIC)
+    return dict(coco_names.COCO_THINGS) if args.num_classes == coco_names.COCO_NUM_CLASSES else {}
+
+
+def _things(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, bool]:
+    """What the checkpoint says of things and stuff, or COCO's rule: for its own categories, or all ids."""
+    stored = checkpoint.get("is_thing")
+    if stored and isinstance(stored, Mapping):
+        return {int(i): bool(thing) for i, thing in stored.items()}
+    rule = coco_is_thing(args.num_classes)
+    categories = stored_categories(checkpoint)
+    return {i: rule[i] for i in categories if i in rule} if categories else rule

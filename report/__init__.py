@@ -1,0 +1,160 @@
+"""A training report: `report.html` in the run's folder, one file that a browser shows without a network.
+
+It is written anew behind every epoch, from log.txt and from what the evaluation kept. Nothing here draws
+random numbers or talks to other processes, and a fault is a warning: no run ends because of its report.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from report.contents import Region, Source
+from report.errors import ClassCounts, count
+from report.figures import class_table, curves, data_table, flag_tables, headline
+from report.html import tag
+from report.matching import DEFAULT_THRESHOLD, match
+from report.page import Section, page
+from report.pictures import Picture, read_picture
+from report.sections import Shown, mistakes_section, pictures_section
+from run.records import package_versions, write_whole
+from run.summary import Split
+from util.errors import UserError
+from util.git_state import get_sha
+from util.random_state import random_state_kept
+from util.run_log import read_log
+
+PICTURES = 16
+MOST_DETECTIONS = 60  # in a picture
+MOST_IMAGES = 5000  # that mistakes are looked for in, so that this takes a second at most
+CURVES_NOTE = "Over epochs. Values show under the pointer, or epoch by epoch with the arrow keys."
+
+
+class Report:
+    """Writes the report of one run.
+
+    Args:
+        folder: the run's --output_dir.
+        source: the validation data.
+        categories: id -> name.
+        splits: the data's figures.
+        args: every flag.
+        defaults: of the flags, for those that are told apart.
+        board: a SummaryWriter of TensorBoard that gets the pictures and the figures of classes too, or None.
+        name: of the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        categories: Mapping[int, str],
+        splits: Sequence[Split],
+        args: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        board: Any = None,
+        name: str = "report.html",
+    ):
+        self.folder, self.source, self.board, self.name = folder, source, board, name
+        self.categories, self.splits = dict(categories), list(splits)
+        self.args, self.defaults = dict(args), dict(defaults)
+        self._pictures: dict[int, tuple[Picture, list[Region]]] = {}  # they are the same in every epoch
+
+    def write(self, evaluator: Any, lines: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Write the page; whatever goes wrong is a warning.
+
+        Args:
+            evaluator: the CocoEvaluator of the newest epoch, behind `accumulate`; None without boxes.
+            lines: of the log, the newest last; left out, those of log.txt. Curves need their `epoch`.
+        """
+        try:
+            # Reading pictures may draw, and a resumed run does not write again what is written already.
+            with random_state_kept():
+                lines = read_log(self.folder / "log.txt") if lines is None else lines
+                write_whole(self.folder / self.name, self._page(evaluator, lines))
+        except Exception as error:
+            reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            warnings.warn(f"{self.folder / self.name} is not up to date: {reason}", stacklevel=2)
+
+    def _page(self, evaluator: Any, lines: Sequence[Mapping[str, Any]]) -> str:
+        both = self.source.boxes(evaluator, MOST_IMAGES)
+        matches = None if both is None else match(*both)
+        threshold = DEFAULT_THRESHOLD if matches is None else matches.threshold
+        counts = {} if both is None or matches is None else count(*both, matches)
+        figures = self.source.class_figures(evaluator)
+        shown = self._shown(evaluator)
+        if self.board is not None:
+            epoch = lines[-1].get("epoch", 0)
+            self._write_board(epoch, figures, shown, threshold)
+        charts = curves([line for line in lines if "epoch" in line])
+        table = class_table(self.categories, self.splits, figures, counts)
+        sections = [
+            Section("Curves", "curves", CURVES_NOTE, tag("div", *charts, class_="charts") if charts else ""),
+            Section("Classes", "classes", self._class_note(counts, threshold), table),
+            pictures_section(shown, self.categories, threshold),
+        ]
+        if both is not None and matches is not None:
+            mistakes = mistakes_section(*both, matches, self.categories, self.source)
+            sections.append(mistakes._replace(note=mistakes.note + self._limit()))
+        sections += [
+            Section("Data", "data", "", data_table(self.splits)),
+            Section("Flags", "flags", _versions(), flag_tables(self.args, self.defaults)),
+        ]
+        labels = {*self.categories, *(r.label for one in shown for r in (*one.truth, *one.found))}
+        return page(self._title(), self._remarks(lines), headline(lines), sections, labels)
+
+    def _write_board(
+        self,
+        epoch: int,
+        figures: Mapping[str, Sequence[Mapping[str, Any]]],
+        shown: Sequence[Shown],
+        threshold: float,
+    ) -> None:
+        from report.board import add_classes, add_pictures
+
+        add_classes(self.board, epoch, figures, self.categories)
+        add_pictures(self.board, epoch, shown, self.categories, threshold)
+        self.board.flush()
+
+    def _shown(self, evaluator: Any) -> list[Shown]:
+        """The first pictures."""
+        ids = self.source.image_ids(PICTURES)
+        for image_id in ids:
+            if image_id not in self._pictures:
+                picture = read_picture(self.source.picture_file(image_id))
+                self._pictures[image_id] = picture, self.source.truth(image_id)
+        found = self.source.found(ids, evaluator, MOST_DETECTIONS)
+        titles = {i: f"{self.source.picture_file(i).name}, id {i}" for i in ids}
+        return [Shown(titles[i], *self._pictures[i], found[i]) for i in ids]
+
+    def _class_note(self, counts: Mapping[int, ClassCounts], threshold: float) -> str:
+        note = "Figures of the newest evaluation. A click on a column's title sorts by it."
+        if counts:
+            note += f" Precision and recall at IoU 0.5 are of detections from a score of {threshold:.2f}"
+            note += ", where F1 over all classes is best." if any(c.right for c in counts.values()) else "."
+            note += self._limit()
+        return note
+
+    def _limit(self) -> str:
+        """To which images figures of single detections are limited."""
+        limited = self.splits[-1].images > MOST_IMAGES
+        return f" They are counted in the first {MOST_IMAGES:,} images." if limited else ""
+
+    def _title(self) -> str:
+        kind = "evaluation" if self.args.get("eval") else "training"
+        return f"{self.folder.resolve().name}: {kind} report"
+
+    def _remarks(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+        remarks = [f"Written {datetime.now():%Y-%m-%d %H:%M}."]
+        if "epoch" in lines[-1]:
+            done = f"{len(lines)} of {self.args['epochs']} epochs are trained and evaluated"
+            remarks.insert(0, f"{done}; the newest is epoch {lines[-1]['epoch']}.")
+        return remarks
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    return f"{get_sha()}. {packages}."

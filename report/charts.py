@@ -1,0 +1,146 @@
+"""Curves as SVG. The page's script reads the values from the SVG and shows them under the pointer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from report.html import escape, tag
+
+WIDTH, HEIGHT = 400, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26  # margins
+MAX_DOTS = 30
+LOGARITHMIC_FROM = 20.0  # ratio of largest to smallest value
+
+
+class Series(NamedTuple):
+    """A curve: its name, its points (epoch, value), and whether it is dashed, which legends leave out.
+
+    colour: number of a colour in the style sheet; curves that belong together share it.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    dashed: bool = False
+
+
+class Axis(NamedTuple):
+    """An axis: the values at its ends and those that are written beside it."""
+
+    low: float
+    high: float
+    ticks: list[float]
+    logarithmic: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at the low end, 1 at the high end."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str:
+    """A figure with a title, a legend and curves over epochs; empty if there is no point to draw.
+
+    The values' axis is logarithmic where they are positive and span more than LOGARITHMIC_FROM.
+
+    Args:
+        from_zero: the values' axis begins at 0 (and is linear).
+    """
+    series = [one._replace(points=[p for p in one.points if math.isfinite(p[1])]) for one in series]
+    series = [one for one in series if one.points]
+    if not series:
+        return ""
+    across = _epoch_axis([x for one in series for x, _ in one.points])
+    up = value_axis([y for one in series for _, y in one.points], from_zero)
+    parts = _grid(across, up)
+    for one in series:
+        parts.append(_curve(one, across, up))
+    parts.append(tag("line", class_="cursor", y1=TOP, y2=HEIGHT - BOTTOM, x1=-9, x2=-9))
+    values = [{"name": one.name, "points": [list(p) for p in one.points]} for one in series]
+    picture = tag(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        class_="chart",
+        role="img",
+        aria_label=title,
+        tabindex=0,
+        data_series=json.dumps(values, separators=(",", ":")),
+        data_axis=json.dumps([across.low, across.high, LEFT, WIDTH - RIGHT]),
+    )
+    legend = [tag("span", escape(one.name), class_=f"key s{one.colour}") for one in series if not one.dashed]
+    caption = tag("figcaption", tag("b", escape(title)), tag("span", *legend, class_="legend"))
+    return tag("figure", caption, picture, tag("output", class_="values"), class_="card")
+
+
+def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
+    """An axis for values, with three to eight round ticks."""
+    low, high = min(values), max(values)
+    if not from_zero and low > 0 and high / low > LOGARITHMIC_FROM:
+        return _logarithmic(low, high)
+    low = min(low, 0) if from_zero else low
+    if high == low:
+        low, high = (low - abs(low) / 2 or -1, high + abs(high) / 2 or 1) if low else (0, 1)
+    step = _round_step((high - low) / 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [round(i * step, 12) for i in range(first, last + 1)]
+    return Axis(ticks[0], ticks[-1], ticks)
+
+
+def _logarithmic(low: float, high: float) -> Axis:
+    """From one to another of 1, 2 and 5 times a power of ten; beyond two decades only powers are written."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    low = max(step for step in steps if step <= low * (1 + 1e-9))
+    high = min(step for step in steps if step >= high * (1 - 1e-9))
+    factors = ("1", "2", "5") if high / low < 101 else ("1",)
+    ticks = [step for step in steps if low <= step <= high and f"{step:e}"[0] in factors]
+    return Axis(low, high, ticks, logarithmic=True)
+
+
+def _round_step(step: float) -> float:
+    """1, 2 or 5 times a power of ten, not below `step`."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def _epoch_axis(epochs: Sequence[float]) -> Axis:
+    low, high = min(epochs), max(epochs)
+    if low == high:
+        return Axis(low - 1, high + 1, [low])
+    step = max(1, math.ceil(_round_step((high - low) / 6)))
+    first = math.ceil(low / step) * step
+    return Axis(low, high, [float(tick) for tick in range(int(first), int(high) + 1, step)])
+
+
+def _x(axis: Axis, value: float) -> float:
+    return LEFT + axis.place(value) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
+
+
+def _grid(across: Axis, up: Axis) -> list[str]:
+    parts = []
+    for tick in up.ticks:
+        y = f"{_y(up, tick):.1f}"
+        parts.append(tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+        parts.append(tag("text", f"{tick:g}", x=LEFT - 7, y=y, dy="0.32em", text_anchor="end"))
+    for tick in across.ticks:
+        x = f"{_x(across, tick):.1f}"
+        parts.append(tag("text", f"{tick:g}", x=x, y=HEIGHT - 8, text_anchor="middle"))
+    return parts
+
+
+def _curve(series: Series, across: Axis, up: Axis) -> str:
+    places = [(f"{_x(across, x):.1f}", f"{_y(up, y):.1f}") for x, y in series.points]
+    path = "M" + "L".join(f"{x} {y}" for x, y in places)
+    dots = places if len(places) <= MAX_DOTS else places[-1:]
+    circles = [tag("circle", cx=x, cy=y, r=2.6) for x, y in dots]
+    kind = f"curve s{series.colour}" + (" dashed" if series.dashed else "")
+    return tag("g", tag("path", d=path), *circles, class_=kind)

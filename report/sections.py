@@ -1,0 +1,115 @@
+"""The parts of a report that show pictures: the first ones of the split, and the worst mistakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from report.contents import Boxes, Region, Source
+from report.errors import Mistake, count_kinds, false_positives, misses
+from report.html import escape, tag
+from report.marks import definition, marked, marked_crop
+from report.matching import RIGHT, Matches
+from report.page import Section
+from report.pictures import Picture, read_crop
+
+CROPS = 120  # of both kinds, shared out among the classes
+MOST_CROPS_EACH = 5  # of a class and kind
+SECONDS_FOR_CROPS = 1.0  # large photographs or a slow disk must not hold up training
+
+
+class Shown(NamedTuple):
+    """A picture with what is there and what was found; `title` is its file and id."""
+
+    title: str
+    picture: Picture
+    truth: Sequence[Region]
+    found: Sequence[Region]
+
+
+def pictures_section(shown: Sequence[Shown], names: Mapping[int, str], threshold: float) -> Section:
+    """Pictures with ground truth and, beside it, what was found.
+
+    Args:
+        names: of categories.
+        threshold: the score from which detections are shown until a user moves the slider.
+    """
+    has_scores = any(region.score is not None for one in shown for region in one.found)
+    cards = []
+    for number, one in enumerate(shown):
+        name = f"picture{number}"
+        pair = [
+            tag("div", marked(one.picture, name, regions, names, threshold), tag("span", title))
+            for title, regions in (("ground truth", one.truth), ("found", one.found))
+        ]
+        figure = tag("div", *pair, class_="pair"), tag("figcaption", escape(one.title))
+        cards.append(definition(one.picture, name) + tag("figure", *figure, class_="card picture"))
+    labels = {region.label for one in shown for region in (*one.truth, *one.found)}
+    controls = (_slider(threshold) if has_scores else "") + _colour_key(labels, names)
+    title = f"The first {len(cards)} validation pictures"
+    html = controls + tag("div", *cards, class_="pictures") if cards else ""
+    return Section(title, "pictures", "A click on a picture shows it large.", html)
+
+
+def _colour_key(labels: Iterable[int], names: Mapping[int, str]) -> str:
+    keys = [tag("span", escape(names.get(label, label)), class_=f"c{label}") for label in sorted(labels)]
+    return tag("p", *keys, class_="colours")
+
+
+def _slider(threshold: float) -> str:
+    value = f"{threshold:.2f}"
+    told = tag("output", value, id="score-value", for_="score")
+    label = tag("label", f"Detections from a score of {told}", for_="score")
+    slider = tag("input", type="range", id="score", min=0, max=1, step=0.01, value=value)
+    return tag("div", label, slider, class_="controls")
+
+
+def mistakes_section(
+    found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], source: Source
+) -> Section:
+    """Crops of the worst mistakes, class by class."""
+    each = max(1, min(MOST_CROPS_EACH, CROPS // (2 * max(1, len(names)))))
+    both = (found, truth, matches, names, each)
+    mistakes = sorted([*false_positives(*both), *misses(*both)], key=lambda mistake: mistake.rank)
+    crops = _crops(mistakes, source)
+    cards = []
+    for label in sorted({mistake.label for mistake, _ in crops}):
+        parts = [tag("h3", escape(names.get(label, label)))]
+        for title, missed in (("false positives", False), ("missed", True)):
+            chosen = [html for one, html in crops if (one.label, one.missed) == (label, missed)]
+            if chosen:
+                parts += [tag("h4", title), tag("div", *chosen, class_="crops")]
+        cards.append(tag("div", *parts, class_="card class"))
+    note = _mistakes_note(found, truth, matches)
+    if len(crops) < len(mistakes):
+        note += f" {len(mistakes) - len(crops)} crops were left out, to save time."
+    html = tag("div", *cards, class_="classes") if cards else ""
+    return Section("Worst mistakes", "mistakes", note, html)
+
+
+def _mistakes_note(found: Boxes, truth: Boxes, matches: Matches) -> str:
+    right = int(((found.score >= matches.threshold) & (matches.kind == RIGHT)).sum())
+    kinds = ", ".join(f"{n:,} {name}" for name, n in count_kinds(found, matches).items() if n)
+    objects = int((~truth.crowd).sum())
+    missed = int((~truth.crowd & (matches.score < matches.threshold)).sum())
+    return (
+        f"From a score of {matches.threshold:.2f}, {right:,} detections are right. Wrong: {kinds or 'none'}. "
+        f"Of {objects:,} objects {missed:,} are missed. Shown of each class: the wrong detections of highest "
+        "score, and the largest objects that were missed; in dashes the objects that are there, or the "
+        "detections near a missed one."
+    )
+
+
+def _crops(mistakes: Sequence[Mistake], source: Source) -> list[tuple[Mistake, str]]:
+    """Mistakes with their crops, in their order, as many as time allows."""
+    end = time.perf_counter() + SECONDS_FOR_CROPS
+    crops: list[tuple[Mistake, str]] = []
+    for mistake in mistakes:
+        if time.perf_counter() > end:
+            break
+        path = source.picture_file(mistake.image_id)
+        crop, place = read_crop(path, mistake.box.tolist())
+        remark = tag("figcaption", escape(mistake.remark), title=f"{path.name}, id {mistake.image_id}")
+        crops.append((mistake, tag("figure", marked_crop(crop, place, mistake), remark)))
+    return crops

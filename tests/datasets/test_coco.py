@@ -1,0 +1,340 @@
+"""The COCO data set: targets, masks against pycocotools, randomness by (seed, epoch, index), and errors."""
+
+import json
+import pickle
+import random
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+
+import datasets.transforms as T
+from datasets import build_dataset, get_coco_api_from_dataset
+from datasets.coco import (
+    CocoDetection,
+    ConvertCocoPolysToMask,
+    convert_coco_poly_to_mask,
+    make_coco_transforms,
+)
+from util.errors import UserError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def record(ann_id, image_id, bbox, **more):
+    x, y, w, h = bbox
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return {
+        "id": ann_id, "image_id": image_id, "category_id": 3, "bbox": bbox, "area": w * h * 0.9, "iscrowd": 0,
+        "segmentation": polygon, **more,
+    }  # fmt: skip
+
+
+def write_coco(root, annotations=None, count=6):
+    """`count` smooth pictures of different sizes, ids 10, 20, …; three objects each where none are given."""
+    draw = np.random.default_rng(0)
+    images: list[dict] = []
+    made: list[dict] = []
+    for split in ("train2017", "val2017", "annotations"):
+        (root / split).mkdir(parents=True)
+    for i in range(count):
+        width, height, image_id = 70 + 5 * i, 60 - 3 * i, 10 * (count - i)
+        small = Image.fromarray(draw.integers(0, 255, (4, 5, 3)).astype(np.uint8))
+        for split in ("train2017", "val2017"):
+            small.resize((width, height), Image.Resampling.BICUBIC).save(root / split / f"{image_id}.jpg")
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg", "width": width, "height": height})
+        for j in range(3):
+            made.append(record(len(made) + 1, image_id, [3 + 15 * j, 5 + j, 20, 25], category_id=j + 1))
+    content = {
+        "images": images,
+        "annotations": made if annotations is None else annotations,
+        "categories": [{"id": j, "name": f"c{j}"} for j in (1, 2, 3)],
+    }
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def arguments(root, **more):
+    values = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "scales": None, "crop": True}
+    return Namespace(**{**values, "eval_scale": 800, "max_size": 1333, "seed": 42, **more})
+
+
+def small(root, **more):
+    return arguments(root, scales=[32, 48], eval_scale=40, max_size=80, **more)
+
+
+def equal(one, other):
+    same = [torch.equal(one[1][name], other[1][name]) for name in one[1]]
+    return torch.equal(one[0], other[0]) and all(same)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("coco"))
+
+
+# ---- targets
+
+
+def test_validation_targets(root):
+    dataset = build_dataset("val", small(root, masks=True))
+    assert len(dataset) == 6 and dataset.ids == [10, 20, 30, 40, 50, 60]
+    image, target = dataset[-1]  # 70 x 60
+    assert image.dtype == torch.float32 and image.shape == (3, 40, 46)
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in target.items()}
+    assert kinds == {
+        "boxes": (torch.float32, (3, 4)), "labels": (torch.int64, (3,)), "image_id": (torch.int64, (1,)),
+        "area": (torch.float32, (3,)), "iscrowd": (torch.int64, (3,)), "orig_size": (torch.int64, (2,)),
+        "size": (torch.int64, (2,)), "masks": (torch.bool, (3, 40, 46)),
+    }  # fmt: skip
+    assert target["image_id"].tolist() == [60] and target["labels"].tolist() == [1, 2, 3]
+    assert target["orig_size"].tolist() == [60, 70] and target["size"].tolist() == [40, 46]
+    expected = torch.tensor([13 / 70, 17.5 / 60, 20 / 70, 25 / 60])
+    torch.testing.assert_close(target["boxes"][0], expected)
+    torch.testing.assert_close(target["area"][0], torch.tensor(450 * (40 / 60) * (46 / 70)))
+
+
+def test_bytes_and_floats_are_the_same_picture(root):
+    for image_set in ("train", "val"):
+        floats, raw = (build_dataset(image_set, small(root), normalize) for normalize in (True, False))
+        for dataset in (floats, raw):
+            dataset.set_epoch(1)
+        for i in range(3):
+            assert raw[i][0].dtype == torch.uint8 and raw[i][0].shape[0] == 3
+            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            pixels = (raw[i][0] / 255 - mean[:, None, None]) / std[:, None, None]
+            torch.testing.assert_close(floats[i][0], pixels, rtol=0, atol=1e-5)
+            assert all(torch.equal(raw[i][1][name], value) for name, value in floats[i][1].items())
+
+
+def test_foreign_transforms_get_pil_images(root):
+    files = (root / "val2017", root / "annotations" / "instances_val2017.json")
+    image, target = CocoDetection(*files, None, False)[0]
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
+    assert target["boxes"][0].tolist() == [3, 5, 23, 30] and "masks" not in target
+
+
+@pytest.mark.parametrize("image_set", ["train", "val"])
+def test_both_roads_give_the_same_item(root, image_set):
+    folder, file = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
+    fast = build_dataset(image_set, small(root, masks=True))
+    slow = CocoDetection(folder, file, make_coco_transforms(image_set, [32, 48], 40, 80), True, seed=42)
+    for dataset in (fast, slow):
+        dataset.set_epoch(0)
+    for i in range(6):
+        (image, target), (expected, wanted) = fast[i], slow[i]
+        levels = (
+            3 if image_set == "train" else 1
+        )  # each resize may differ by one, and the next may magnify it
+        assert (image - expected).abs().max() < (levels + 0.01) / 255 / 0.224
+        assert target["masks"].dtype == wanted["masks"].dtype == torch.bool
+        assert all(torch.equal(target[name], wanted[name]) for name in wanted)
+
+
+def test_what_is_dropped_and_what_is_clamped():
+    annotations = [
+        record(1, 5, [-4, -3, 20, 20]),
+        record(2, 5, [40, 30, 100, 100], category_id=8),
+        record(3, 5, [5, 5, 0, 9]),
+        record(4, 5, [60, 5, 10, 10]),  # wholly outside
+        record(5, 5, [5, 5, 10, 10], iscrowd=1),
+        {key: value for key, value in record(6, 5, [1, 2, 3, 4]).items() if key != "iscrowd"},
+    ]
+    image = Image.new("RGB", (50, 40))
+    given = {"image_id": 5, "annotations": annotations}
+    for picture in (image, torch.zeros(3, 40, 50, dtype=torch.uint8)):
+        same, target = ConvertCocoPolysToMask(True)(picture, given)
+        assert same is picture and given == {"image_id": 5, "annotations": annotations}
+        assert target["boxes"].tolist() == [[0, 0, 16, 17], [40, 30, 50, 40], [1, 2, 4, 6]]
+        assert target["labels"].tolist() == [3, 8, 3] and target["iscrowd"].tolist() == [0, 0, 0]
+        assert target["masks"].shape == (3, 40, 50) and target["masks"].flatten(1).any(1).all()
+        torch.testing.assert_close(target["area"], torch.tensor([360.0, 9000, 10.8]))
+    empty = ConvertCocoPolysToMask(True)(image, {"image_id": 5, "annotations": annotations[2:5]})[1]
+    assert empty["boxes"].shape == (0, 4) and empty["masks"].shape == (0, 40, 50)
+    assert empty["labels"].dtype == torch.int64 and empty["area"].shape == (0,)
+
+
+def test_keypoints():
+    with_points = record(1, 5, [1, 1, 9, 9], keypoints=[2, 3, 2, 0, 0, 0])
+    given = {"image_id": 5, "annotations": [record(2, 5, [2, 2, 9, 9]), with_points]}
+    target = ConvertCocoPolysToMask()(Image.new("RGB", (50, 40)), given)[1]
+    assert target["keypoints"].tolist() == [[[0, 0, 0], [0, 0, 0]], [[2, 3, 2], [0, 0, 0]]]
+
+
+def test_masks_equal_pycocotools():
+    draw = np.random.default_rng(0)
+    height, width = 37, 53
+    corners = ((3,), (4, 5), (9, 3, 3))  # of the polygons of each object
+    polygons = [[draw.uniform(0, 37, 2 * k).tolist() for k in counts] for counts in corners]
+    runs = {"size": [height, width], "counts": [500, 300, 400, height * width - 1200]}
+    compressed = pycocotools.mask.frPyObjects(runs, height, width)
+    as_text = {**compressed, "counts": compressed["counts"].decode()}
+    segmentations = [*polygons, runs, compressed, as_text]
+    masks = convert_coco_poly_to_mask(segmentations, height, width)
+    assert masks.dtype == torch.uint8 and masks.shape == (6, height, width)
+    for mask, polygon in zip(masks, polygons, strict=False):
+        parts = pycocotools.mask.decode(pycocotools.mask.frPyObjects(polygon, height, width))  # [h, w, parts]
+        assert np.array_equal(mask.numpy(), parts.any(2))
+    for mask in masks[3:]:
+        assert np.array_equal(mask.numpy(), pycocotools.mask.decode(compressed))
+    assert convert_coco_poly_to_mask([], 5, 6).shape == (0, 5, 6)
+
+
+# ---- randomness
+
+
+def test_without_an_epoch_each_call_draws_anew(root):
+    dataset = build_dataset("train", small(root))
+    random.seed(0)
+    torch.manual_seed(0)
+    sizes = {tuple(dataset[0][1]["boxes"].flatten().tolist()) for _ in range(20)}
+    assert len(sizes) > 5
+
+
+def test_draws_follow_from_seed_epoch_and_index_for_any_number_of_workers(root):
+    dataset = build_dataset("train", small(root))
+
+    def epoch(number, workers):
+        dataset.set_epoch(number)
+        return list(DataLoader(dataset, batch_size=None, num_workers=workers))
+
+    first = epoch(0, 0)
+    for workers in (1, 2):
+        assert all(equal(*pair) for pair in zip(first, epoch(0, workers), strict=True))
+    second = epoch(1, 0)
+    assert sum(equal(*pair) for pair in zip(first, second, strict=True)) < 4
+    other = build_dataset("train", small(root, seed=43))
+    other.set_epoch(0)
+    assert sum(equal(first[i], other[i]) for i in range(6)) < 4
+    dataset.set_epoch(0)
+    state = random.getstate(), torch.get_rng_state()
+    assert equal(dataset[3], first[3]) and equal(dataset[-3], first[3])
+    assert state[0] == random.getstate() and torch.equal(state[1], torch.get_rng_state())
+
+
+def test_the_epoch_reaches_persistent_workers(root):
+    dataset = build_dataset("train", small(root))
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    for number in (0, 5, 0):
+        dataset.set_epoch(number)
+        assert all(equal(item, dataset[i]) for i, item in enumerate(loader))
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same(root):
+    dataset = build_dataset("train", small(root, masks=True))
+    dataset.set_epoch(4)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert all(equal(item, dataset[i]) for i, item in enumerate(loader))
+
+
+def test_a_pickled_copy_gives_the_same(root):
+    dataset = build_dataset("train", small(root))
+    dataset.set_epoch(4)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert equal(dataset[2], copy[2])
+
+
+# ---- transforms of the data set
+
+
+def shapes_drawn(transforms, height, width, count=300):
+    random.seed(0)
+    torch.manual_seed(0)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    return [tuple(transforms(image)[0].shape[1:]) for _ in range(count)]
+
+
+def test_published_scales():
+    shapes = shapes_drawn(make_coco_transforms("train", normalize_images=False), 480, 640, 150)
+    whole = {min(shape) for shape in shapes if abs(max(shape) / min(shape) - 4 / 3) < 0.003}
+    assert {*range(480, 801, 32)} <= whole and max(map(max, shapes)) <= 1334
+    assert make_coco_transforms("val")(torch.zeros(3, 30, 40))[0].shape == (3, 800, 1066)
+    with pytest.raises(ValueError, match="'train' or 'val'"):
+        make_coco_transforms("test")
+
+
+def test_the_cropping_branch_scales_with_the_largest_side():
+    def sizes(transforms):
+        select = next(t for t in transforms.transforms if isinstance(t, T.RandomSelect))
+        branch = select.transforms2
+        assert isinstance(branch, T.Compose)
+        resize, crop, last = map(vars, branch.transforms)
+        return resize["sizes"], (crop["min_size"], crop["max_size"]), last["sizes"]
+
+    assert sizes(make_coco_transforms("train")) == ([400, 500, 600], (384, 600), [*range(480, 801, 32)])
+    assert sizes(make_coco_transforms("train", [96, 128])) == ([64, 80, 96], (61, 96), [96, 128])
+    assert sizes(make_coco_transforms("train", [1])) == ([1, 1, 1], (1, 1), [1])
+
+
+# ---- errors, and the doors to the data set
+
+
+def test_a_wrong_folder_is_described(root, tmp_path):
+    with pytest.raises(UserError, match="--coco_path .*nowhere: there is no such folder"):
+        build_dataset("train", arguments(tmp_path / "nowhere"))
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"no train2017 and no .*instances_train2017.json.*holds images"):
+        build_dataset("train", arguments(tmp_path))
+    with pytest.raises(UserError, match="--coco_path is missing"):
+        build_dataset("train", arguments(""))
+    with pytest.raises(UserError, match="choose from coco, shapes, coco_panoptic"):
+        build_dataset("train", arguments(root, dataset_file="voc"))
+    assert len(build_dataset("val", arguments(root, dataset_file="shapes"))) == 6
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\xff\xd8 no picture")])
+def test_an_unreadable_image_is_named(tmp_path, damage):
+    write_coco(tmp_path, count=2)
+    damage(tmp_path / "val2017" / "20.jpg")
+    dataset = build_dataset("val", small(tmp_path))
+    dataset[0]
+    with pytest.raises(UserError, match=r"20\.jpg \(image id 20\)"):
+        dataset[1]
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ([], "annotation 77 has no segmentation.*without --masks"),
+        (None, "annotation 77 has no segmentation"),
+        ([[1, 2]], "segmentation of annotation 77 gives no mask"),
+        ({"size": [3, 3], "counts": [9]}, "annotation 77 gives no mask of 60 x 70"),
+    ],
+)
+def test_an_object_without_a_mask_is_named(tmp_path, segmentation, message):
+    write_coco(tmp_path, [record(77, 10, [1, 2, 30, 40], segmentation=segmentation)], count=1)
+    assert len(build_dataset("val", small(tmp_path))[0][1]["labels"]) == 1
+    with pytest.raises(UserError, match=message):
+        build_dataset("val", small(tmp_path, masks=True))[0]
+
+
+def test_ground_truth_for_the_evaluator(root):
+    dataset = build_dataset("val", small(root))
+    coco = get_coco_api_from_dataset(Subset(Subset(dataset, [0, 1, 2]), [1]))
+    assert coco is dataset.coco and sorted(coco.imgs) == dataset.ids
+    assert get_coco_api_from_dataset([1, 2]) is None
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+@pytest.mark.parametrize("name, masks", [("bccd", False), ("balloon", True), ("coco_panoptic", True)])
+def test_real_photographs(name, masks):
+    for image_set in ("train", "val"):
+        dataset = build_dataset(image_set, small(SHARED / name, masks=masks), False)
+        dataset.set_epoch(0)
+        for index in range(0, len(dataset), max(1, len(dataset) // 12)):
+            image, target = dataset[index]
+            crowds = [a["iscrowd"] for a in dataset.coco.imgToAnns[dataset.ids[index]]]
+            assert len(target["labels"]) <= len(crowds) - sum(crowds)
+            corners = target["boxes"][:, :2] - target["boxes"][:, 2:] / 2
+            assert (corners > -1e-6).all() and (target["boxes"] <= 1).all()
+            assert (target["boxes"][:, 2:] > 0).all()
+            assert not masks or target["masks"].shape == (len(corners), *image.shape[1:])

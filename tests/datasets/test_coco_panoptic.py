@@ -1,0 +1,355 @@
+"""The panoptic data set: targets against brute force, matching by image id, and errors."""
+
+import json
+import pickle
+import random
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from datasets import build_dataset, get_coco_api_from_dataset, read_categories
+from datasets.coco import make_coco_transforms
+from datasets.coco_panoptic import CocoPanoptic, find_panoptic_files, locate_segments, things
+from datasets.masks import LazyMasks, LazySegments
+from datasets.panoptic_annotations import Segments, load_panoptic_annotations
+from datasets.panoptic_png import encode_png, read_ids
+from util.box_ops import masks_to_boxes
+from util.errors import UserError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CATEGORIES = [
+    {"id": 9, "name": "nine", "isthing": 1},
+    {"id": 2, "name": "two", "isthing": 0},
+    {"id": 200, "name": "absent", "isthing": 0},
+]
+IDS = (50, 40, 30, 20, 10, 700000000001)  # of images, in the order of the file
+
+
+def draw_map(draw, height, width, count):
+    """A map of `count` segments and void, whose ids take all three channels, and their records."""
+    ids = np.zeros((height, width), np.int32)
+    segments = (draw.choice((1 << 24) - 1, count, replace=False) + 1).tolist()
+    for segment in segments:
+        top, left = draw.integers(0, (height - 9, width - 9))
+        region = ids[top : top + draw.integers(5, 30), left : left + draw.integers(5, 30)]
+        region[draw.random(region.shape) > 0.2] = segment
+    present = [segment for segment in segments if (ids == segment).any()]
+    records = [
+        {"id": segment, "category_id": (9, 2)[place % 2], "area": int((ids == segment).sum()),
+         "iscrowd": int(place == 1), "bbox": [0, 0, 1, 1]}
+        for place, segment in enumerate(present)
+    ]  # fmt: skip
+    return ids, records
+
+
+def write_panoptic(root, suffix=".jpg"):
+    """Pictures, PNGs and files of both splits; annotations and images in different orders."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        content: dict[str, list] = {"images": [], "annotations": [], "categories": CATEGORIES}
+        for folder in (f"{split}2017", f"panoptic_{split}2017", "annotations"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for place, image_id in enumerate(IDS):
+            height, width = 60 - 3 * place, 70 + 5 * place
+            small = Image.fromarray(draw.integers(0, 255, (4, 5, 3)).astype(np.uint8))
+            picture = small.resize((width, height), Image.Resampling.BICUBIC)
+            picture.save(root / f"{split}2017" / f"{image_id}{suffix}")
+            ids, records = draw_map(draw, height, width, (7, 0, 1, 4, 5, 6)[place])
+            name = f"pan{image_id}.png"
+            (root / f"panoptic_{split}2017" / name).write_bytes(encode_png(ids))
+            listed = {"id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
+            content["images"].append(listed)
+            entry = {"image_id": image_id, "file_name": name, "segments_info": records}
+            content["annotations"].insert(place // 2, entry)
+        (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def arguments(root, **more):
+    values = {"dataset_file": "coco_panoptic", "coco_path": str(root), "coco_panoptic_path": str(root)}
+    sizes = {"scales": [32, 48], "eval_scale": 40, "max_size": 80, "crop": True}
+    return Namespace(**{**values, **sizes, "masks": True, "seed": 42, **more})
+
+
+def plain(root, split="val", **more):
+    return CocoPanoptic(*find_panoptic_files(root, root, split), **more)
+
+
+def edit(root, change, split="val"):
+    path = root / "annotations" / f"panoptic_{split}2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def equal(one, other):
+    same = [torch.equal(one[1][name], other[1][name]) for name in one[1]]
+    return torch.equal(one[0], other[0]) and all(same)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_panoptic(tmp_path_factory.mktemp("panoptic"))
+
+
+# ---- targets
+
+
+def test_targets_against_brute_force(root):
+    dataset = plain(root)
+    content = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
+    entries = {entry["image_id"]: entry for entry in content["annotations"]}
+    assert dataset.ids == sorted(IDS) and len(dataset) == 6
+    for index, image_id in enumerate(dataset.ids):
+        image, target = dataset[index]
+        place = IDS.index(image_id)
+        assert image.mode == "RGB" and image.size == (70 + 5 * place, 60 - 3 * place)
+        assert dataset.get_height_and_width(index) == (image.height, image.width)
+        entry = entries[image_id]
+        ids = read_ids(root / "panoptic_val2017" / entry["file_name"])
+        records = entry["segments_info"]
+        masks = np.array([ids == record["id"] for record in records]).reshape(-1, *ids.shape)
+        assert target["masks"].dtype == torch.uint8 and np.array_equal(target["masks"].numpy(), masks)
+        assert torch.equal(target["boxes"], masks_to_boxes(torch.from_numpy(masks)))
+        expected = {
+            "boxes": target["boxes"],
+            "masks": target["masks"],
+            "labels": torch.tensor([record["category_id"] for record in records], dtype=torch.int64),
+            "image_id": torch.tensor([image_id]),
+            "area": torch.tensor([float(record["area"]) for record in records]),
+            "iscrowd": torch.tensor([record["iscrowd"] for record in records], dtype=torch.int64),
+            "orig_size": torch.tensor(ids.shape),
+            "size": torch.tensor(ids.shape),
+        }
+        assert target.keys() == expected.keys()
+        for name, value in expected.items():
+            assert target[name].dtype == value.dtype and torch.equal(target[name], value), name
+    assert sum(int(target["iscrowd"].sum()) for _, target in dataset) == 4  # they stay objects
+    assert min(len(target["labels"]) for _, target in dataset) == 0
+
+
+def test_without_masks(root):
+    for (_, target), (_, expected) in zip(plain(root, return_masks=False), plain(root), strict=True):
+        assert "masks" not in target
+        assert all(torch.equal(value, expected[name]) for name, value in target.items())
+    assert "masks" not in build_dataset("val", arguments(root, masks=False))[0][1]
+
+
+@pytest.mark.parametrize("image_set", ["train", "val"])
+def test_both_roads_give_the_same_item(root, image_set):
+    fast = build_dataset(image_set, arguments(root))
+    slow = plain(root, image_set, transforms=make_coco_transforms(image_set, [32, 48], 40, 80), seed=42)
+    for dataset in (fast, slow):
+        dataset.set_epoch(0)
+    for i in range(6):
+        (image, target), (expected, wanted) = fast[i], slow[i]
+        levels = 3 if image_set == "train" else 1  # each resize may differ by one, the next may magnify it
+        assert (image - expected).abs().max() < (levels + 0.01) / 255 / 0.224
+        assert target["masks"].dtype == wanted["masks"].dtype == torch.bool
+        assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+        assert all(torch.equal(target[name], wanted[name]) for name in wanted)
+    bytes_ = build_dataset(image_set, arguments(root), normalize_images=False)
+    assert bytes_[0][0].dtype == torch.uint8
+
+
+def random_steps(draw, count):
+    for _ in range(int(draw.integers(1, 6))):
+        kind = draw.integers(0, 4)
+        top, left = draw.integers(0, 12, 2).tolist()
+        bottom, right = draw.integers(13, 20, 2).tolist()
+        keep = torch.from_numpy(draw.random(count) > 0.2)
+        size = draw.integers(20, 90, 2).tolist()
+        yield (
+            lambda masks: masks.flip(-1),
+            lambda masks, t=top, b=bottom, le=left, r=right: masks[:, t:b, le:r],
+            lambda masks, keep=keep: masks[keep[: len(masks)]],
+            lambda masks, size=size: masks.resize(size),
+        )[kind]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_segments_move_as_masks_do(seed):
+    draw = np.random.default_rng(seed)
+    ids, records = draw_map(draw, 41, 57, 8)
+    known = np.array([record["id"] for record in records], np.int32)
+    places, extents = locate_segments(ids, Segments(known, known, known, known))
+    assert places.dtype == torch.uint8
+    segments = whole = LazySegments(places, extents)
+    masks = LazyMasks(torch.from_numpy(ids == known[:, None, None]))
+    for step in random_steps(draw, len(known)):
+        segments, masks = step(segments), step(masks)
+        assert isinstance(segments, LazySegments) and segments.shape == masks.shape
+    assert segments.tensor().dtype == torch.bool and torch.equal(segments.tensor(), masks.tensor())
+    assert np.array_equal(whole.tensor().numpy(), ids == known[:, None, None])  # it stays as it was
+
+
+def test_more_segments_than_a_byte_counts():
+    ids = np.tile(np.arange(512, dtype=np.int32).reshape(16, 32), (2, 1)) + 1  # each segment has two pixels
+    known = ids[:16].ravel()[::-1].copy()
+    places, extents = locate_segments(ids, Segments(known, known, known, known))
+    masks = LazySegments(places, extents).tensor().numpy()
+    assert np.array_equal(masks, ids == known[:, None, None])
+    assert extents[0].tolist() == [31, 15, 32, 32]
+
+
+def test_a_segment_may_have_id_0():
+    ids = np.array([[0, 5], [5, 5]], np.int32)
+    for known in (np.array([5, 0]), np.array([5])):
+        places, extents = locate_segments(ids, Segments(known, known, known, known))
+        assert places.tolist() == [[1, 0], [0, 0]]
+        assert extents.tolist() == [[0, 0, 2, 2], [0, 0, 1, 1]][: len(known)]
+
+
+# ---- what a data set is asked for
+
+
+def test_draws_follow_from_seed_epoch_and_index(root):
+    dataset = build_dataset("train", arguments(root))
+    random.seed(0)
+    torch.manual_seed(0)
+    assert len({tuple(dataset[0][0].shape) for _ in range(12)}) > 1
+    dataset.set_epoch(3)
+    items = list(DataLoader(dataset, batch_size=None, num_workers=2))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(equal(item, dataset[i]) and equal(item, copy[i]) for i, item in enumerate(items))
+    assert equal(dataset[-1], items[5])
+    with pytest.raises(IndexError):
+        dataset[6]
+    dataset.set_epoch(4)
+    assert not all(equal(item, dataset[i]) for i, item in enumerate(items))
+
+
+def test_categories_things_and_counts(root):
+    args = arguments(root)
+    assert list(read_categories(args).items()) == [(2, "two"), (9, "nine"), (200, "absent")]
+    assert list(things(args).items()) == [(2, False), (9, True), (200, False)]
+    dataset = build_dataset("val", args)
+    assert dataset.is_thing == things(args, ["val"])
+    labels = torch.cat([target["labels"] for _, target in dataset]).tolist()
+    counts = dataset.annotations.objects_per_category()
+    assert counts == {2: labels.count(2), 9: labels.count(9), 200: 0} and min(counts[2], counts[9]) > 0
+    assert dataset.annotations.num_annotations == len(labels)
+    assert dataset.annotations.highest_category_id == 200
+
+
+def test_the_published_view_of_the_file(root):
+    dataset = plain(root)
+    assert [image["id"] for image in dataset.coco["images"]] == dataset.ids
+    assert dataset.coco["categories"] == CATEGORIES and dataset.coco is dataset.coco
+    assert get_coco_api_from_dataset(dataset) is None
+    assert pickle.loads(pickle.dumps(dataset)).annotations._coco is None
+
+
+def test_pictures_may_be_png(root, tmp_path):
+    write_panoptic(tmp_path, suffix=".png")  # the file still says .jpg
+    for (image, _), (expected, _) in zip(plain(tmp_path), plain(root), strict=True):
+        assert image.size == expected.size
+    edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
+    assert plain(tmp_path)[4][0].size == (70, 60)
+
+
+def test_pictures_with_the_names_of_pngs(tmp_path):
+    write_panoptic(tmp_path)
+    edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
+    assert plain(tmp_path)[4][0].size == (70, 60)
+
+
+# ---- errors
+
+
+def other_size(root):
+    (root / "panoptic_val2017" / "pan30.png").write_bytes(encode_png(np.ones((5, 6), np.int32)))
+
+
+def drop_segment(root):
+    edit(root, lambda c: next(e for e in c["annotations"] if e["image_id"] == 30)["segments_info"].pop())
+
+
+def add_segment(root):
+    more = {"id": 4711, "category_id": 2, "area": 1, "iscrowd": 0}
+    edit(
+        root, lambda c: next(e for e in c["annotations"] if e["image_id"] == 30)["segments_info"].append(more)
+    )
+
+
+ITEM_FAULTS = {
+    "no picture": (
+        lambda root: (root / "val2017" / "30.jpg").unlink(),
+        r"cannot read image .*30.jpg \(image id 30\)",
+    ),
+    "no PNG": (
+        lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
+        "cannot read the panoptic PNG .*pan30.png: No such file",
+    ),
+    "damaged PNG": (
+        lambda root: (root / "panoptic_val2017" / "pan30.png").write_bytes(b"\x89PNG no more"),
+        "cannot read the panoptic PNG .*pan30.png",
+    ),
+    "size": (other_size, "pan30.png has 5 x 6 pixels, but image 30 has 54 x 80"),
+    "unknown in the file": (drop_segment, "pan30.png does not fit .*json: segment .* is in the PNG, and not"),
+    "unknown in the PNG": (
+        add_segment,
+        "pan30.png does not fit .*json: segment 4711 is in the JSON, and not",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", ITEM_FAULTS)
+def test_an_item_that_cannot_be_used_is_named(tmp_path, fault):
+    write_panoptic(tmp_path)
+    damage, message = ITEM_FAULTS[fault]
+    damage(tmp_path)
+    for dataset in (plain(tmp_path), build_dataset("val", arguments(tmp_path))):
+        dataset[1]
+        with pytest.raises(UserError, match=message):
+            dataset[2]
+
+
+def test_a_wrong_folder_is_described(root, tmp_path):
+    (tmp_path / "train2017").mkdir()
+    cases: tuple[tuple[tuple[Any, Any], str], ...] = (
+        ((None, root), "--coco_path is missing: the folder that holds train2017"),
+        ((root, ""), "--coco_panoptic_path is missing: the folder that holds panoptic_train2017 and annot"),
+        ((root, tmp_path / "nowhere"), "--coco_panoptic_path .*nowhere: there is no such folder"),
+        ((root / "annotations", root), "--coco_path .*: no train2017 there; the folder holds panoptic_train"),
+        (
+            (tmp_path, tmp_path),
+            "no panoptic_train2017 and no annotations/panoptic_train2017.json there; the ",
+        ),
+    )
+    for paths, message in cases:
+        with pytest.raises(UserError, match=message):
+            find_panoptic_files(*paths, "train")
+        with pytest.raises(UserError, match=message):
+            things(arguments(root, coco_path=paths[0], coco_panoptic_path=paths[1]))
+
+
+# ---- real data
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+@pytest.mark.parametrize("name", ["coco_panoptic", "panopticapi_samples"])
+def test_real_photographs(name):
+    for image_set in ("train", "val"):
+        args = arguments(SHARED / name, scales=[96], eval_scale=96, max_size=160)
+        if not (SHARED / name / f"{image_set}2017").is_dir():
+            continue
+        dataset = build_dataset(image_set, args, False)
+        dataset.set_epoch(0)
+        for index in range(0, len(dataset), max(1, len(dataset) // 12)):
+            image, target = dataset[index]
+            segments = dataset.annotations.segments_of(index)
+            assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+            assert target["masks"].sum(0).max() <= 1  # no pixel belongs to two
+            if image_set == "val":
+                assert target["labels"].tolist() == segments.category_ids.tolist()
+                share = target["masks"].flatten(1).sum(1) / target["masks"][0].numel()
+                pixels = torch.from_numpy(segments.areas / target["orig_size"].prod().item())
+                assert (share - pixels).abs().max() < 0.01
+    assert load_panoptic_annotations(dataset.ann_file) is dataset.annotations

@@ -1,0 +1,248 @@
+"""The doctor at the start of a training: what it refuses, what it only tells, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from doctor import at_start
+from doctor.at_start import Verdict, check_at_start, training_sources
+from tests.helpers import TINY
+from tests.spoiled import SPOILED, TRAIN, CleanSet, put, spoil, write_clean, write_files
+from tests.spoiled_panoptic import PANOPTIC, spoil_panoptic, write_clean_panoptic
+from tests.util.test_failures import start
+from util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> CleanSet:
+    return write_clean(tmp_path_factory.mktemp("clean") / "set")
+
+
+def test_a_clean_set_says_nothing(clean: CleanSet, capsys: pytest.CaptureFixture[str]) -> None:
+    for mode in at_start.MODES:
+        check_at_start(mode, "coco", clean.root, num_classes=4, masks=True)
+    check_at_start("warn", "shapes", None)  # made here, and not looked at
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_a_fault_that_training_survives(
+    clean: CleanSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spoil("box of no size", clean, tmp_path / "set")
+    check_at_start("warn", "coco", made.root)
+    told, hint = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"warning: {made.root / TRAIN}: a box without width or height (1), first ")
+    assert "annotation id 105, image id 12: bbox [40, 30, 0, 9]. Training drops the object" in told
+    assert f"python -m datasets.check {made.root}" in hint and "--fix" in hint
+    with pytest.raises(UserError, match=r"--check_data error: .*annotation id 105, image id 12.* --fix "):
+        check_at_start("error", "coco", made.root)
+    check_at_start("off", "coco", made.root)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["warn", "error"])
+def test_what_makes_training_wrong_is_always_refused(mode: str, clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("boxes x1 y1 x2 y2", clean, tmp_path / "set")
+    with pytest.raises(
+        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*datasets\.check"
+    ) as error:
+        check_at_start(mode, "coco", made.root)
+    assert "\n" not in error.value.one_line()
+    check_at_start("off", "coco", made.root)
+
+
+def test_the_worst_fault_is_the_one_that_is_refused(clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("box of no size", clean, tmp_path / "set")
+    put(7, bbox=[1, 2, 3])(made)
+    write_files(made)
+    with pytest.raises(UserError, match=r"annotation id 108.*\(and 1 fault more\)"):
+        check_at_start("warn", "coco", made.root)
+
+
+def test_many_kinds_are_cut(clean: CleanSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(clean.root, tmp_path / "set")
+    made = CleanSet(tmp_path / "set", json.loads(json.dumps(clean.files)))
+    names = ["annotation id 0", "area wrong", "iscrowd missing", "polygon of two points", "object twice"]
+    for name in [*names, "image without size"]:
+        SPOILED[name].spoiler(made)
+    put(8, bbox=[300, 10, 20, 20], segmentation=[])(made)
+    write_files(made)
+    check_at_start("warn", "coco", made.root)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7 and "more kinds of faults" in lines[5]
+
+
+def test_objects_without_masks_matter_where_masks_are_trained(clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("box over the edge", clean, tmp_path / "set")  # its segmentation is empty
+    check_at_start("warn", "coco", made.root)
+    with pytest.raises(UserError, match=r"objects without a mask: annotation id 105.*without --masks"):
+        check_at_start("warn", "coco", made.root, masks=True)
+    for one in made.objects:
+        one.update(segmentation=[])
+    write_files(made)
+    with pytest.raises(UserError, match=r"boxes only: .*: 18 objects, none with a mask \(and 1 fault more"):
+        check_at_start("warn", "coco", made.root, masks=True)
+    for one in made.objects:
+        one.update(iscrowd=1)  # crowds are not trained on
+    write_files(made)
+    check_at_start("warn", "coco", made.root, masks=True)
+
+
+def test_the_command_that_is_hinted_at_sees_what_training_saw(clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("polygon of two points", clean, tmp_path / "a set")
+    command = f"python -m datasets.check '{made.root}' --num_classes 4 --masks shows all"
+    with pytest.raises(UserError) as error:
+        check_at_start("warn", "coco", made.root, num_classes=4, masks=True)
+    assert str(error.value).endswith(f"({command}, and with --fix NEW_FOLDER writes a corrected copy)")
+
+
+def test_fix_is_recommended_only_where_it_helps(
+    clean: CleanSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spoil("mask elsewhere", clean, tmp_path / "set")
+    check_at_start("warn", "coco", made.root)
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert hint == f"warning: python -m datasets.check {made.root} shows all"
+    put(7, area=70000)(made)
+    write_files(made)
+    check_at_start("warn", "coco", made.root)  # of two faults, one can be mended
+    assert "with --fix NEW_FOLDER" in capsys.readouterr().err.splitlines()[-1]
+    for one in made.objects:
+        one.update(segmentation=[])
+    write_files(made)
+    with pytest.raises(UserError, match=r"\(python -m datasets.check \S+ --masks shows all\)$"):
+        check_at_start("warn", "coco", made.root, masks=True)
+    made.files[TRAIN] = "{"
+    write_files(made)
+    with pytest.raises(UserError, match=r"no valid JSON.*shows all\)$"):
+        check_at_start("warn", "coco", made.root)
+
+
+def test_headers_are_read_in_small_sets_only(
+    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spoil("picture resized", clean, tmp_path / "set")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
+    with pytest.raises(UserError, match=r"of another size.*image id 12.*50 x 39"):
+        check_at_start("warn", "coco", made.root)
+    monkeypatch.setattr(at_start, "HEADERS_UP_TO", 5)
+    check_at_start("warn", "coco", made.root)
+
+
+def test_panoptic_sets(tmp_path: Path) -> None:
+    clean = write_clean_panoptic(tmp_path / "clean")
+    made = spoil_panoptic("segment id twice", clean, tmp_path / "set")
+    for root in (clean.root, made.root):
+        for name in ("train2017", "panoptic_train2017"):
+            shutil.copytree(root / name, root / name.replace("train", "val"))
+        shutil.copy(clean.root / PANOPTIC, root / PANOPTIC.replace("train", "val"))
+    check_at_start("error", "coco_panoptic", clean.root, clean.root, num_classes=250, masks=True)
+    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*doctor.check {made.root}"):
+        check_at_start("warn", "coco_panoptic", clean.root, made.root)
+    with pytest.raises(UserError, match="--coco_panoptic_path"):
+        check_at_start("warn", "coco_panoptic", clean.root, tmp_path / "none")
+
+
+def test_missing_files_are_named_by_their_flag(clean: CleanSet, tmp_path: Path) -> None:
+    assert set(training_sources("coco", clean.root)) == {"train", "val"}
+    for root in (tmp_path / "none", tmp_path):
+        with pytest.raises(UserError, match="--coco_path"):
+            training_sources("coco", root)
+
+
+def test_of_several_processes_one_looks_and_all_end(clean: CleanSet, tmp_path: Path) -> None:
+    made = spoil("bbox of three", clean, tmp_path / "set")
+    (first, told, _), (second, lines, _) = start(
+        tmp_path, ["main.py", *TINY.split(), "--coco_path", made.root, "--epochs", 1]
+    )
+    assert (first, second) == (2, 1)
+    (line,) = told
+    assert "annotation id 105, image id 12" in line
+    assert lines == [line.replace("error:", "error: rank 0 failed:")]
+
+
+# ---- verdicts on large files
+
+
+@pytest.fixture
+def remembered(
+    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[CleanSet, Path, list]:
+    """A set with a fault that counts as large, the folder of its verdict, and a list of the checks made."""
+    import doctor.check
+
+    made = spoil("box of no size", clean, tmp_path / "set")
+    monkeypatch.setattr(at_start, "LARGE", 0)
+    monkeypatch.setenv("DETR_CACHE", str(tmp_path / "cache" / "detr"))
+    checks: list[Any] = []
+    check = doctor.check.check_dataset
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        checks.append(arguments)
+        return check(*arguments, **settings)
+
+    monkeypatch.setattr(doctor.check, "check_dataset", counted)
+    return made, tmp_path / "cache" / "detr" / "checked", checks
+
+
+def test_a_large_file_is_checked_once(remembered: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made, cache, checks = remembered
+    outputs = []
+    for _ in range(3):
+        check_at_start("warn", "coco", made.root)
+        outputs.append(capsys.readouterr())
+    assert len(checks) == 1 and len(list(cache.iterdir())) == 1
+    assert "checking the annotation files, once" in outputs[0].out and outputs[1].out == ""
+    assert outputs[0].err == outputs[1].err == outputs[2].err != ""
+    with pytest.raises(UserError, match="--check_data error: .*annotation id 105"):
+        check_at_start("error", "coco", made.root)
+    assert len(checks) == 1
+
+
+def test_what_changes_is_checked_again(remembered: Any) -> None:
+    made, cache, checks = remembered
+    check_at_start("warn", "coco", made.root)
+    check_at_start("warn", "coco", made.root, masks=True)
+    check_at_start("warn", "coco", made.root, num_classes=4)
+    assert len(checks) == 3
+    made.objects[4]["bbox"] = [40, 30, 9, 9]
+    write_files(made)
+    check_at_start("warn", "coco", made.root)
+    assert len(checks) == 4
+    made.picture(1).unlink()
+    with pytest.raises(UserError, match="image id 12"):
+        check_at_start("warn", "coco", made.root)
+    with pytest.raises(UserError, match="image id 12"):  # a refusal is not kept
+        check_at_start("warn", "coco", made.root)
+    assert len(checks) == 6 and len(list(cache.iterdir())) == 4
+
+
+def test_without_a_cache_nothing_is_kept(remembered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, cache, checks = remembered
+    monkeypatch.setenv("DETR_CACHE", "")
+    for _ in range(2):
+        check_at_start("warn", "coco", made.root)
+    assert len(checks) == 2 and not cache.exists()
+
+
+def test_a_damaged_verdict_is_made_anew_and_an_unwritable_cache_does_not_matter(remembered: Any) -> None:
+    made, cache, checks = remembered
+    check_at_start("warn", "coco", made.root)
+    (kept,) = cache.iterdir()
+    whole = kept.read_text()
+    assert Verdict(**json.loads(whole)).refusal == ""
+    kept.write_text(whole[:20])
+    check_at_start("warn", "coco", made.root)
+    assert len(checks) == 2 and kept.read_text() == whole
+    shutil.rmtree(cache.parent)
+    cache.parent.write_text("in the way")
+    check_at_start("warn", "coco", made.root)
+    assert len(checks) == 3 and os.listdir(cache.parents[1]) == ["detr"]

@@ -1,0 +1,377 @@
+"""Backbones of the timm library: their maps, what trains, their weights, refusals, and whole runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import export
+import main
+from models.backbone import Backbone
+from tests.helpers import ROOT, TINY, assert_equal, assert_one_line, load, run
+from tests.reference.settings import build
+from tests.reference.streams import fill_state
+from util.errors import UserError
+from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD, nested_tensor_from_tensor_list
+
+timm = pytest.importorskip("timm", reason="the timm package is not installed")
+
+from models.timm_backbone import TimmBackbone, build_timm_backbone  # noqa: E402 (reads better without timm's)
+
+CONVNEXT, RESNET, SWIN = "test_convnext", "resnet10t", "swin_tiny_patch4_window7_224"
+HRNET = "hrnet_w18_small"
+SMALL = (CONVNEXT, RESNET, "test_resnet", "test_efficientnet", SWIN)
+MASKS = "--masks --hidden_dim 128 --nheads 8"
+
+
+def backbone(name: str, masks: bool = True, train: bool = True, **options: Any) -> Any:
+    return TimmBackbone(name, train, masks, **{"weights": "none", **options})
+
+
+def batch(*sizes: tuple[int, int]) -> Any:
+    torch.manual_seed(0)
+    return nested_tensor_from_tensor_list([torch.randn(3, height, width) for height, width in sizes])
+
+
+@pytest.fixture(scope="module")
+def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """torchvision's whole ResNet-18, with ordinary norms, filled; timm's has the same names."""
+    network = torchvision.models.resnet18()
+    fill_state(network, 3)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+# --- Feature maps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_maps_are_as_large_as_a_resnets(name: str) -> None:
+    """At sizes that no stride divides, the maps and their padding masks lie as those of a ResNet do."""
+    samples = batch((101, 75), (64, 130))
+    ours, theirs = backbone(name), Backbone("resnet18", False, True, False, weights="none")
+    with torch.no_grad():
+        maps, reference = ours(samples), theirs(samples)
+    assert list(maps) == list(reference) == ["0", "1", "2", "3"]
+    for one, other in zip(maps.values(), reference.values(), strict=True):
+        assert one.tensors.shape[-2:] == other.tensors.shape[-2:]
+        assert torch.equal(one.mask, other.mask)
+    assert [one.tensors.shape[1] for one in maps.values()] == ours.channels
+    assert ours.channels[-1] == ours.num_channels
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_timms_resnet_is_torchvisions(resnet18_file: Path, norm: str) -> None:
+    """The same architecture in both libraries, from one file: maps, gradients, and what trains."""
+    samples = batch((96, 64), (70, 60))  # a canvas that 32 divides: other borders are padded differently
+    options: dict[str, Any] = {"weights": str(resnet18_file), "norm": norm}
+    ours = backbone("resnet18", **options)
+    theirs = Backbone("resnet18", True, True, False, **options)
+    ours.train()
+    theirs.train()
+    pairs = zip(ours(samples).values(), theirs(samples).values(), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one.tensors, other.tensors, rtol=1e-4, atol=1e-4)
+    trains = {name.removeprefix("body.model."): p for name, p in ours.named_parameters() if p.requires_grad}
+    reference = {name.removeprefix("body."): p for name, p in theirs.named_parameters() if p.requires_grad}
+    assert trains.keys() == reference.keys()
+    for module in (ours, theirs):
+        module(samples)["3"].tensors.square().mean().backward()
+    for name, parameter in reference.items():
+        torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [SWIN, "convnext_atto", "efficientnet_b0"])
+def test_maps_are_those_of_timms_own_extractor(name: str) -> None:
+    """Where 32 divides the size; Swin keeps channels last, its maps are brought in order."""
+    torch.manual_seed(0)
+    ours = backbone(name).eval()
+    strict = {"strict_img_size": False} if name == SWIN else {}
+    extractor = timm.create_model(name, features_only=True, **strict).eval()
+    values = iter(ours.body.model.state_dict().values())
+    shared = {key: next(values) for key in extractor.state_dict() if not key.endswith("num_batches_tracked")}
+    extractor.load_state_dict(shared, strict=False)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        maps = [one.tensors for one in ours(nested_tensor_from_tensor_list(list(images))).values()]
+        theirs = extractor(images)[-4:]
+    for one, other in zip(maps, theirs, strict=True):
+        other = other.permute(0, 3, 1, 2) if name == SWIN else other
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [CONVNEXT, RESNET])
+def test_without_masks_the_coarsest_map_is_the_only_one(name: str) -> None:
+    both = [backbone(name, masks=masks).eval() for masks in (True, False)]
+    both[1].load_state_dict(both[0].state_dict())  # the same names: a mask head goes on a trained detector
+    with torch.no_grad():
+        all_maps, (only,) = (module(batch((64, 90))) for module in both)
+        assert only == "0"
+        assert_equal(both[1](batch((64, 90)))["0"].tensors, all_maps["3"].tensors)
+    assert both[1].num_channels == both[0].channels[3]
+
+
+@pytest.mark.parametrize("name, own", [(CONVNEXT, (0.5, 0.5)), ("resnet18", None)])
+def test_images_are_normalised_as_the_model_was_trained(name: str, own: tuple[float, float] | None) -> None:
+    module = backbone(name, masks=False).eval()
+    seen: list[Tensor] = []
+    first = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    colours = torch.rand(1, 3, 64, 64)
+    published = (colours - column(IMAGENET_MEAN)) / column(IMAGENET_STD)
+    with torch.no_grad():
+        module(nested_tensor_from_tensor_list(list(published)))
+    wanted = published if own is None else (colours - own[0]) / own[1]
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+# --- What trains ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("name", [*SMALL, HRNET])
+def test_everything_that_trains_gets_a_gradient(name: str, masks: bool) -> None:
+    """DistributedDataParallel waits for every gradient. HRNet's last map leaves some layers out."""
+    words = f"{TINY} {MASKS if masks else ''} --backbone timm/{name} --num_classes 6"
+    model = build(words, seed=0)[0].train()
+    out = model(batch((64, 96), (80, 64)))
+    layers = [out, *out["aux_outputs"]]
+    values = [value for one in layers for value in one.values() if isinstance(value, Tensor)]
+    torch.stack([value.square().mean() for value in values]).sum().backward()
+    trains = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert trains == {key for key, p in model.named_parameters() if p.grad is not None}
+    assert any("backbone" in key for key in trains)
+
+
+def test_a_model_with_layer_norms_trains_as_a_whole() -> None:
+    assert all(p.requires_grad for p in backbone(CONVNEXT).parameters())
+
+
+def test_with_batch_norms_stem_and_first_stage_are_frozen() -> None:
+    module = backbone(RESNET)
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    early = {
+        name
+        for name, _ in module.named_parameters()
+        if name.startswith(("body.model.conv1", "body.model.layer1"))
+    }
+    assert frozen == early and early
+
+
+def test_frozen_norms_are_constants() -> None:
+    module = backbone(RESNET).train()
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    module(batch((64, 64)))["3"].tensors.sum().backward()
+    assert_equal(dict(module.named_buffers()), before)
+    assert "body.model.bn1.weight" in before or "body.model.layer1.0.bn1.weight" in before
+    assert not [name for name, _ in module.named_parameters() if ".bn" in name]
+
+
+def test_backbone_norm_batch_trains_all_and_moves_the_statistics() -> None:
+    module = backbone(RESNET, norm="batch").train()
+    assert all(p.requires_grad for p in module.parameters())
+    before = module.body.model.layer1[0].bn1.running_mean.clone()
+    module(batch((64, 64)))
+    assert not torch.equal(before, module.body.model.layer1[0].bn1.running_mean)
+
+
+def test_nothing_trains_where_the_backbone_is_frozen() -> None:
+    assert not any(p.requires_grad for p in backbone(RESNET, train=False).parameters())
+
+
+def test_a_network_of_mixed_resolutions_keeps_its_first_stage_trainable() -> None:
+    """HRNet's map at stride 4 depends on all of it."""
+    assert all(p.requires_grad for p in backbone(HRNET).parameters())
+
+
+def test_without_a_map_at_stride_4_no_stage_counts_as_the_first() -> None:
+    assert all(p.requires_grad for p in backbone("efficientvit_m0", masks=False).parameters())
+
+
+# --- Weights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", ["bare", "model", "state_dict"])
+@pytest.mark.parametrize("classes", [1000, 7, 0])
+def test_weights_from_a_file(tmp_path: Path, wrap: str, classes: int) -> None:
+    whole = timm.create_model(RESNET, num_classes=classes)
+    fill_state(whole, 5)
+    state = whole.state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save(state if wrap == "bare" else {wrap: state, "epoch": 3}, path)
+    module = backbone(RESNET, weights=str(path))
+    held = {k: v for k, v in module.body.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert_equal(held, {key: state[key] for key in held})
+    assert held["conv1.0.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert not [key for key in held if key.startswith("fc")]
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "convnext_atto", "dla46_c"])
+def test_weights_of_another_model_are_refused(tmp_path: Path, name: str) -> None:
+    """timm itself would leave DLA as it is."""
+    path = tmp_path / "resnet10t.pth"
+    torch.save(timm.create_model(RESNET, num_classes=0).state_dict(), path)
+    with pytest.raises(
+        UserError, match=f"--backbone_weights .*resnet10t.pth: not the weights of timm/{name}"
+    ):
+        backbone(name, weights=str(path))
+
+
+def test_other_ranks_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.timm_backbone.is_main_process", lambda: False)
+    backbone(CONVNEXT, weights="no/such/file.pth")
+    backbone(CONVNEXT, weights="imagenet")
+
+
+def test_a_failed_download_says_how_to_go_on(tmp_path: Path, coco_root: Path) -> None:
+    """In a process of its own, as Hugging Face's client reads its settings once."""
+    words = [*TINY.split(), "--backbone", "timm/convnext_atto", "--backbone_weights", "imagenet"]
+    ended = subprocess.run(
+        [sys.executable, "main.py", *words, "--coco_path", str(coco_root)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    (line,) = ended.stderr.strip().splitlines()
+    assert ended.returncode == 2 and line.startswith("error: weights of timm/convnext_atto")
+    assert "--backbone_weights PATH" in line and "none" in line
+
+
+# --- Refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, fragments",
+    [
+        ("--backbone timm/convnext_tny", ("timm/convnext_tny", "convnext_tiny")),
+        ("--backbone timm/swin_tiny", ("timm/swin_tiny", "swin_tiny_patch4_window7_224")),
+        ("--backbone timm/", ("knows no such model",)),
+        ("--backbone timm/hf-hub:someone/model", ("knows no such model",)),
+        ("--backbone timm/resnet18.nonsense", ("tag nonsense", "a1_in1k")),
+        ("--backbone timm/vit_tiny_patch16_224", ("timm/vit_tiny_patch16_224", "one size")),
+        ("--backbone timm/xcit_nano_12_p8_224", ("stride 32",)),
+        (f"--backbone timm/efficientvit_m0 {MASKS}", ("stride 4 and 8", "masks need")),
+        (f"--backbone timm/{CONVNEXT} --backbone_norm batch", ("--backbone_norm", CONVNEXT)),
+        (f"--backbone timm/{RESNET} --dilation", ("--dilation", f"timm/{RESNET}")),
+        (f"--backbone timm/{RESNET} --backbone_stages 3", ("--backbone_stages 3", f"timm/{RESNET}")),
+        ("--backbone timm/nextvit_small", ("cannot be frozen",)),
+        ("--backbone convnext_tiny", ("convnext_tiny", "timm/NAME")),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    words: str, fragments: tuple[str, ...], coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--coco_path", coco_root, *words.split()) == 2
+    assert_one_line(capsys, *fragments)
+
+
+def test_a_missing_timm_is_named_with_the_command_that_installs_it(
+    coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert run("--coco_path", coco_root, "--backbone", "timm/resnet18") == 2
+    assert_one_line(capsys, "pip install timm")
+
+
+def test_torchvisions_resnets_need_no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    build(f"{TINY} --num_classes 6", seed=0)
+
+
+def test_flags_of_resnets_alone_are_refused_before_anything_is_built() -> None:
+    flags: dict[str, Any] = {"train_backbone": True, "return_interm_layers": False, "weights": "none"}
+    with pytest.raises(UserError, match="--dilation"):
+        build_timm_backbone("timm/nonsense", **flags, dilation=True, norm="frozen", stages=4)
+
+
+# --- Runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("name", ["convnext_atto", RESNET])
+def test_runs_are_saved_resumed_and_used(name: str, masks: bool, coco_root: Path, tmp_path: Path) -> None:
+    """Two epochs of two steps, in one go and in two, end bit for bit alike; the checkpoint predicts."""
+    from inference.predicting import predict
+    from inference.trained import load_trained
+
+    words = f"--backbone timm/{name} {MASKS if masks else ''} --lr_backbone 1e-4 --save_every_steps 1"
+    flags = [*words.split(), "--coco_path", coco_root]
+    assert run(*flags, "--epochs", 2, "--output_dir", tmp_path / "whole") == 0
+    assert run(*flags, "--epochs", 1, "--output_dir", tmp_path / "parts") == 0
+    first = load(tmp_path / "parts" / "checkpoint.pth")["model"]
+    assert run(*flags, "--epochs", 2, "--output_dir", tmp_path / "parts", "--resume", "auto") == 0
+    whole, parts = (load(tmp_path / folder / "checkpoint.pth") for folder in ("whole", "parts"))
+    assert_equal(parts["model"], whole["model"])
+    assert_equal(parts["optimizer"], whole["optimizer"])
+    moved = {key for key, value in first.items() if not torch.equal(value, whole["model"][key])}
+    assert any("backbone.0.body.model." in key for key in moved)
+
+    trained = load_trained(tmp_path / "whole" / "checkpoint.pth")
+    assert trained.args.backbone == f"timm/{name}"
+    (found,) = predict(trained, [torch.randint(0, 256, (3, 64, 90), dtype=torch.uint8)], [(64, 90)], 0.0)
+    assert len(found) == 10 and found.boxes.isfinite().all()
+    assert (found.masks is not None and found.masks.shape == (10, 64, 90)) if masks else found.masks is None
+    evaluated = ["--eval", "--resume", tmp_path / "whole" / "checkpoint.pth"]
+    assert run(*flags, *evaluated) == 0
+
+
+def test_a_mask_head_goes_on_a_trained_detector(coco_root: Path, tmp_path: Path) -> None:
+    """`--frozen_weights` takes the checkpoint of boxes: names of the backbone do not depend on masks."""
+    flags = ["--backbone", f"timm/{CONVNEXT}", "--coco_path", coco_root, "--epochs", 1]
+    wide = ["--hidden_dim", 128, "--nheads", 8]
+    assert run(*flags, *wide, "--output_dir", tmp_path / "boxes") == 0
+    boxes = tmp_path / "boxes" / "checkpoint.pth"
+    assert run(*flags, *MASKS.split(), "--frozen_weights", boxes, "--output_dir", tmp_path / "masks") == 0
+    before, after = load(boxes)["model"], load(tmp_path / "masks" / "checkpoint.pth")["model"]
+    assert_equal({name: after[f"detr.{name}"] for name in before}, before)
+
+
+# --- Export --------------------------------------------------------------------------------------------
+
+
+def untrained(words: str, path: Path) -> Path:
+    """A checkpoint as main.py writes it, of a model that learned nothing."""
+    args = main.get_args_parser().parse_args([*TINY.split(), *words.split()])
+    torch.save({"model": build(f"{TINY} {words}", seed=0)[0].state_dict(), "args": vars(args)}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, suffix, name, flags",
+    [("onnx", ".onnx", RESNET, ""), ("torch_export", ".pt2", "convnext_atto", MASKS)],
+)
+def test_exports_take_images_of_every_size(
+    kind: str, suffix: str, name: str, flags: str, tmp_path: Path
+) -> None:
+    """export.py itself compares the file with the model, at sizes that no stride divides."""
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        pytest.importorskip(package)
+    path = untrained(f"--backbone timm/{name} {flags} --num_classes 6", tmp_path / "checkpoint.pth")
+    exported = tmp_path / f"model{suffix}"
+    words = ["--resume", path, "--format", kind, "--output", exported, "--with_mask"]
+    assert export.run([*map(str, words)]) == 0
+    assert exported.stat().st_size > 1e6
+
+
+def test_torchscript_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = untrained(f"--backbone timm/{CONVNEXT} --num_classes 6", tmp_path / "checkpoint.pth")
+    words = ["--resume", path, "--format", "torchscript", "--output", tmp_path / "model.ts"]
+    assert export.run([*map(str, words)]) == 2
+    assert_one_line(capsys, "torchscript", "onnx")
+    assert not (tmp_path / "model.ts").exists()
