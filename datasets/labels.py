@@ -22,7 +22,7 @@ def check_labels(annotations: Any, num_classes: int) -> None:
         f"({annotations.categories.get(found[1], 'not among the categories')}), and "
     )
     if found[1] < 0:
-        raise UserError(f"{start}ids begin at 0: python -m datasets.check --fix moves it")
+        raise UserError(f"{start}ids begin at 0: python -m doctor --fix moves it")
     raise UserError(
         f"{start}--num_classes {num_classes}, given or of the checkpoint, holds ids up to {num_classes - 1}: "
         f"train with --num_classes {annotations.highest_category_id + 1}, from other weights with --finetune"

@@ -103,4 +103,4 @@ def known_layouts(image_set: str) -> str:
     """One sentence that shows the layouts by their files for a split."""
     places = [(layout.title, *layout.splits[image_set]) for layout in LAYOUTS.values()]
     shown = [f"{images}/ with {file} ({title})" for title, images, file in places]
-    return f"Known layouts: {'; '.join(shown)}; other formats: python -m datasets.convert"
+    return f"Known layouts: {'; '.join(shown)}; other formats: python -m doctor.convert"

@@ -72,7 +72,7 @@ def check_at_start(
     found = _verdict(sources, num_classes, masks)
     folder = panoptic_path if dataset_file == "coco_panoptic" else coco_path
     flags = [] if num_classes is None else ["--num_classes", str(num_classes)]
-    command = shlex.join(["python", "-m", "doctor.check", str(folder), *flags, *["--masks"][: int(masks)]])
+    command = shlex.join(["python", "-m", "doctor", str(folder), *flags, *["--masks"][: int(masks)]])
     mend = ", and with --fix NEW_FOLDER writes a corrected copy" if found.mended else ""
     more = f"{command} shows all{mend}"
     if found.refusal:

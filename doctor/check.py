@@ -1,8 +1,8 @@
 """The data set doctor: what is wrong with annotation files and pictures, why it matters, and what to do.
 
-    python -m datasets.check DATA_FOLDER                     every split (layouts: datasets.layouts)
-    python -m datasets.check FILE.json --images FOLDER       one annotation file
-    python -m datasets.check DATA_FOLDER --fix CORRECTED     and write a corrected copy
+    python -m doctor DATA_FOLDER                     every split (layouts: datasets.layouts)
+    python -m doctor FILE.json --images FOLDER       one annotation file
+    python -m doctor DATA_FOLDER --fix CORRECTED     and write a corrected copy
 
 Where masks are to be trained, --masks goes with each of them: objects then need masks, in the copy too.
 Exit status: 0 without faults (there may be notes), 1 with faults, 2 where a file cannot be used at all.
@@ -188,7 +188,7 @@ def find_sources(
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = OneLineParser("python -m datasets.check", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser("python -m doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("path", help="folder of a data set, or an annotation file")
     parser.add_argument("--dataset_file", choices=["coco", "custom", "coco_panoptic"],
                         help="read this layout; otherwise whatever is there")  # fmt: skip

@@ -1,8 +1,8 @@
 """Other annotation formats to COCO's, with pictures linked and the result checked.
 
-    python -m datasets.convert voc VOC_FOLDER OUT              Pascal VOC, one XML file a picture
-    python -m datasets.convert yolo YOLO_FOLDER OUT            YOLO, one text file a picture
-    python -m datasets.convert via PROJECT.json OUT            VGG Image Annotator
+    python -m doctor.convert voc VOC_FOLDER OUT              Pascal VOC, one XML file a picture
+    python -m doctor.convert yolo YOLO_FOLDER OUT            YOLO, one text file a picture
+    python -m doctor.convert via PROJECT.json OUT            VGG Image Annotator
 
 The last line says what to do next. Splits of the source are kept; where it has none, a share of the pictures
 is drawn for training. The exit status is that of `doctor.check`.
@@ -141,7 +141,7 @@ def write(pictures: Sequence[Picture], names: Sequence[str], out: str | Path) ->
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = OneLineParser("python -m datasets.convert", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser("python -m doctor.convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("format", choices=["voc", "yolo", "via"])
     parser.add_argument("source", help="folder, or VIA's JSON file")
     parser.add_argument("out", help="new folder, in COCO's layout")
@@ -198,7 +198,7 @@ def _next_step(source: str, out: str, report: Report) -> str:
     mend = any(group.name in MENDED for group in report.faults)
     root, first = shlex.quote(out), ""
     if mend:
-        first, root = f"python -m datasets.check {root} --fix NEW_FOLDER, then ", "NEW_FOLDER"
+        first, root = f"python -m doctor {root} --fix NEW_FOLDER, then ", "NEW_FOLDER"
     results = shlex.quote(f"outputs/{Path(out).resolve().name}")
     flags = f"--coco_path {root} --output_dir {results} --finetune {_PUBLISHED}"
     return f"next: {first}python main.py @recipes/finetune.args {flags}"

@@ -46,7 +46,7 @@ KINDS: dict[str, Kind] = {
     "missing_file": Kind(_U, "no annotation file", _STOPS, "Check the path."),
     "unreadable_json": Kind(_U, "no valid JSON", _STOPS, _JSON),
     "not_coco": Kind(_U, "not a COCO file", _STOPS, "A COCO file is one object with the lists images, "
-                     "annotations and categories. Other formats: python -m datasets.convert."),
+                     "annotations and categories. Other formats: python -m doctor.convert."),
     "empty_section": Kind(_U, "an empty section", "Without objects every loss of boxes is 0 and AP is -1.",
                           "Check what was exported: each object is an entry of annotations, with an image_id "
                           "that stands among the images."),

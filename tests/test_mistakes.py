@@ -246,7 +246,15 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     "module",
-    ["doctor.check", "doctor.convert", "datasets.panoptic_eval", "datasets.shapes", "util.plot_utils"],
+    [
+        "doctor",
+        "doctor.convert",
+        "datasets.check",
+        "datasets.convert",
+        "datasets.panoptic_eval",
+        "datasets.shapes",
+        "util.plot_utils",
+    ],
 )
 def test_an_unknown_flag_of_any_command_is_told_in_one_line(module: str) -> None:
     words = [sys.executable, "-m", module, "some", "thing", "--no_such_flag"]

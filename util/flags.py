@@ -184,7 +184,7 @@ def _data_flags(flag: Callable[..., Any]) -> None:
         "--check_data",
         default="warn",
         choices=("warn", "error", "off"),
-        help="look for faults in the data before training, as python -m datasets.check does: warn of those "
+        help="look for faults in the data before training, as python -m doctor does: warn of those "
         "that training survives, or refuse them too (error); those that make training wrong are refused in "
         "both. off: only what cannot be read is refused",
     )

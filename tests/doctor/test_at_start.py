@@ -41,7 +41,7 @@ def test_a_fault_that_training_survives(
     told, hint = capsys.readouterr().err.splitlines()
     assert told.startswith(f"warning: {made.root / TRAIN}: a box without width or height (1), first ")
     assert "annotation id 105, image id 12: bbox [40, 30, 0, 9]. Training drops the object" in told
-    assert f"python -m datasets.check {made.root}" in hint and "--fix" in hint
+    assert f"python -m doctor {made.root}" in hint and "--fix" in hint
     with pytest.raises(UserError, match=r"--check_data error: .*annotation id 105, image id 12.* --fix "):
         check_at_start("error", "coco", made.root)
     check_at_start("off", "coco", made.root)
@@ -98,7 +98,7 @@ def test_objects_without_masks_matter_where_masks_are_trained(clean: CleanSet, t
 
 def test_the_command_that_is_hinted_at_sees_what_training_saw(clean: CleanSet, tmp_path: Path) -> None:
     made = spoil("polygon of two points", clean, tmp_path / "a set")
-    command = f"python -m datasets.check '{made.root}' --num_classes 4 --masks shows all"
+    command = f"python -m doctor '{made.root}' --num_classes 4 --masks shows all"
     with pytest.raises(UserError) as error:
         check_at_start("warn", "coco", made.root, num_classes=4, masks=True)
     assert str(error.value).endswith(f"({command}, and with --fix NEW_FOLDER writes a corrected copy)")
@@ -110,7 +110,7 @@ def test_fix_is_recommended_only_where_it_helps(
     made = spoil("mask elsewhere", clean, tmp_path / "set")
     check_at_start("warn", "coco", made.root)
     hint = capsys.readouterr().err.splitlines()[-1]
-    assert hint == f"warning: python -m datasets.check {made.root} shows all"
+    assert hint == f"warning: python -m doctor {made.root} shows all"
     put(7, area=70000)(made)
     write_files(made)
     check_at_start("warn", "coco", made.root)  # of two faults, one can be mended
@@ -118,7 +118,7 @@ def test_fix_is_recommended_only_where_it_helps(
     for one in made.objects:
         one.update(segmentation=[])
     write_files(made)
-    with pytest.raises(UserError, match=r"\(python -m datasets.check \S+ --masks shows all\)$"):
+    with pytest.raises(UserError, match=r"\(python -m doctor \S+ --masks shows all\)$"):
         check_at_start("warn", "coco", made.root, masks=True)
     made.files[TRAIN] = "{"
     write_files(made)

@@ -173,7 +173,7 @@ def test_the_next_command_and_the_checks(coco, tmp_path, capsys, monkeypatch):
     answer = capsys.readouterr().out
     assert "a box without width or height (1)" in answer
     assert (
-        f"next: python -m datasets.check {tmp_path / 'out'} --fix NEW_FOLDER, then python main.py "
+        f"next: python -m doctor {tmp_path / 'out'} --fix NEW_FOLDER, then python main.py "
         "@recipes/finetune.args --coco_path NEW_FOLDER --output_dir outputs/out --finetune https"
     ) in answer
 
