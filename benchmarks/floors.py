@@ -45,13 +45,6 @@ class Counting(TorchDispatchMode):
 
 
 def _operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    # What models.linear and models.folded_conv call, and torch does not count.
-    if func.name().startswith("mkldnn::_linear_pointwise"):
-        x, weight = args[:2]
-        return 2 * x.numel() * weight.shape[0]
-    if func.name() == "mkldnn::_convolution_pointwise_.binary":
-        _, _, weight = args[:3]
-        return 2 * out.numel() * weight[0].numel()
     count = flop_registry.get(func._overloadpacket)
     return count(*args, **kwargs, out_val=out) if count is not None else 0
 

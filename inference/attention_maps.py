@@ -5,8 +5,8 @@
     maps = heard.decoder(0, queries)                   # [k, n, h, w] of the first image
     smooth = heard.over_picture(0, maps, (480, 640))   # [k, n, 480, 640]
 
-The last layer of each is meant. Nothing else is slower for it: what enters the layer is kept, and the weights
-are computed afterwards, of the queries or places that are asked for alone.
+The last layer of each is meant: what enters it is kept, and the weights are computed afterwards, of the
+queries or places that are asked for alone.
 
 A cell of the feature map is drawn at the pixel on which its receptive field is centred. Padded convolutions,
 as those of a ResNet, centre cell c on pixel c · stride, not on the middle of the stride's pixels: maps drawn
@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from models.attention import MultiheadAttention
-from util.nested_tensor import NestedTensor, may_be_padded
+from util.nested_tensor import NestedTensor
 
 
 class Attention:
@@ -35,11 +34,11 @@ class Attention:
 
     def __init__(self, detr: Any):
         transformer = detr.transformer
-        self._decoder: MultiheadAttention = transformer.decoder.layers[-1].multihead_attn
+        self._decoder: nn.MultiheadAttention = transformer.decoder.layers[-1].multihead_attn
         layers = transformer.encoder.layers
-        self._encoder: MultiheadAttention | None = layers[-1].self_attn if len(layers) else None
+        self._encoder: nn.MultiheadAttention | None = layers[-1].self_attn if len(layers) else None
         self._in_middle = _cuts_patches(detr.backbone)
-        self._inputs: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}
+        self._inputs: dict[nn.Module, dict[str, Any]] = {}
         self._grid: tuple[int, int] = (0, 0)
         self._batch: NestedTensor | None = None
 
@@ -52,7 +51,7 @@ class Attention:
         return handles
 
     def _hear_attention(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._inputs[module] = args, kwargs
+        self._inputs[module] = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
 
     def _hear_transformer(self, module: nn.Module, args: tuple) -> None:
         self._grid = args[0].shape[-2], args[0].shape[-1]
@@ -60,7 +59,7 @@ class Attention:
     def _hear_backbone(self, module: nn.Module, args: tuple) -> None:
         batch: NestedTensor = args[0]
         shape_alone = batch.tensors[:, :0].clone()  # a view would keep the images
-        self._batch = NestedTensor(shape_alone, batch.mask, may_be_padded(batch))
+        self._batch = NestedTensor(shape_alone, batch.mask)
 
     @property
     def stride(self) -> int:
@@ -83,7 +82,7 @@ class Attention:
         """(height, width) of an image of the batch as the model saw it, without padding."""
         canvas = self._canvas
         assert self._batch is not None
-        if not self._batch.padded or self._batch.mask is None:
+        if self._batch.mask is None:
             return canvas
         inside = ~self._batch.mask[image]
         return int(inside[:, 0].sum()), int(inside[0].sum())
@@ -121,16 +120,16 @@ class Attention:
         return min(max(0, round((part * side - self._first_centre) / self.stride)), last)
 
     @torch.no_grad()
-    def _weights(self, module: MultiheadAttention, image: int, targets: Tensor) -> Tensor:
+    def _weights(self, module: nn.MultiheadAttention, image: int, targets: Tensor) -> Tensor:
         if module not in self._inputs:
             raise ValueError("the model has not been called while this was listening")
-        (query, key, value), options = self._inputs[module]
-        padding = options.get("key_padding_mask")
+        heard = self._inputs[module]
+        padding = heard.get("key_padding_mask")
         one = slice(image, image + 1)
         weights = module.forward(
-            query[targets.to(query.device), one],
-            key[:, one],
-            value[:, one],
+            heard["query"][targets.to(heard["query"].device), one],
+            heard["key"][:, one],
+            heard["value"][:, one],
             key_padding_mask=None if padding is None else padding[one],
             need_weights=True,
             average_attn_weights=False,

@@ -62,10 +62,8 @@ class Exportable(nn.Module):
             model also pred_masks [B, Q, h, w], logits that cover the padded image.
         """
         if mask is None:
-            nothing = torch.zeros_like(images[:, 0], dtype=torch.bool)
-            found = self.model(NestedTensor(images, nothing, False))
-        else:
-            found = self.model(NestedTensor(images, mask, True))
+            mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
+        found = self.model(NestedTensor(images, mask))
         out: dict[str, Tensor] = {}
         if self.postprocess:
             assert sizes is not None

@@ -1,7 +1,7 @@
 """`--compile`: the backbone and the transformer through torch.compile, few graphs for all sizes of images.
 
 Both are compiled for sizes that vary, so that one graph serves every batch; only what changes the graph
-itself makes another: padding or none, training or evaluation. Three things would make more of them, and are
+itself makes another: training or evaluation. Three things would make more of them, and are
 avoided. Sizes that happen to be equal are not taken to be always equal. Training batches are rounded up to a
 multiple of CANVAS_MULTIPLE pixels, so that no size is a special case for its divisibility. And the graphs of
 training are made at its start, from one size that is always the same, so that a resumed run computes with the
@@ -24,7 +24,7 @@ from util.random_state import random_state_kept
 
 CANVAS_MULTIPLE = 32  # pixels: the stride of the last map
 WARM_UP_SIZE = 6 * CANVAS_MULTIPLE, 10 * CANVAS_MULTIPLE  # height, width
-GRAPHS = 32  # of one function, at most; torch's own limit is 8, behind which it silently goes on uncompiled
+GRAPHS = 32  # of one function, at most; torch's own limit is 8, after which it silently goes on uncompiled
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
@@ -70,20 +70,19 @@ def graphs_compiled() -> int:
 
 
 def warm_up(model: nn.Module, batch_size: int, precision: Precision) -> None:
-    """Compile what training needs, with and without padding. Weights, statistics and random numbers stay."""
+    """Compile what training needs. Weights, statistics and random numbers stay."""
     height, width = WARM_UP_SIZE
     detector: Any = getattr(model, "detr", model)
     model.train()
     with random_state_kept(), _buffers_kept(model):
-        for padded in (False, True):
-            images = torch.zeros(batch_size, 3, height, width, device=precision.device)
-            mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=precision.device)
-            mask[:, -1] = padded
-            with precision.autocast():
-                outputs = detector(NestedTensor(images, mask, padded))
-            loss = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
-            if loss.requires_grad:
-                loss.backward()
+        images = torch.zeros(batch_size, 3, height, width, device=precision.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=precision.device)
+        with precision.autocast():
+            outputs = detector(NestedTensor(images, mask))
+        loss = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
+        if loss.requires_grad:
+            loss.backward()
     model.zero_grad()
 
 

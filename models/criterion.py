@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from util.distributed import get_world_size
 from util.metrics import accuracy
 
-from .eager import is_watched
 from .losses import (
     MatchedPairs,
     box_losses,
@@ -22,6 +21,7 @@ from .losses import (
     classification_loss,
     mask_losses,
 )
+from .mask_sampling import covered
 from .matcher import HungarianMatcher, Matches
 from .selection import MatchedQueries, Select, flat_index, masks_of
 
@@ -128,7 +128,7 @@ class SetCriterion(nn.Module):
         if (
             isinstance(self.matcher, HungarianMatcher)
             and type(self.matcher).forward is HungarianMatcher.forward
-            and not is_watched(self.matcher)
+            and not self.matcher._forward_hooks
         ):
             logits = torch.stack([layer["pred_logits"].detach() for layer in layers])
             boxes = torch.stack([layer["pred_boxes"].detach() for layer in layers])
@@ -292,7 +292,7 @@ class SetCriterion(nn.Module):
         ]
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
         masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
-        canvas = outputs.get("canvas") or (height, width)
+        canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
         focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
         return {"loss_mask": focal, "loss_dice": dice}
 

@@ -3,37 +3,24 @@
 Shapes: B batch, Q queries, C classes, D width, L decoder layers, h w feature map.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from util.amp import full_precision
-from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_tensor_list
+from util.flags import completed
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
-# SetCriterion and PostProcess are imported from here by users of the published code.
+from .backbone import build_backbone
 from .criterion import SetCriterion
-from .pointwise import PointwiseConv2d
-from .postprocess import PostProcess
-from .transformer import Transformer
+from .matcher import build_matcher
+from .postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, coco_is_thing
+from .segmentation import DETRsegm
+from .transformer import build_transformer
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
-
-
-class Detected(NamedTuple):
-    """How an image's detections came about, for a head that goes on from there."""
-
-    features: list[NestedTensor]
-    """Backbone feature maps, fine to coarse."""
-    src: Tensor
-    """The last one projected, [B, D, h, w]."""
-    mask: Tensor | None
-    """Its padding, bool [B, h, w]; None if there is none."""
-    hs: Tensor
-    """The last decoder layer's output, [B, Q, D]."""
-    memory: Tensor
-    """The encoder's output, [B, D, h, w]."""
 
 
 class DETR(nn.Module):
@@ -62,7 +49,7 @@ class DETR(nn.Module):
         self.class_embed = nn.Linear(width, num_classes + 1)
         self.bbox_embed = MLP(width, width, 4, 3)
         self.query_embed = nn.Embedding(num_queries, width)
-        self.input_proj = PointwiseConv2d(backbone.num_channels, width)  # type: ignore[arg-type]
+        self.input_proj = nn.Conv2d(backbone.num_channels, width, kernel_size=1)  # type: ignore[arg-type]
         self.backbone = backbone
         self.aux_loss = aux_loss
 
@@ -80,51 +67,31 @@ class DETR(nn.Module):
         """
         if isinstance(samples, (list, Tensor)):
             samples = nested_tensor_from_tensor_list(samples)
-        return self.detect(samples)[0]
-
-    def detect(self, samples: NestedTensor) -> tuple[dict[str, Tensor], Detected]:
-        """What `forward` gives, together with what a mask head needs of how it came about."""
-        features, pos = self.backbone(samples)
-        last = features[-1]
-        mask = last.mask if self._needs_mask(last) else None
-        src = self.input_proj(last.tensors)  # [B, D, h, w]
-        # [L, B, Q, D], [B, D, h, w], and whatever else a transformer of a user's own may give
-        decoded = self.transformer(src, mask, self.query_embed.weight, pos[-1])
-        hs, memory = decoded[0], decoded[1]
-        logits, boxes = self._read_off(hs)  # [L, B, Q, C + 1], [L, B, Q, 4]
+        features, positions = self.backbone(samples)
+        src, mask = features[-1].decompose()  # [B, C, h, w], [B, h, w]
+        assert mask is not None
+        decoded = self.transformer(self.input_proj(src), mask, self.query_embed.weight, positions[-1])
+        hs = decoded[0]  # [L, B, Q, D]
+        logits, boxes = self.class_embed(hs), self.bbox_embed(hs).sigmoid()  # [L, B, Q, C + 1], [L, B, Q, 4]
         out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
         if self.aux_loss:
-            out["aux_outputs"] = self._earlier_layers(logits, boxes)
-        return out, Detected(features, src, mask, hs[-1], memory)
-
-    def _needs_mask(self, last: NestedTensor) -> bool:
-        """No padding, no mask: attention is faster without. A transformer of a user's own always gets one."""
-        if not torch.jit.is_scripting():
-            return may_be_padded(last) or type(self.transformer).forward is not Transformer.forward
-        return last.padded
-
-    def _read_off(self, hs: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads: [L, B, Q, D] -> logits, boxes. In float32 under autocast too: boxes need the digits."""
-        if not torch.jit.is_scripting():
-            hs, precision = full_precision(hs)
-            with precision:
-                return self.class_embed(hs), self.bbox_embed(hs).sigmoid()
-        return self.class_embed(hs), self.bbox_embed(hs).sigmoid()
+            out["aux_outputs"] = self._set_aux_loss(logits, boxes)
+        return out
 
     @torch.jit.unused
-    def _earlier_layers(self, logits, boxes):  # unannotated: TorchScript has no type for it
-        return [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)]
-
-
-def build(args: Any) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
-    """`models.build_model`, by the name that forks of the published code import from here."""
-    from . import build_model
-
-    return build_model(args)
+    def _set_aux_loss(self, outputs_class, outputs_coord):  # unannotated: TorchScript has no type for it
+        """What earlier layers predict: [L, B, Q, C + 1], [L, B, Q, 4] -> L - 1 dicts; forks override it."""
+        layers = zip(outputs_class[:-1], outputs_coord[:-1], strict=True)
+        return [{"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them.
+
+    Under autocast, too, they compute in float32: a box coordinate of bfloat16 has three decimal digits.
+    """
+
+    __constants__ = ["under_autocast"]
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
@@ -132,8 +99,74 @@ class MLP(nn.Module):
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
+    @torch.jit.unused
+    @property
+    def under_autocast(self) -> bool:
+        """Whether autocast is on. TorchScript asks once, for its constant."""
+        return any(map(torch.is_autocast_enabled, ("cuda", "cpu")))
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., input_dim] -> [..., output_dim]."""
+        if self.under_autocast:
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.float())
         for i, layer in enumerate(self.layers):
             x = layer(x) if i == self.num_layers - 1 else relu(layer(x))
         return x
+
+
+def build(
+    args: Any, is_thing: Mapping[int, bool] | None = None
+) -> tuple[nn.Module, SetCriterion, dict[str, nn.Module]]:
+    """Build what the flags describe; no file is read but for the backbone's weights.
+
+    An open `num_classes` is 250 for coco_panoptic and 91 otherwise. With `frozen_weights` the detector is
+    frozen; whoever trains loads its weights.
+
+    Args:
+        args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
+        is_thing: category id -> whether it is a thing, for coco_panoptic; left out, COCO's own.
+
+    Returns:
+        The model, its criterion (on `args.device`; on the CPU where that is a GPU and there is none), and the
+        post-processors by name: `bbox`, and with masks `segm`, and with coco_panoptic `panoptic`.
+
+    Raises:
+        ValueError: settings that do not fit together; see the modules.
+    """
+    args = completed(args)
+    num_classes = args.num_classes or default_num_classes(args.dataset_file)
+    model: nn.Module = DETR(
+        build_backbone(args),
+        build_transformer(args),
+        num_classes=num_classes,
+        num_queries=args.num_queries,
+        aux_loss=args.aux_loss,
+    )
+    losses = ["labels", "boxes", "cardinality"]
+    weight_dict = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    postprocessors: dict[str, nn.Module] = {"bbox": PostProcess()}
+    if args.masks:
+        model = DETRsegm(model, freeze_detr=args.frozen_weights is not None)
+        losses.append("masks")
+        weight_dict |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
+        postprocessors["segm"] = PostProcessSegm()
+        if args.dataset_file == "coco_panoptic":
+            postprocessors["panoptic"] = PostProcessPanoptic(is_thing or coco_is_thing(num_classes))
+    earlier = range(args.dec_layers - 1) if args.aux_loss else ()
+    weight_dict |= {f"{name}_{i}": weight for i in earlier for name, weight in weight_dict.items()}
+    criterion = SetCriterion(
+        num_classes, build_matcher(args), weight_dict, args.eos_coef, losses, sync_ce=args.sync_ce
+    )
+    device = torch.device(args.device)
+    if device.type != "cuda" or torch.cuda.is_available():
+        criterion.to(device)
+    return model, criterion, postprocessors
+
+
+def default_num_classes(dataset_file: str) -> int:
+    """What an open `--num_classes` means where no annotation file is read: highest category id + 1 of COCO.
+
+    Panoptic's 250 is merely large enough for ids to 200.
+    """
+    return 250 if dataset_file == "coco_panoptic" else 91

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, relu
 
-from .pointwise import PointwiseConv2d, pointwise
+from .plain import is_plain
 
 GROUPS = 8  # of every GroupNorm
 
@@ -20,7 +20,7 @@ class MHAttentionMap(nn.Module):
 
     Args:
         query_dim: D, width of queries and image.
-        hidden_dim: width of both behind their projections.
+        hidden_dim: width of both after their projections.
         num_heads: n; divides hidden_dim.
         dropout: probability, on the maps. DETR has none.
         bias: of the two projections.
@@ -45,8 +45,8 @@ class MHAttentionMap(nn.Module):
         """Queries [B, Q, D], image [B, D, h, w], padding bool [B, h, w] or None -> [B, Q, n, h, w]."""
         height, width = k.shape[-2:]
         q = (self.q_linear(q) * self.scale).unflatten(-1, [self.num_heads, -1]).transpose(1, 2)
-        k = pointwise(k, self.k_linear.weight, self.k_linear.bias).flatten(2)
-        k = k.unflatten(1, [self.num_heads, -1])  # [B, n, D / n, h * w]
+        k = conv2d(k, self.k_linear.weight[:, :, None, None], self.k_linear.bias)  # a linear map of each cell
+        k = k.flatten(2).unflatten(1, [self.num_heads, -1])  # [B, n, D / n, h * w]
         scores = (q @ k).transpose(1, 2)  # [B, Q, n, h * w]
         if mask is not None:
             scores = scores.masked_fill(mask.flatten(1)[:, None, None], float("-inf"))
@@ -69,6 +69,8 @@ class MaskHeadSmallConv(nn.Module):
         ValueError: GroupNorm's 8 groups do not divide every layer's width.
     """
 
+    __constants__ = ["splits"]
+
     def __init__(self, dim: int, fpn_dims: list[int], context_dim: int):
         super().__init__()
         inner = [context_dim // 2, context_dim // 4, context_dim // 8, context_dim // 16]
@@ -90,13 +92,19 @@ class MaskHeadSmallConv(nn.Module):
         self.lay5 = nn.Conv2d(inner[2], inner[3], 3, padding=1)
         self.gn5 = nn.GroupNorm(GROUPS, inner[3])
         self.out_lay = nn.Conv2d(inner[3], 1, 3, padding=1)
-        self.adapter1 = PointwiseConv2d(fpn_dims[0], inner[0])
-        self.adapter2 = PointwiseConv2d(fpn_dims[1], inner[1])
-        self.adapter3 = PointwiseConv2d(fpn_dims[2], inner[2])
+        self.adapter1 = nn.Conv2d(fpn_dims[0], inner[0], 1)
+        self.adapter2 = nn.Conv2d(fpn_dims[1], inner[1], 1)
+        self.adapter3 = nn.Conv2d(fpn_dims[2], inner[2], 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    @torch.jit.unused
+    @property
+    def splits(self) -> bool:
+        """Whether the first convolution is plain and may be split. TorchScript asks once."""
+        return is_plain(self.lay1)
 
     def forward(
         self, x: Tensor, bbox_mask: Tensor, fpns: list[Tensor], image: Tensor | None = None
@@ -124,9 +132,9 @@ class MaskHeadSmallConv(nn.Module):
 
     def _first_layer(self, x: Tensor, maps: Tensor, image: Tensor) -> Tensor:
         """lay1 of each query's image and attention maps, concatenated -> [N, D + n, h, w]."""
+        if not self.splits:
+            return self.lay1(torch.cat([x.index_select(0, image), maps], dim=1))
         width = x.shape[1]
-        if not self.training:  # a layout that is faster forward, not backward; it stays to the last layer
-            maps = maps.contiguous(memory_format=torch.channels_last)
         of_images = conv2d(x, self.lay1.weight[:, :width], self.lay1.bias, padding=1)  # [B, D + n, h, w]
         of_queries = conv2d(maps, self.lay1.weight[:, width:], padding=1)  # [N, D + n, h, w]
         return of_queries.add_(of_images.index_select(0, image))

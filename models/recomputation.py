@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import ResNet
 
 from util.errors import UserError
+
+from .resnet import Body
 
 
 def enable_grad_checkpoint(model: nn.Module) -> None:
@@ -24,10 +25,10 @@ def enable_grad_checkpoint(model: nn.Module) -> None:
         UserError: a backbone of timm that cannot do it, or not with norms that train.
     """
     for module in list(model.modules()):
-        if isinstance(module, ResNet):
-            for name, stage in list(module.named_children()):
+        if isinstance(module, Body):
+            for name, stage in list(module.items()):
                 if isinstance(stage, nn.Sequential):
-                    setattr(module, name, RecomputedStage(*stage))
+                    module[name] = RecomputedStage(*stage)
         elif hasattr(module, "grad_checkpoint"):  # TransformerEncoder
             module.grad_checkpoint = True  # type: ignore[assignment]
         elif hasattr(module, "set_grad_checkpointing"):  # timm's own way

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_tensor_list
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 # The losses and post-processors are imported from here by users of the published code.
-from .detr import DETR, Detected
 from .losses import dice_loss, sigmoid_focal_loss
 from .mask_head import MaskHeadSmallConv, MHAttentionMap
 from .postprocess import PostProcessPanoptic, PostProcessSegm
@@ -47,7 +46,7 @@ class DETRsegm(nn.Module):
     takes_selection = True
     """That forward has `select`, for whoever holds a model that may be of another kind."""
 
-    def __init__(self, detr: DETR, freeze_detr: bool = False):
+    def __init__(self, detr: Any, freeze_detr: bool = False):
         super().__init__()
         self.detr = detr
         self.freeze_detr = freeze_detr
@@ -64,7 +63,7 @@ class DETRsegm(nn.Module):
             self.detr.backbone.eval()
         return self
 
-    def forward(self, samples: NestedTensor, select: Any = None) -> dict[str, Tensor]:
+    def forward(self, samples: NestedTensor, select: Any | None = None) -> dict[str, Tensor]:
         """Detect and draw.
 
         Args:
@@ -79,29 +78,37 @@ class DETRsegm(nn.Module):
             pred_masks: logits; [B, Q, h, w], or with `select` [N, h, w], those of all selected queries, the
                 first image's first.
             selected: with `select`, what it gave.
-            canvas: (height, width) in pixels of the padded batch, which the masks cover; None where it is
-                known that no image is padded.
         """
         if isinstance(samples, (list, Tensor)):
             samples = nested_tensor_from_tensor_list(samples)
-        out, detected = self.detr.detect(samples)
-        attention = self.bbox_attention(detected.hs, detected.memory, mask=detected.mask)  # [B, Q, n, ., .]
-        if not torch.jit.is_scripting():
-            canvas = tuple(samples.tensors.shape[-2:]) if may_be_padded(samples) else None
-            out["canvas"] = canvas  # type: ignore[assignment]
-            if select is not None:
-                selected = out["selected"] = select(out)
-                image, query = flat_index(selected, attention.device)
-                out["pred_masks"] = self._draw(detected, attention[image, query], image)[:, 0]  # [N, h, w]
-                return out
-        masks = self._draw(detected, attention, None)
+        detr = self.detr
+        features, positions = detr.backbone(samples)
+        last, mask = features[-1].decompose()
+        assert mask is not None
+        src = detr.input_proj(last)  # [B, D, h, w]
+        decoded = detr.transformer(src, mask, detr.query_embed.weight, positions[-1])
+        hs, memory = decoded[0], decoded[1]  # [L, B, Q, D], [B, D, h, w]
+        logits, boxes = detr.class_embed(hs), detr.bbox_embed(hs).sigmoid()
+        out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
+        if detr.aux_loss:
+            out["aux_outputs"] = detr._set_aux_loss(logits, boxes)
+
+        attention = self.bbox_attention(hs[-1], memory, mask=mask)  # [B, Q, n, h, w]
+        maps = [features[i].tensors for i in (2, 1, 0)]  # coarse to fine
+        if select is not None:
+            return self._draw_selected(out, select, src, attention, maps)
+        masks = self.mask_head(src, attention, maps)
         out["pred_masks"] = masks.view(attention.shape[:2] + masks.shape[-2:])  # [B, Q, h, w]
         return out
 
-    def _draw(self, detected: Detected, attention: Tensor, image: Tensor | None) -> Tensor:
-        """Attention maps -> mask logits [N, 1, h, w]."""
-        maps = [detected.features[i].tensors for i in (2, 1, 0)]
-        return self.mask_head(detected.src, attention, maps, image)
+    @torch.jit.unused
+    def _draw_selected(
+        self, out: dict[str, Tensor], select: Any, src: Tensor, attention: Tensor, maps: list[Tensor]
+    ) -> dict[str, Tensor]:
+        selected = select(out)
+        image, query = flat_index(selected, attention.device)
+        masks = self.mask_head(src, attention[image, query], maps, image)  # [N, 1, h, w]
+        return {**out, "selected": selected, "pred_masks": masks[:, 0]}
 
 
 def _fpn_widths(backbone: Any) -> list[int]:

@@ -19,7 +19,7 @@ from util.distributed import is_main_process
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
-from .backbone import BackboneBase
+from .backbone_base import BackboneBase
 from .timm_weights import PREFIX, create, create_with_weights
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ class TimmBackbone(BackboneBase):
         """Channels of each map, fine to coarse."""
         if train_backbone:
             _limit_training(body, freeze_first_stage=has_batch_norm and norm == "frozen")
-        body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_timm_backbone(

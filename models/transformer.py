@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, relu
 
-from .attention import MultiheadAttention
-from .dropout import Dropout
-from .linear import Linear
+from .plain import is_plain
 from .recomputation import recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "glu": glu}
@@ -34,7 +32,7 @@ class Transformer(nn.Module):
         dim_feedforward: inner width of the feed-forward networks.
         dropout: probability, for training.
         activation: relu, gelu or glu, in the feed-forward networks.
-        normalize_before: norms in front of each sub-layer, and one behind the encoder (pre-norm).
+        normalize_before: a norm before each sub-layer, and one after the encoder (pre-norm).
         return_intermediate_dec: give every decoder layer's output, not the last one's alone.
     """
 
@@ -106,7 +104,7 @@ class Transformer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of copies of one encoder layer, and a norm behind it if there is one.
+    """A stack of copies of one encoder layer, and a norm after it if there is one.
 
     Attributes:
         grad_checkpoint: compute the layers' activations a second time for the gradient, not keep them.
@@ -126,7 +124,7 @@ class TransformerEncoder(nn.Module):
         src_key_padding_mask: Tensor | None = None,
         pos: Tensor | None = None,
     ) -> Tensor:
-        """[S, B, D] -> [S, B, D]; masks as in MultiheadAttention."""
+        """[S, B, D] -> [S, B, D]; masks as in nn.MultiheadAttention."""
         if self.grad_checkpoint:
             src = self._recomputing(src, mask, src_key_padding_mask, pos)
         else:
@@ -144,7 +142,7 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of copies of one decoder layer, with a shared norm behind each copy's output."""
+    """A stack of copies of one decoder layer, with a shared norm after each copy."""
 
     def __init__(
         self,
@@ -185,15 +183,21 @@ class TransformerDecoder(nn.Module):
             )
             outputs.append(tgt)
         hs = torch.stack(outputs if self.return_intermediate else outputs[-1:])
-        return hs if self.norm is None else self.norm(hs)  # one norm over all layers at once
+        return hs if self.norm is None else self.norm(hs)  # of all layers at once
 
 
 class _Layer(nn.Module):
     """What encoder and decoder layers share: self-attention, a feed-forward network, and the norms' place.
 
-    A layer is computed by `forward_pre`, norms in front of each sub-layer, or by `forward_post`, norms behind
-    the residual sums. A subclass may override either, and how positions are added (`with_pos_embed`).
+    A layer is computed by `forward_pre`, a norm before each sub-layer, or by `forward_post`, norms after the
+    residual sums. A subclass may override either, and how positions are added (`with_pos_embed`).
+
+    A plain attention (see is_plain) is asked for no weights, which lets torch take its fused kernel. Any
+    other is called with the published arguments alone: a user's own module may know no more of them, and
+    hooks find the weights.
     """
+
+    __constants__ = ["plain_self_attn"]
 
     def __init__(
         self,
@@ -206,15 +210,25 @@ class _Layer(nn.Module):
         cross_attention: bool,
     ):
         super().__init__()
+        if d_model % nhead:
+            raise ValueError(
+                f"{nhead} attention heads (--nheads) do not divide width {d_model} (--hidden_dim)"
+            )
         # The order of registration is the order of parameters in optimizers, those in old checkpoints too.
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
+        self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
         if cross_attention:
-            self.multihead_attn = MultiheadAttention(d_model, nhead, dropout=dropout)
-        self.linear1 = Linear(d_model, dim_feedforward)
-        self.dropout = Dropout(dropout)
-        self.linear2 = Linear(dim_feedforward, d_model)
+            self.multihead_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.activation = _get_activation_fn(activation)
         self.normalize_before = normalize_before
+
+    @torch.jit.unused
+    @property
+    def plain_self_attn(self) -> bool:
+        """Whether self_attn may use torch's fused kernel. TorchScript asks once, for its constant."""
+        return is_plain(self.self_attn)
 
     def with_pos_embed(self, tensor: Tensor, pos: Tensor | None) -> Tensor:
         """The sum; the tensor itself where there is no position embedding."""
@@ -224,16 +238,14 @@ class _Layer(nn.Module):
         self, x: Tensor, pos: Tensor | None, mask: Tensor | None, padding: Tensor | None
     ) -> Tensor:
         q = k = self.with_pos_embed(x, pos)
-        if not torch.jit.is_scripting():
-            return _attended(self.self_attn, q, k, x, mask, padding)
-        return self.self_attn(q, k, x, key_padding_mask=padding, need_weights=False, attn_mask=mask)[0]
+        if self.plain_self_attn:
+            out = self.self_attn(q, k, x, attn_mask=mask, key_padding_mask=padding, need_weights=False)
+        else:
+            out = self.self_attn(q, k, value=x, attn_mask=mask, key_padding_mask=padding)
+        return out[0]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        x = self.linear1(x)
-        behind_relu = False
-        if not torch.jit.is_scripting():
-            behind_relu = self.activation is relu  # dropout does both then, and keeps one result of the two
-        return self.linear2(self.dropout(x if behind_relu else self.activation(x), behind_relu))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class TransformerEncoderLayer(_Layer):
@@ -251,8 +263,8 @@ class TransformerEncoderLayer(_Layer):
         super().__init__(d_model, nhead, dim_feedforward, dropout, activation, normalize_before, False)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -296,6 +308,8 @@ class TransformerEncoderLayer(_Layer):
 class TransformerDecoderLayer(_Layer):
     """Self-attention of the queries, attention to the memory, and a feed-forward network."""
 
+    __constants__ = ["plain_self_attn", "plain_multihead_attn"]
+
     def __init__(
         self,
         d_model: int,
@@ -309,9 +323,9 @@ class TransformerDecoderLayer(_Layer):
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
-        self.dropout3 = Dropout(dropout)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -369,6 +383,12 @@ class TransformerDecoderLayer(_Layer):
         tgt = tgt + self.dropout2(attended)
         return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
 
+    @torch.jit.unused
+    @property
+    def plain_multihead_attn(self) -> bool:
+        """As plain_self_attn."""
+        return is_plain(self.multihead_attn)
+
     def _attend_to_memory(
         self,
         x: Tensor,
@@ -379,28 +399,13 @@ class TransformerDecoderLayer(_Layer):
         padding: Tensor | None,
     ) -> Tensor:
         q, k = self.with_pos_embed(x, query_pos), self.with_pos_embed(memory, pos)
-        if not torch.jit.is_scripting():
-            return _attended(self.multihead_attn, q, k, memory, mask, padding)
-        return self.multihead_attn(
-            q, k, memory, key_padding_mask=padding, need_weights=False, attn_mask=mask
-        )[0]
-
-
-def _attended(
-    attention: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    padding: Tensor | None,
-) -> Tensor:
-    """The values; the weights, which stay unread, are asked for where an attention is not the project's own.
-
-    A user's own module may know no such argument, and a hook on torch's would otherwise find no weights.
-    """
-    if type(attention).forward is MultiheadAttention.forward and "forward" not in vars(attention):
-        return attention(query, key, value, key_padding_mask=padding, need_weights=False, attn_mask=mask)[0]
-    return attention(query, key, value, key_padding_mask=padding, attn_mask=mask)[0]
+        if self.plain_multihead_attn:
+            out = self.multihead_attn(
+                q, k, memory, attn_mask=mask, key_padding_mask=padding, need_weights=False
+            )
+        else:
+            out = self.multihead_attn(query=q, key=k, value=memory, attn_mask=mask, key_padding_mask=padding)
+        return out[0]
 
 
 def _get_clones(module: nn.Module, n: int) -> nn.ModuleList:

@@ -1,8 +1,8 @@
 """Mixed precision: most of the model in 16 bits, what needs the digits in 32.
 
 Inside autocast, convolutions and matrix products compute in 16 bits; weights, gradients and the optimizer
-stay float32. The heads, the matching and every loss compute in float32: a box coordinate of bfloat16 would
-have three decimal digits.
+stay float32. The box head, the matching and every loss compute in float32: a box coordinate of bfloat16 has
+three decimal digits.
 """
 
 from __future__ import annotations
@@ -75,17 +75,9 @@ class Precision:
             self.scaler.unscale_(optimizer)
 
     def adapt(self) -> None:
-        """Behind an optimizer step, choose the next one's scale; nothing waits for the device."""
+        """After an optimizer step, choose the next one's scale; nothing waits for the device."""
         if self.scaler is not None:
             self.scaler.update()
-
-
-def full_precision(x: Tensor) -> tuple[Tensor, AbstractContextManager]:
-    """Under autocast `x` in float32 and a block that computes so; elsewhere `x` and an empty block."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return x.float(), torch.autocast(kind, enabled=False)
-    return x, nullcontext()
 
 
 def as_float32(value: Any) -> Any:

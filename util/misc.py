@@ -15,12 +15,20 @@ from util.distributed import (
 from util.git_state import get_sha
 from util.meters import MetricLogger, SmoothedValue
 from util.metrics import accuracy
-from util.nested_tensor import NestedTensor, collate_fn, nested_tensor_from_tensor_list
+from util.nested_tensor import (
+    NestedTensor,
+    _max_by_axis,
+    _onnx_nested_tensor_from_tensor_list,
+    collate_fn,
+    nested_tensor_from_tensor_list,
+)
 
 __all__ = [
     "MetricLogger",
     "NestedTensor",
     "SmoothedValue",
+    "_max_by_axis",
+    "_onnx_nested_tensor_from_tensor_list",
     "accuracy",
     "all_gather",
     "collate_fn",

@@ -27,7 +27,6 @@ from benchmarks.reference.evaluation import panoptic_quality
 from benchmarks.settings import Settings
 from benchmarks.stages.masks import _classes
 from datasets.panoptic_png import encode_png
-from models.linear import Linear
 from tests.helpers import ROOT
 from tests.panoptic_scenes import CATEGORIES, random_scene, straightforward_figures
 from util.errors import UserError
@@ -141,7 +140,7 @@ def test_reference_drops_small_segments_as_ours(settings: Settings) -> None:
     logits = torch.zeros(1, 6, 10)
     for query, label in enumerate((1, 7, 7, 2, 8, 3)):
         logits[0, query, label] = 15.0
-    outputs = {"pred_logits": logits, "pred_masks": masks, "canvas": None}
+    outputs = {"pred_logits": logits, "pred_masks": masks}
     is_thing = {label: label < 5 for label in range(10)}
     size = (64, 96)
     (found,) = PostProcessPanoptic(is_thing)(outputs, [size], [(32, 48)])
@@ -302,7 +301,7 @@ def test_floors_count_an_expanded_tensor_and_a_view_once() -> None:
 
 
 def test_floors_count_this_projects_linear_maps() -> None:
-    x, layer = torch.ones(3, 2, 8), Linear(8, 5)
+    x, layer = torch.ones(3, 2, 8), torch.nn.Linear(8, 5)
     found = floors.floors(lambda: layer(x).sum().backward(), Rates(1.0, 1.0, 1.0))
     assert found.operations == 2 * (2 * 6 * 8 * 5)  # forward, and the weight's gradient
 

@@ -79,12 +79,12 @@ def test_list_tensor_and_nested_tensor_are_the_same_batch(model, sizes):
     batch = nested_tensor_from_tensor_list(pictures)
     expected = model(batch)
     assert_same(model(pictures), expected)
-    assert_same(model(NestedTensor(*batch.decompose())), expected)  # whose padding nobody has looked for
+    assert_same(model(NestedTensor(*batch.decompose())), expected)
     if sizes[0] == sizes[1]:
         assert_same(model(torch.stack(pictures)), expected)
 
 
-def test_attention_gets_the_padding_at_its_stride_and_no_mask_without_any(model):
+def test_attention_gets_the_padding_at_its_stride(model):
     seen = []
     handle = model.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     batch = nested_tensor_from_tensor_list(images(*SIZES))
@@ -93,16 +93,7 @@ def test_attention_gets_the_padding_at_its_stride_and_no_mask_without_any(model)
     handle.remove()
     mask = batch.decompose()[1]
     assert seen[0].tolist() == mask[:, ::32, ::32].tolist() and seen[0].any()
-    assert seen[1] is None
-
-
-def test_detect_gives_what_a_mask_head_needs(model):
-    out, detected = model.detect(nested_tensor_from_tensor_list(images(*SIZES)))
-    assert_same(out, model(images(*SIZES)))
-    assert detected.src.shape == detected.memory.shape == (2, 32, 2, 3)
-    assert detected.mask.shape == (2, 2, 3)
-    assert_same({"pred_logits": model.class_embed(detected.hs), "pred_boxes": out["pred_boxes"]}, out)
-    assert detected.features[-1].tensors.shape == (2, 512, 2, 3)
+    assert seen[1].shape == (2, 2, 3) and not seen[1].any()
 
 
 @pytest.mark.parametrize(

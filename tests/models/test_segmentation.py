@@ -13,7 +13,7 @@ from engine import train_one_epoch
 from models.mask_head import MaskHeadSmallConv, MHAttentionMap
 from models.segmentation import DETRsegm
 from tests.mask_model import SMALL, build, images, targets
-from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
+from util.nested_tensor import nested_tensor_from_tensor_list
 
 # --- The head --------------------------------------------------------------------------------------------
 
@@ -60,16 +60,6 @@ def test_head_fits_every_backbone(flags: str) -> None:
         masks = model.eval()([torch.randn(3, 57, 83)])["pred_masks"]
     assert masks.shape == (1, 9, 15, 21)  # a quarter, rounded up twice
     assert masks.isfinite().all()
-
-
-def test_canvas_is_told() -> None:
-    model, _, _ = build()
-    with torch.no_grad():
-        assert model(images())["canvas"] == (96, 96)
-        assert model(torch.randn(2, 3, 64, 96))["canvas"] is None  # nothing is padded
-        mask = torch.zeros(1, 128, 160, dtype=torch.bool)
-        mask[:, 64:], mask[:, :, 96:] = True, True
-        assert model(NestedTensor(torch.randn(1, 3, 128, 160), mask))["canvas"] == (128, 160)
 
 
 def test_scripted_model_gives_the_same() -> None:

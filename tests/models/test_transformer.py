@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import models.attention
 from models.transformer import (
     ACTIVATIONS,
     Transformer,
@@ -278,23 +277,26 @@ def test_another_attention_is_called_as_published_and_its_hooks_see_weights(atte
     assert [weights.shape for weights in seen] == [(BATCH, QUERIES, QUERIES), (BATCH, QUERIES, CELLS)]
 
 
-def test_a_layer_leaves_weights_out_where_nobody_looks(monkeypatch):
-    def looked(*args, **kwargs):
-        raise AssertionError("the weights were computed")
-
+def test_a_plain_attention_is_asked_for_no_weights(monkeypatch):
     src, tgt = sequences(CELLS, QUERIES)
     encoder = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0))
     decoder = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0))
-    with monkeypatch.context() as patched:
-        patched.setattr(models.attention, "softmax", looked)
-        encoder(src)
-        decoder(tgt, src)
+    fused = []
+    kernel = nn.functional.scaled_dot_product_attention
+
+    def watched(*args, **kwargs):
+        fused.append(True)
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    expected = encoder(src), decoder(tgt, src)
+    assert len(fused) == 3
     seen = []
     for module in (encoder.self_attn, decoder.self_attn, decoder.multihead_attn):
         module.register_forward_hook(lambda module, args, output: seen.append(output[1]))
-    encoder(src)
-    decoder(tgt, src)
+    torch.testing.assert_close((encoder(src), decoder(tgt, src)), expected)
     assert [weights.shape[1:] for weights in seen] == [(CELLS, CELLS), (QUERIES, QUERIES), (QUERIES, CELLS)]
+    assert len(fused) == 3
 
 
 def test_a_function_in_place_of_an_attentions_forward_is_called_as_published():

@@ -1,4 +1,4 @@
-"""Padded batches: pixels, mask and the flag that tells attention there is nothing to mask."""
+"""Padded batches: pixels and mask."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_images_are_padded_with_zeros_below_and_to_the_right(sizes, dtype):
     mask = expected_mask(sizes)
     assert batch.tensors.shape == (len(sizes), 3, *mask.shape[1:]) and batch.tensors.dtype == dtype
     assert torch.equal(batch.decompose()[1], mask)
-    assert batch.padded is True
+    assert batch.tensors.is_contiguous(memory_format=torch.channels_last)
     for i, image in enumerate(images):
         height, width = image.shape[1:]
         assert torch.equal(batch.tensors[i, :, :height, :width], image)
@@ -45,29 +45,32 @@ def test_images_are_padded_with_zeros_below_and_to_the_right(sizes, dtype):
 
 
 @pytest.mark.parametrize("form", [list, torch.stack])
-def test_images_of_one_size_are_known_to_be_unpadded(form):
+def test_images_of_one_size_are_unpadded(form):
     images = [torch.rand(3, 6, 7) for _ in range(2)]
     tensors, mask = nested_tensor_from_tensor_list(form(images)).decompose()
     assert torch.equal(tensors, torch.stack(images))
     assert mask.shape == (2, 6, 7) and not mask.any()
-    assert nested_tensor_from_tensor_list(form(images)).padded is False
 
 
-@pytest.mark.parametrize("shapes", [[(3, 4, 4), (4, 4)], [(3, 4, 4), (1, 4, 4)], [(1, 3, 4, 4)]])
+@pytest.mark.parametrize("shapes", [[(3, 4, 4), (4, 4)], [(1, 3, 4, 4)]])
 def test_what_is_no_image_is_refused(shapes):
-    with pytest.raises(ValueError, match=r"must all be \[C, h, w\]"):
+    with pytest.raises(ValueError, match=r"must be \[C, h, w\]"):
         nested_tensor_from_tensor_list([torch.zeros(shape) for shape in shapes])
 
 
-def test_a_batch_made_by_hand_counts_as_padded():
-    assert NestedTensor(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool)).padded is True
+def test_channels_are_padded_too():
+    rgb, rgbd = torch.rand(3, 4, 4), torch.rand(4, 3, 5)
+    tensors, mask = nested_tensor_from_tensor_list([rgb, rgbd]).decompose()
+    assert tensors.shape == (2, 4, 4, 5) and mask.shape == (2, 4, 5)
+    assert torch.equal(tensors[0, :3, :, :4], rgb) and not tensors[0, 3].any()
+    assert torch.equal(tensors[1, :, :3], rgbd)
 
 
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:1] * 2])
-def test_moving_a_batch_keeps_mask_and_flag(sizes):
+def test_moving_a_batch_keeps_the_mask(sizes):
     batch = nested_tensor_from_tensor_list(byte_images(sizes))
     moved = batch.to("meta")
-    assert all(each.is_meta for each in moved.decompose()) and moved.padded is batch.padded
+    assert all(each.is_meta for each in moved.decompose())
     for there, here in zip(
         batch.to(torch.device("cpu"), non_blocking=True).decompose(), batch.decompose(), strict=True
     ):
@@ -86,7 +89,6 @@ def test_bytes_normalised_on_the_device_equal_floats_normalised_first(sizes):
     torch.testing.assert_close(batch.tensors, published.tensors, atol=2e-6, rtol=0)
     mask = expected_mask(sizes)
     assert torch.equal(batch.decompose()[1], mask)
-    assert batch.padded is published.padded is bool(mask.any())
     assert not batch.tensors.masked_select(mask[:, None]).any()  # padding is zero, not normalised zero
     assert batch.tensors.is_contiguous(memory_format=torch.channels_last)
 
