@@ -3,7 +3,7 @@
 Shapes: B batch, Q queries, C classes, D width, L decoder layers, h w feature map.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +14,12 @@ from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_t
 
 # SetCriterion and PostProcess are imported from here by users of the published code.
 from .criterion import SetCriterion
+from .detected import Detected
 from .pointwise import PointwiseConv2d
 from .postprocess import PostProcess
 from .transformer import Transformer
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
-
-
-class Detected(NamedTuple):
-    """How an image's detections came about, for a head that goes on from there."""
-
-    features: list[NestedTensor]
-    """Backbone feature maps, fine to coarse."""
-    src: Tensor
-    """The last one projected, [B, D, h, w]."""
-    mask: Tensor | None
-    """Its padding, bool [B, h, w]; None if there is none."""
-    hs: Tensor
-    """The last decoder layer's output, [B, Q, D]."""
-    memory: Tensor
-    """The encoder's output, [B, D, h, w]."""
 
 
 class DETR(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from util.nested_tensor import NestedTensor, may_be_padded, nested_tensor_from_tensor_list
 
 # The losses and post-processors are imported from here by users of the published code.
-from .detr import DETR, Detected
+from .detected import Detected
 from .losses import dice_loss, sigmoid_focal_loss
 from .mask_head import MaskHeadSmallConv, MHAttentionMap
 from .postprocess import PostProcessPanoptic, PostProcessSegm
@@ -47,7 +47,7 @@ class DETRsegm(nn.Module):
     takes_selection = True
     """That forward has `select`, for whoever holds a model that may be of another kind."""
 
-    def __init__(self, detr: DETR, freeze_detr: bool = False):
+    def __init__(self, detr: Any, freeze_detr: bool = False):
         super().__init__()
         self.detr = detr
         self.freeze_detr = freeze_detr
