@@ -20,8 +20,8 @@ from util.originals import is_original, original
 
 from . import matcher as matching
 from . import segmentation
-from .compilation import CANVAS_MULTIPLE
 from .losses import MatchedPairs, at_one_size, cardinality_error, classification_loss, mask_losses
+from .mask_sampling import covered
 from .matcher import Matches
 from .selection import MatchedQueries, Select, flat_index, masks_of
 
@@ -35,7 +35,6 @@ METHODS = {
     "boxes": "loss_boxes",
     "masks": "loss_masks",
 }
-MASK_STRIDE = 4  # masks have a quarter of the padded batch's size
 
 
 class Normalizers(NamedTuple):
@@ -285,7 +284,7 @@ class SetCriterion(nn.Module):
         image, obj = (index.tolist() for index in self._get_tgt_permutation_idx(indices))
         wanted = [targets[i]["masks"][j] for i, j in zip(image, obj, strict=True)]  # N times [H, W]
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
-        canvas = _padded_side(masks.shape[-2], height), _padded_side(masks.shape[-1], width)
+        canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
         if is_original(segmentation, "sigmoid_focal_loss") and is_original(segmentation, "dice_loss"):
             focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
         else:
@@ -358,12 +357,3 @@ def _layers(outputs: Outputs) -> list[Outputs]:
 
 def _all_original(owner: Any, *names: str) -> bool:
     return all(is_original(owner, name) for name in names)
-
-
-def _padded_side(cells: int, largest: int) -> int:
-    """A side of the padded batch, of which masks have so many cells: the largest image's, or a little more.
-
-    With --compile batches are padded to a multiple of CANVAS_MULTIPLE.
-    """
-    whole = MASK_STRIDE * cells
-    return whole if MASK_STRIDE <= whole - largest < CANVAS_MULTIPLE else largest

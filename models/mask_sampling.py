@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .compilation import CANVAS_MULTIPLE
 from .selection import Outputs, masks_of, to_device
 
 Size = tuple[int, int]  # height, width
@@ -80,20 +81,31 @@ def resampled(
         outputs: of DETRsegm, with all masks or those of a selection.
         wanted: for each image the queries.
         processed_sizes: (height, width) of each image as the model saw it, without padding; [B, 2] or pairs.
-            Where `canvas` is among the outputs, as DETRsegm leaves it, no mask is stretched in any batch;
-            where it is not, the canvas is told from the masks' size and these sizes.
+            The largest of them, and the masks' size, say what the canvas is.
         target_sizes: the wanted sizes; None: the processed ones.
         centred: as in Resampler.
 
     Raises:
-        ValueError: not one pair for each image, an image larger than its canvas, or a query without a mask.
+        ValueError: not one pair for each image, or a query without a mask.
     """
     images = _pairs("processed_sizes", processed_sizes, len(wanted))
     targets = images if target_sizes is None else _pairs("target_sizes", target_sizes, len(wanted))
     masks = masks_of(outputs, wanted).split([len(queries) for queries in wanted])
-    canvases = _canvases(outputs, images)
-    for of_image, canvas, image, target in zip(masks, canvases, images, targets, strict=True):
+    height, width = (max(sides) for sides in zip(*images, strict=True))
+    canvas = covered(outputs["pred_masks"].shape[-2], height), covered(outputs["pred_masks"].shape[-1], width)
+    for of_image, image, target in zip(masks, images, targets, strict=True):
         yield of_image, Resampler(canvas, image, target, centred)
+
+
+def covered(cells: int, largest: int) -> int:
+    """Pixels of a side of the canvas, of which a mask has so many cells.
+
+    Args:
+        largest: of the images' sides. As published, it is the canvas'; but where whole cells reach a little
+            further, the canvas has been rounded up to a multiple of CANVAS_MULTIPLE.
+    """
+    whole = STRIDE * cells
+    return whole if STRIDE <= whole - largest < CANVAS_MULTIPLE else largest
 
 
 def _pairs(name: str, sizes: Any, images: int) -> list[Size]:
@@ -106,24 +118,3 @@ def _pairs(name: str, sizes: Any, images: int) -> list[Size]:
     if len(pairs) != images:
         raise ValueError(f"{name}: {rows} where (height, width) of {images} images are expected")
     return pairs
-
-
-def _canvases(outputs: Outputs, images: list[Size]) -> list[Size]:
-    """The canvas of each image: what the model says; or else it is told from the masks' size.
-
-    None is the model's word that nothing is padded: an image's mask covers the image, whatever size is given.
-    """
-    if "canvas" not in outputs:
-        sides = []
-        for axis in (0, 1):
-            cells, largest = outputs["pred_masks"].shape[axis - 2], max(image[axis] for image in images)
-            # A canvas that is no multiple of the stride has a last cell that it does not fill.
-            sides.append(largest if largest > STRIDE * (cells - 1) else STRIDE * cells)
-        return [(sides[0], sides[1])] * len(images)
-    canvas: Size | None = outputs["canvas"]
-    if canvas is None:
-        return images
-    for image in images:
-        if image[0] > canvas[0] or image[1] > canvas[1]:
-            raise ValueError(f"processed_sizes: {image} is larger than the padded batch, {canvas}")
-    return [canvas] * len(images)
