@@ -1,7 +1,12 @@
-"""The two loops: one epoch of training, one pass of evaluation."""
+"""The two loops: one epoch of training, one pass of evaluation.
+
+Of model, criterion, batches and targets they ask what the published loops ask: `outputs = model(samples)`, a
+dict of losses from `criterion(outputs, targets)`, `criterion.weight_dict`, and `.to(device)`.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +20,11 @@ from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
 from run.finite_check import StepGuard, naming
 from run.records import write_whole
+from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
 from util.distributed import all_gather
-from util.meters import MetricLogger, SmoothedValue
+from util.meters import AUXILIARY_AND_UNSCALED, MetricLogger, SmoothedValue
+from util.nested_tensor import ByteBatch, NestedTensor
 
 PRINT_EVERY = 10  # steps
 
@@ -44,10 +51,10 @@ def train_one_epoch(
         data_loader: batches (samples, targets) as the collate functions of util.nested_tensor make them.
         epoch: its number, for the printed lines.
         max_norm: clip the gradient's norm to this; 0 leaves it alone.
-        warmup: a schedule that steps behind every optimizer step.
+        warmup: a schedule that steps after every optimizer step.
         accum_steps: batches to one optimizer step; the gradient is that of one batch of all their images.
             Batches left over at the end are dropped.
-        start_step, meters: continue inside an epoch, behind this many optimizer steps and with the state of
+        start_step, meters: continue inside an epoch, after this many optimizer steps and with the state of
             its meters. The loader gives the batches that are left.
         after_step: called with the number of optimizer steps done in this epoch, and with the meters.
         precision: in what the model computes; left out, float32.
@@ -106,16 +113,21 @@ def _accumulate_gradients(
     """Forward and backward over the batches of one optimizer step -> its loss, on the device."""
     batches = len(samples_of)
     total = torch.zeros((), device=precision.device)
-    options: dict[str, Any] = {}  # a criterion of a user's own takes outputs and targets alone
+    # Divided as the whole step needs it, each batch's losses are shares that add up to the step's. Those of a
+    # criterion that takes no divisors are averaged.
+    adds_up = batches > 1 and _takes(criterion, "normalizers")
+    normalizers: dict[str, Any] = {}
     for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
         with guard, _gradients_shared(model, last=i == batches - 1):
             samples, targets = _to_device(samples, targets, precision.device)
             outputs, known = _forward(model, criterion, samples, targets, precision)
-            if batches > 1 and not options:
-                options["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
-            losses = criterion(outputs, targets, **known, **options)
+            if adds_up and not normalizers:
+                normalizers["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
+            losses = criterion(outputs, targets, **known, **normalizers)
             guard.verify_previous()  # matching has just waited for the device: this reads without waiting
-            loss, logged = _weigh(losses, criterion.weight_dict, batches)  # type: ignore[arg-type]
+            loss, logged = _weigh(losses, criterion.weight_dict, batches if adds_up else 1)  # type: ignore
+            if not adds_up:
+                loss = loss / batches
             precision.backward(loss)
         total += loss.detach()
         _log(logger, logged, outputs, targets)
@@ -157,7 +169,8 @@ def evaluate(
     criterion.eval()
     logger = _new_logger()
     kinds = [kind for kind in ("bbox", "segm") if kind in postprocessors]
-    coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, max_dets)
+    further = {} if max_dets is None else {"max_dets": max_dets}
+    coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, **further)
     segm = coco is not None and "segm" in kinds
     panoptic = _panoptic_evaluator(data_loader, output_dir) if "panoptic" in postprocessors else None
     segments = getattr(postprocessors.get("panoptic"), "select", None)
@@ -189,7 +202,14 @@ def evaluate(
     logger.synchronize_between_processes()
     stats: dict[str, Any] = {name: meter.global_avg for name, meter in logger.meters.items()}
     if coco is not None:
-        stats |= _coco_figures(coco)
+        coco.synchronize_between_processes()
+        coco.accumulate()
+        coco.summarize()
+        for kind, name in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks")):
+            if kind in kinds:
+                stats[name] = coco.coco_eval[kind].stats.tolist()
+        if max_dets is not None:
+            stats |= {f"max_dets_{kind}": figures for kind, figures in coco.max_dets_stats.items()}
     if panoptic is not None:
         stats |= _panoptic_figures(panoptic, per_class)
     return stats, coco
@@ -209,9 +229,8 @@ def _forward(
     Masks are drawn for the queries that the criterion compares, which are matched on the way, and for those
     that `also` selects; all of them for `every_mask`, or where model or criterion are a user's own.
     """
-    takes_selection = getattr(getattr(model, "module", model), "takes_selection", False)
     select = None
-    if takes_selection and not every_mask and hasattr(criterion, "matched_queries"):
+    if not every_mask and _takes(model, "select") and hasattr(criterion, "matched_queries"):
         select = criterion.matched_queries(targets, also)  # type: ignore[operator]
     options = {} if select is None else {"select": precision.outside(select)}
     with precision.autocast():
@@ -219,18 +238,16 @@ def _forward(
     return precision.outputs(outputs), {} if select is None else {"matches": select.matches}
 
 
+def _takes(module: nn.Module, argument: str) -> bool:
+    """Whether forward has an argument of this name: a user's own has those of the published code alone."""
+    wrapped = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    inner = module.module if wrapped else module
+    return argument in inspect.signature(inner.forward).parameters
+
+
 def _sizes(targets: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """(height, width) of the images as the model sees them, without padding: [B, 2]."""
     return torch.stack([target["size"] for target in targets])
-
-
-def _coco_figures(evaluator: CocoEvaluator) -> dict[str, Any]:
-    evaluator.synchronize_between_processes()
-    evaluator.accumulate()
-    evaluator.summarize()
-    names = {"bbox": "coco_eval_bbox", "segm": "coco_eval_masks"}
-    figures: dict[str, Any] = {names[k]: result.stats.tolist() for k, result in evaluator.coco_eval.items()}
-    return figures | {f"max_dets_{kind}": more for kind, more in evaluator.max_dets_stats.items()}
 
 
 def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> PanopticEvaluator:
@@ -243,8 +260,9 @@ def _panoptic_figures(evaluator: PanopticEvaluator, per_class: bool) -> dict[str
     """PQ by group, for every process; the main one writes the figures of each class."""
     evaluator.synchronize_between_processes()
     figures = all_gather(evaluator.summarize())[0]
-    if evaluator.evaluation is not None:
-        table = evaluator.evaluation.class_table()
+    evaluation = getattr(evaluator, "evaluation", None)  # of ours, on the main process
+    if evaluation is not None:
+        table = evaluation.class_table()
         if per_class:
             print(table)
         if evaluator.output_dir:
@@ -254,7 +272,7 @@ def _panoptic_figures(evaluator: PanopticEvaluator, per_class: bool) -> dict[str
 
 
 def _new_logger() -> MetricLogger:
-    logger = MetricLogger(delimiter="  ")
+    logger = MetricLogger("  ", hidden=AUXILIARY_AND_UNSCALED)
     logger.add_meter("class_error", SmoothedValue(fmt="{median:.2f} ({global_avg:.2f})"))
     return logger
 
@@ -286,50 +304,51 @@ def _gradients_shared(model: nn.Module, last: bool) -> AbstractContextManager:
 
 
 def _to_device(samples: Any, targets: Iterable[Mapping], device: torch.device) -> tuple[Any, list[dict]]:
-    moved = [{k: v.to(device, non_blocking=True) for k, v in target.items()} for target in targets]
-    return samples.to(device, non_blocking=True), moved
+    """Both on the device; what can be copied without waiting is."""
+
+    def moved(x: Any) -> Any:
+        if isinstance(x, (Tensor, NestedTensor, ByteBatch)):
+            return x.to(device, non_blocking=True)
+        return x.to(device)
+
+    return moved(samples), [{name: moved(value) for name, value in target.items()} for target in targets]
 
 
 def _weigh(
-    losses: Mapping[str, Tensor], weights: Mapping[str, float], batches: int = 1
+    losses: Mapping[str, Any], weights: Mapping[str, Any], shares: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the losses, and all that is logged: by name, scaled and unscaled.
 
-    Of the `batches` that make up a step each holds a share of every loss; times their number, the shares'
-    average is the step's loss. Figures without a weight are averages already.
+    Where the step has so many `shares`, of which these losses are one, their number times a share is logged:
+    the average over shares is the step's loss. Figures without a weight are averages already.
     """
-    weighted = [name for name in losses if name in weights]
     device = next((value.device for value in losses.values() if isinstance(value, Tensor)), None)
     # A criterion of a user's own may give plain numbers, and vectors of one.
-    losses = {name: torch.as_tensor(value, device=device).reshape(()) for name, value in losses.items()}
-    terms = torch.stack([losses[name].float() for name in weighted])
-    factors = torch.tensor([weights[name] for name in weighted], dtype=terms.dtype)
-    scaled = terms * factors.to(terms.device, non_blocking=True)
-    loss = scaled.sum()
-    shares = [loss.detach(), *scaled.detach().unbind()]
-    logged = dict(zip(["loss", *weighted], (share * batches for share in shares), strict=True))
-    for name, value in losses.items():
-        logged[f"{name}_unscaled"] = value.detach() * batches if name in weights else value.detach()
-    if "class_error" in losses:
-        logged["class_error"] = losses["class_error"].detach()
+    values = {name: torch.as_tensor(value, device=device).reshape(()) for name, value in losses.items()}
+    scaled = {name: value * weights[name] for name, value in values.items() if name in weights}
+    loss = torch.stack(list(scaled.values())).sum() if scaled else torch.zeros((), device=device)
+    logged = {name: value.detach() * shares for name, value in {"loss": loss, **scaled}.items()}
+    for name, value in values.items():
+        logged[f"{name}_unscaled"] = value.detach() * (shares if name in weights else 1)
+    if "class_error" in values:
+        logged["class_error"] = values["class_error"].detach()
     return loss, logged
 
 
 def _log(
-    logger: MetricLogger,
-    logged: Mapping[str, Tensor],
-    outputs: Mapping[str, Tensor],
-    targets: Iterable[Mapping],
+    logger: MetricLogger, logged: Mapping[str, Tensor], outputs: Any, targets: Iterable[Mapping]
 ) -> None:
     """Hand one step's figures to the logger, still on the device.
 
-    class_error counts once for each object that a query can be matched with: a batch without objects says
-    nothing about it.
+    class_error counts once for each object that a query can be matched with, where outputs and targets say
+    how many there are: a batch without objects says nothing about it.
     """
-    queries = outputs["pred_logits"].shape[1]
-    matched = sum(min(queries, len(target["labels"])) for target in targets)
+    weights = {}
+    known = isinstance(outputs, Mapping) and "pred_logits" in outputs and all("labels" in t for t in targets)
+    if known and "class_error" in logged:
+        queries = outputs["pred_logits"].shape[1]
+        matched = sum(min(queries, len(target["labels"])) for target in targets)
+        weights = {"class_error": matched, "class_error_unscaled": matched}
     logger.update_vector(
-        list(logged),
-        torch.stack([value.float() for value in logged.values()]),
-        weights={"class_error": matched, "class_error_unscaled": matched},
+        list(logged), torch.stack([value.float() for value in logged.values()]), weights=weights
     )

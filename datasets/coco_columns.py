@@ -36,7 +36,8 @@ def to_columns(predictions: Mapping[int, Mapping[str, torch.Tensor]], iou_types:
 
     Returns:
         image_id, score, label [N]; box [N, 4], x, y, width, height ([N, 0] without 'bbox'); with 'segm' the
-        masks' rle [N] (bytes), size [N, 2] (height, width) and area [N].
+        masks' rle [N] (bytes), size [N, 2] (height, width) and area [N]; with 'keypoints' keypoints [N], each
+        a list of x, y and visibility, point after point.
     """
     entries = [entry for entry in predictions.values() if entry]
     counts = [len(entry["scores"]) if entry else 0 for entry in predictions.values()]
@@ -61,6 +62,9 @@ def to_columns(predictions: Mapping[int, Mapping[str, torch.Tensor]], iou_types:
         # In parts: pycocotools 2.0.11 counts what it is given in eight bits.
         parts = [mask_utils.area(rles[i : i + 128]) for i in range(0, len(rles), 128)]
         columns["area"] = np.concatenate([np.zeros(0), *parts])
+    if "keypoints" in iou_types:
+        points = [row for entry in entries for row in entry["keypoints"].flatten(1).tolist()]
+        columns["keypoints"] = np.fromiter(points, object, len(points))
     return columns
 
 
@@ -73,6 +77,10 @@ def as_dicts(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
     """The predictions in COCO's form with their areas, numbered from 1; `counts` of masks are bytes."""
     if iou_type == "bbox":
         key, regions, areas = "bbox", columns["box"].tolist(), columns["box"][:, 2] * columns["box"][:, 3]
+    elif iou_type == "keypoints":
+        key, regions = "keypoints", columns["keypoints"].tolist()
+        sides = [(max(p[0::3]) - min(p[0::3]), max(p[1::3]) - min(p[1::3])) for p in regions]
+        areas = np.array([width * height for width, height in sides])  # of all points, as in pycocotools
     else:
         codes = zip(columns["size"].tolist(), columns["rle"], strict=True)
         key, regions, areas = "segmentation", [{"size": s, "counts": c} for s, c in codes], columns["area"]
@@ -89,7 +97,7 @@ def as_results(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
 
     Returns:
         N dicts of image_id, category_id, score and, for 'bbox', bbox [x, y, width, height]; for 'segm'
-        segmentation, a dict of size [height, width] and counts (str).
+        segmentation, a dict of size [height, width] and counts (str); for 'keypoints' keypoints.
     """
     results = as_dicts(columns, iou_type)
     for result in results:

@@ -33,12 +33,27 @@ from datasets.coco_columns import (
     encode_masks,
     to_columns,
 )
-from datasets.coco_per_image import LazyCOCOeval, annotations_of
-from util.collector import paused_collector
+from datasets.coco_per_image import (
+    LazyCOCOeval,
+    annotations_of,
+    create_common_coco_eval,
+    evaluate,
+    merge,
+)
 from util.distributed import all_gather, is_main_process
 from util.errors import UserError
 
-__all__ = ["CocoEvaluator", "convert_to_xywh", "encode_masks"]
+# `evaluate`, `merge` and `create_common_coco_eval` are for evaluators of a user's own; ours matches in C++.
+__all__ = [
+    "CocoEvaluator",
+    "convert_to_xywh",
+    "create_common_coco_eval",
+    "encode_masks",
+    "evaluate",
+    "merge",
+]
+
+IOU_TYPES = ("bbox", "segm", "keypoints")
 
 Curves = dict[str, np.ndarray]  # precision [T, R, K, A, M], recall [T, K, A, M], scores [T, R, K, A, M]
 
@@ -52,7 +67,7 @@ class CocoEvaluator:
 
     Args:
         coco_gt: ground truth as a pycocotools COCO object, read from a file or built in memory.
-        iou_types: 'bbox', 'segm' or both.
+        iou_types: any of 'bbox', 'segm' and 'keypoints'. Keypoints have ten figures in place of twelve.
         max_dets: a further limit of predictions per image, reported beside the standard 1, 10 and 100; the
             twelve figures do not change.
 
@@ -72,8 +87,8 @@ class CocoEvaluator:
     """
 
     def __init__(self, coco_gt: COCO, iou_types: Sequence[str], max_dets: int | None = None) -> None:
-        if isinstance(iou_types, str) or not set(iou_types) <= {"bbox", "segm"}:
-            raise ValueError(f"iou_types must be a sequence of 'bbox' and 'segm', not {iou_types!r}")
+        if isinstance(iou_types, str) or not set(iou_types) <= set(IOU_TYPES):
+            raise ValueError(f"iou_types must be a sequence of {', '.join(IOU_TYPES)}, not {iou_types!r}")
         if max_dets is not None and max_dets < 1:
             raise ValueError(f"max_dets must be at least 1, not {max_dets}")
         self.coco_gt, self.iou_types, self.max_dets = coco_gt, iou_types, max_dets
@@ -88,9 +103,10 @@ class CocoEvaluator:
 
         Args:
             predictions: for each image id a dict of `scores` [k], `labels` [k] (category ids), for 'bbox'
-                `boxes` [k, 4] (x0, y0, x1, y1 in pixels of the original image) and for 'segm' `masks`
-                [k, 1, h, w] at the original size. An image without predictions has tensors of length 0 or
-                an empty dict. Any device; scores, labels and boxes of all images travel in one copy.
+                `boxes` [k, 4] (x0, y0, x1, y1 in pixels of the original image), for 'segm' `masks`
+                [k, 1, h, w] at the original size and for 'keypoints' `keypoints` [k, points, 3] (x, y in
+                pixels of the original image, visibility). An image without predictions has tensors of length
+                0 or an empty dict. Any device; scores, labels and boxes of all images travel in one copy.
 
         Raises:
             UserError: an image id that the ground truth lacks, a score or box that is not finite.
@@ -127,7 +143,6 @@ class CocoEvaluator:
             result.take(self._parts[0], self.img_ids)
         return self._parts[0]
 
-    @paused_collector()
     def accumulate(self) -> None:
         """Match predictions with ground truth and fill `coco_eval[...].eval`.
 
@@ -165,7 +180,7 @@ class CocoEvaluator:
             UserError: params.maxDets of less than three limits, of which these figures are made.
         """
         for iou_type, result in self.coco_eval.items():
-            if len(result.params.maxDets) < 3:
+            if iou_type != "keypoints" and len(result.params.maxDets) < 3:
                 raise UserError(
                     f"coco_eval[{iou_type!r}].params.maxDets: the twelve figures need three limits, such as "
                     f"[1, 10, 100], not {result.params.maxDets}; read `eval` for figures of other limits"
@@ -194,13 +209,14 @@ class CocoEvaluator:
 
         Returns:
             For each prediction a dict, ready for JSON, of image_id, category_id, score and, for 'bbox', bbox
-            [x, y, width, height]; for 'segm' segmentation, a dict of size [height, width] and counts (str).
+            [x, y, width, height]; for 'segm' segmentation, a dict of size [height, width] and counts (str);
+            for 'keypoints' keypoints.
 
         Raises:
             ValueError: another IoU type.
         """
-        if iou_type not in ("bbox", "segm"):
-            raise ValueError(f"iou_type must be 'bbox' or 'segm', not {iou_type!r}")
+        if iou_type not in IOU_TYPES:
+            raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, not {iou_type!r}")
         return as_results(to_columns(predictions, [iou_type]), iou_type)
 
     def prepare_for_coco_detection(
@@ -215,8 +231,14 @@ class CocoEvaluator:
         """`prepare` for masks."""
         return self.prepare(predictions, "segm")
 
+    def prepare_for_coco_keypoint(
+        self, predictions: Mapping[int, Mapping[str, torch.Tensor]]
+    ) -> list[dict[str, Any]]:
+        """`prepare` for keypoints."""
+        return self.prepare(predictions, "keypoints")
+
     def predictions(self) -> Columns:
-        """What was given, of all processes behind `synchronize_between_processes`, as columns of N rows.
+        """What was given, of all processes after `synchronize_between_processes`, as columns of N rows.
 
         Returns:
             image_id, label (category id) and score [N]; box [N, 4], x, y, width and height in pixels; with
@@ -295,8 +317,9 @@ def _evaluate_category(
         warnings.simplefilter("ignore", UserWarning)  # an annotation id of 0 counts as in pycocotools
         both = [faster_coco_eval.COCO({**common, "annotations": part}) for part in (truth, predicted)]
     evaluation = faster_coco_eval.COCOeval_faster(*both, params.iouType, print_function=lambda *_: None)
-    for name in ("iouThrs", "recThrs", "areaRng", "areaRngLbl"):
-        setattr(evaluation.params, name, getattr(params, name))
+    for name in ("iouThrs", "recThrs", "areaRng", "areaRngLbl", "kpt_oks_sigmas"):
+        if hasattr(params, name):  # the last one is of keypoints alone
+            setattr(evaluation.params, name, getattr(params, name))
     evaluation.params.maxDets = limits
     evaluation.evaluate()
     evaluation.accumulate()

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from datasets.coco_columns import Columns, as_dicts
 from datasets.masks import run_lengths
-from util.collector import paused_collector
+from util.distributed import all_gather
 from util.errors import UserError
 
 
@@ -65,7 +65,7 @@ class LazyCOCOeval(COCOeval):
         if self._per_image is None and self._columns is not None:
             truth = list(annotations_of(self.cocoGt, self.params.imgIds, self._iou_type))
             images = list(self.cocoGt.imgs.values())
-            with paused_collector(), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()):
                 both = [_index(images, part) for part in (truth, as_dicts(self._columns, self._iou_type))]
                 plain = COCOeval(*both, self._iou_type)  # `evaluate` would clear `eval` here
                 plain.params = copy.copy(self.params)
@@ -78,22 +78,62 @@ class LazyCOCOeval(COCOeval):
         self._per_image = value
 
 
+def evaluate(coco_eval: COCOeval) -> tuple[list[int], np.ndarray]:
+    """Evaluate the images of `coco_eval.params` one by one, as pycocotools does, printing nothing.
+
+    Returns:
+        The image ids, sorted, and an array [K, A, images] of dicts or None, over categories and area ranges.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        COCOeval.evaluate(coco_eval)
+    params = coco_eval.params
+    categories = len(params.catIds) if params.useCats else 1
+    grid = np.array(coco_eval.evalImgs, object).reshape(categories, len(params.areaRng), len(params.imgIds))
+    return params.imgIds, grid
+
+
+def merge(img_ids: Sequence[int], eval_imgs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `evaluate` gave on every process, each image once, in ascending order of its id."""
+    gathered = all_gather((list(img_ids), eval_imgs))
+    every = np.concatenate([ids for ids, _ in gathered])
+    ids, first = np.unique(every, return_index=True)
+    return ids, np.concatenate([grid for _, grid in gathered], 2)[..., first]
+
+
+def create_common_coco_eval(coco_eval: COCOeval, img_ids: Sequence[int], eval_imgs: np.ndarray) -> None:
+    """Make `coco_eval` that of the images of all processes, ready for `accumulate`."""
+    ids, grid = merge(img_ids, eval_imgs)
+    coco_eval.evalImgs = list(grid.flatten())
+    coco_eval.params.imgIds = ids.tolist()
+    coco_eval._paramsEval = copy.deepcopy(coco_eval.params)
+
+
 def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator[dict[str, Any]]:
     """Copies of the images' annotations, with all that is evaluated: neither library must change a user's."""
-    key = "bbox" if iou_type == "bbox" else "segmentation"
+    key = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[iou_type]
     for annotation in coco_gt.loadAnns(coco_gt.getAnnIds(imgIds=img_ids)) if img_ids else []:
         if not annotation.get(key):
             raise UserError(f"annotation id {annotation['id']} has no {key}, and {iou_type} is evaluated")
-        region: Any = annotation[key] if iou_type == "bbox" else _mask_of(annotation, coco_gt)
-        area = region[2] * region[3] if iou_type == "bbox" else float(mask_utils.area(region))
-        yield {
+        evaluated = {
             "id": annotation["id"],
             "image_id": annotation["image_id"],
             "category_id": annotation["category_id"],
             "iscrowd": int(annotation.get("iscrowd", 0)),
-            "area": annotation.get("area", area),
-            key: region,
         }
+        if iou_type == "segm":
+            evaluated[key] = mask = _mask_of(annotation, coco_gt)
+            area = float(mask_utils.area(mask))
+        else:
+            evaluated[key] = annotation[key]
+            width, height = annotation["bbox"][2:]
+            area = width * height
+        if iou_type == "keypoints":
+            visible = sum(v > 0 for v in annotation["keypoints"][2::3])
+            evaluated |= {
+                "bbox": annotation["bbox"],
+                "num_keypoints": annotation.get("num_keypoints", visible),
+            }
+        yield {**evaluated, "area": annotation.get("area", area)}
 
 
 def _mask_of(annotation: Mapping[str, Any], coco_gt: COCO) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The set loss: match predictions with objects, then compare the pairs (paper, section 3.1).
 
-Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs.
+Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs, n objects of an image.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util import box_ops
+from util.amp import at_least_float32
 from util.distributed import get_world_size
 from util.metrics import accuracy
+from util.originals import is_original, original
 
+<<<<<<< HEAD
 from .losses import (
     MatchedPairs,
     box_losses,
@@ -23,11 +28,25 @@ from .losses import (
 )
 from .mask_sampling import covered
 from .matcher import HungarianMatcher, Matches
+=======
+from . import matcher as matching
+from . import segmentation
+from .losses import MatchedPairs, at_one_size, cardinality_error, classification_loss, mask_losses
+from .mask_sampling import covered
+from .matcher import Matches
+>>>>>>> losses
 from .selection import MatchedQueries, Select, flat_index, masks_of
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
+
+METHODS = {
+    "labels": "loss_labels",
+    "cardinality": "loss_cardinality",
+    "boxes": "loss_boxes",
+    "masks": "loss_masks",
+}
 
 
 class Normalizers(NamedTuple):
@@ -45,8 +64,8 @@ class Normalizers(NamedTuple):
 class SetCriterion(nn.Module):
     """Matches each image's predictions with its objects and computes the losses of the pairs.
 
-    All decoder layers are matched and compared in one pass. A subclass that overrides a `loss_*` method or
-    `get_loss`, or a matcher of another class or with hooks, is called once for each layer instead.
+    All decoder layers are matched and compared in one pass. Where the matcher or a method below is one of a
+    user's own, it is called for each layer instead, as published.
 
     Args:
         num_classes: C; class C is "no object".
@@ -59,6 +78,10 @@ class SetCriterion(nn.Module):
     """
 
     empty_weight: Tensor
+    """The weight of each class, [C + 1]."""
+
+    class_weight: Tensor | None = None
+    """What loss_labels divides by, during a step that accumulates batches or shares them over ranks."""
 
     def __init__(
         self,
@@ -70,17 +93,17 @@ class SetCriterion(nn.Module):
         sync_ce: bool = False,
     ):
         super().__init__()
-        self.sync_ce = sync_ce
-        self._class_weight_of_step: Tensor | None = None  # loss_labels has no argument for it
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
         self.eos_coef = eos_coef
         self.losses = losses
+        self.sync_ce = sync_ce
         weight = torch.ones(num_classes + 1)
         weight[-1] = eos_coef
         self.register_buffer("empty_weight", weight)
 
+    @original
     def forward(
         self,
         outputs: Outputs,
@@ -98,31 +121,35 @@ class SetCriterion(nn.Module):
             normalizers: of a step that accumulates several batches; left out, this batch's.
 
         Returns:
-            Scalars by name. The last layer's have plain names; an earlier layer's end in _0, _1, ...
+            Scalars by name, each a tensor of its own. The last layer's have plain names; an earlier layer's
+            end in _0, _1, ...
         """
-        layers = [*outputs.get("aux_outputs", []), {k: v for k, v in outputs.items() if k != "aux_outputs"}]
-        suffixes = [f"_{i}" for i in range(len(layers) - 1)] + [""]
+        layers = _layers(outputs)
+        suffixes = ["", *(f"_{i}" for i in range(len(layers) - 1))]
         matches = self.match(outputs, targets) if matches is None else matches
-        normalizers = normalizers or self.normalizers([targets], outputs)
+        normalizers = self.normalizers([targets], outputs) if normalizers is None else normalizers
         num_boxes = normalizers.num_boxes
-        together = {loss for loss in self.losses if self._is_plain(loss, matches)}
         losses: Losses = {}
-        if together:
-            losses.update(self._all_layers(together, layers, suffixes, targets, matches, normalizers))
-        self._class_weight_of_step = normalizers.class_weight
+        self.class_weight = normalizers.class_weight
         try:
-            for layer, suffix, matched in zip(layers, suffixes, matches, strict=True):
+            at_once = [loss for loss in self.losses if self._in_one_pass(loss)]
+            of_all = self._of_all_layers(at_once, layers, targets, matches, num_boxes) if at_once else {}
+            for i, (layer, suffix, matched) in enumerate(zip(layers, suffixes, matches, strict=True)):
                 for loss in self.losses:
-                    if loss in together or (loss == "masks" and suffix):
+                    if loss in of_all:
+                        found = {name: x[i].clone() for name, x in of_all[loss].items() if i < len(x)}
+                    elif loss == "masks" and suffix:
                         continue  # masks are predicted by the last layer alone
-                    options = {"log": False} if loss == "labels" and suffix else {}
-                    values = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
-                    losses.update({name + suffix: value for name, value in values.items()})
+                    else:
+                        options = {"log": False} if loss == "labels" and suffix else {}
+                        found = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
+                    losses.update({name + suffix: value for name, value in found.items()})
         finally:
-            self._class_weight_of_step = None
+            self.class_weight = None
         return losses
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
+<<<<<<< HEAD
         """The matches of every layer, the last one's at the end."""
         layers = [*outputs.get("aux_outputs", []), outputs]
         if (
@@ -136,18 +163,28 @@ class SetCriterion(nn.Module):
         return [
             self.matcher({k: v for k, v in layer.items() if k != "aux_outputs"}, targets) for layer in layers
         ]
+=======
+        """The matches of every layer: the last one's, then those of `aux_outputs`."""
+        layers = _layers(outputs)
+        if not (is_original(self.matcher, "forward") and is_original(matching, "generalized_box_iou")):
+            return [self.matcher(layer, targets) for layer in layers]
+        # Side by side, the images of all layers are one batch, whose costs are copied to the host once.
+        every = {name: torch.cat([layer[name] for layer in layers]) for name in ("pred_logits", "pred_boxes")}
+        matches = self.matcher(every, [*targets] * len(layers))
+        return [matches[i : i + len(targets)] for i in range(0, len(matches), len(targets))]
+>>>>>>> losses
 
     def matched_queries(self, targets: Targets, also: Select | None = None) -> MatchedQueries | None:
         """A selection of the queries whose masks this criterion compares, for a model that takes one.
 
-        None where a subclass's own loss may read the masks of all queries, or takes no matches.
+        None where a loss of a user's own may read the masks of all queries, or takes no matches.
 
         Args:
             targets: of the batch that the model is about to see.
             also: a further selection to add.
         """
-        own = self._is_own("forward") and self._is_own("loss_masks")
-        return MatchedQueries(self.match, targets, also) if own else None
+        reads = ("forward", "get_loss", "loss_masks", "_get_src_permutation_idx")
+        return MatchedQueries(self.match, targets, also) if _all_original(self, *reads) else None
 
     def normalizers(self, batches: Sequence[Targets], outputs: Outputs) -> Normalizers:
         """What the losses of one optimizer step are divided by, known before its batches are matched.
@@ -166,7 +203,7 @@ class SetCriterion(nn.Module):
             return Normalizers(float(max(objects, 1)))
         sums = [logits.new_tensor(float(objects), dtype=torch.float32)]
         if weighs_classes:
-            sums.append(self._class_weight(batches, logits.shape[1]).to(sums[0]))
+            sums.append(self._summed_class_weight(batches, logits.shape[1]).to(sums[0]))
         own = torch.stack(sums)
         mean = own.clone()
         if shared:
@@ -175,7 +212,7 @@ class SetCriterion(nn.Module):
         class_weight = (mean if self.sync_ce else own)[1] if weighs_classes else None
         return Normalizers(mean[0].clamp(min=1), class_weight)
 
-    def _class_weight(self, batches: Sequence[Targets], queries: int) -> Tensor:
+    def _summed_class_weight(self, batches: Sequence[Targets], queries: int) -> Tensor:
         """The summed class weights of all queries: an image has min(queries, objects) matches."""
         weight = self.empty_weight
         total = weight.new_zeros(())
@@ -187,70 +224,46 @@ class SetCriterion(nn.Module):
             total = total + of_objects + weight[-1] * (queries - matched)
         return total
 
-    def _is_plain(self, loss: str, matches: list[Matches]) -> bool:
+    # All layers at once.
+
+    def _in_one_pass(self, loss: str) -> bool:
         """Whether a loss is computed for all layers at once: nobody has put another in its place."""
-        method = {"labels": "loss_labels", "cardinality": "loss_cardinality", "boxes": "loss_boxes"}.get(loss)
-        if method is None:
+        if loss not in ("labels", "cardinality", "boxes"):
             return False
-        same_number = len({sum(len(queries) for queries, _ in layer) for layer in matches}) == 1
-        return same_number and self._is_own(method)
+        same_pairs = is_original(self.matcher, "forward") and is_original(self, "_get_src_permutation_idx")
+        same_boxes = loss != "boxes" or is_original(box_ops, "generalized_box_iou")
+        return same_pairs and same_boxes and _all_original(self, "get_loss", METHODS[loss])
 
-    def _is_own(self, method: str) -> bool:
-        """Whether a loss is computed by the method of this class: nobody has put another in its place."""
-        return not any(
-            name in vars(self) or getattr(type(self), name) is not getattr(SetCriterion, name)
-            for name in (method, "get_loss")
-        )
-
-    def _all_layers(
+    def _of_all_layers(
         self,
-        names: set[str],
+        names: list[str],
         layers: list[Outputs],
-        suffixes: list[str],
         targets: Targets,
         matches: list[Matches],
-        normalizers: Normalizers,
-    ) -> Losses:
-        """The losses of all layers in one pass."""
+        num_boxes: Tensor | float,
+    ) -> dict[str, Losses]:
+        """Some of `losses`, each with its values by name, [L]; class_error is the last layer's alone, [1]."""
         logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, C + 1]
-        pairs = MatchedPairs.from_matches(matches, [len(t["labels"]) for t in targets], logits.device)
-        losses: Losses = {}
+        counts = [len(target["labels"]) for target in targets]
+        pairs = MatchedPairs.from_matches(matches, counts, logits.device)
+        values: dict[str, Losses] = {}
         if "labels" in names:
-            values, class_error = self._labels(logits, targets, pairs, normalizers.class_weight)
-            losses.update(_named("loss_ce", values, suffixes), class_error=class_error)
+            labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [L, N]
+            loss_ce = self._cross_entropy(logits, pairs.index, labels)
+            of_last = logits[0, pairs.image[0], pairs.query[0]]  # [N, C + 1]
+            class_error = 100 - accuracy(of_last, labels[0])[0]
+            values["labels"] = {"loss_ce": loss_ce, "class_error": class_error[None]}
         if "cardinality" in names:
-            losses.update(_named("cardinality_error", self._cardinality(logits, targets), suffixes))
+            values["cardinality"] = {"cardinality_error": self._cardinality(logits, targets)}
         if "boxes" in names:
             boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
-            l1, giou = self._boxes(boxes, targets, pairs, normalizers.num_boxes)
-            losses.update(_named("loss_bbox", l1, suffixes), **_named("loss_giou", giou, suffixes))
-        return losses
-
-    def _labels(
-        self, logits: Tensor, targets: Targets, pairs: MatchedPairs, divisor: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Classification loss of each layer [L], and the last layer's class_error."""
-        logits = logits.float()
-        labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [L, N]
-        classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        layer = torch.arange(len(logits), device=logits.device)[:, None]
-        classes[layer, pairs.image, pairs.query] = labels
-        matched = logits[-1, pairs.image[-1], pairs.query[-1]]  # [N, C + 1]
-        class_error = 100 - accuracy(matched.detach(), labels[-1])[0]
-        return classification_loss(logits, classes, self.empty_weight, divisor), class_error
-
-    def _cardinality(self, logits: Tensor, targets: Targets) -> Tensor:
-        counts = torch.tensor([float(len(target["labels"])) for target in targets])
-        return cardinality_error(logits, counts.to(logits.device, non_blocking=True))
-
-    def _boxes(
-        self, boxes: Tensor, targets: Targets, pairs: MatchedPairs, num_boxes: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        wanted = torch.cat([target["boxes"] for target in targets])[pairs.object]  # [L, N, 4]
-        return box_losses(pairs.of(boxes).float(), wanted.float(), num_boxes)
+            wanted = torch.cat([target["boxes"] for target in targets])[pairs.object]  # [L, N, 4]
+            values["boxes"] = self._l1_and_giou(boxes[pairs.index], wanted, num_boxes)
+        return values
 
     # One layer at a time, under the names and signatures that forks override.
 
+    @original
     def loss_labels(
         self,
         outputs: Outputs,
@@ -260,42 +273,61 @@ class SetCriterion(nn.Module):
         log: bool = True,
     ) -> Losses:
         """`loss_ce`, and with `log` also `class_error`, the share in percent of matched queries that err."""
-        logits = outputs["pred_logits"][None]
-        pairs = self._pairs(indices, targets, logits.device)
-        values, class_error = self._labels(logits, targets, pairs, self._class_weight_of_step)
-        return {"loss_ce": values[0], "class_error": class_error} if log else {"loss_ce": values[0]}
+        logits = outputs["pred_logits"]
+        index = self._get_src_permutation_idx(indices)
+        labels = torch.cat([t["labels"][objects] for t, (_, objects) in zip(targets, indices, strict=True)])
+        losses = {"loss_ce": self._cross_entropy(logits, index, labels)}
+        if log:
+            losses["class_error"] = 100 - accuracy(logits[index], labels)[0]
+        return losses
 
+    @original
     def loss_cardinality(
         self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
     ) -> Losses:
         """`cardinality_error`, for logging only: it has no gradient."""
-        return {"cardinality_error": self._cardinality(outputs["pred_logits"][None], targets)[0]}
+        return {"cardinality_error": self._cardinality(outputs["pred_logits"], targets)}
 
+    @original
     def loss_boxes(
         self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
     ) -> Losses:
         """`loss_bbox` (L1) and `loss_giou`, both over `num_boxes`."""
-        boxes = outputs["pred_boxes"][None]
-        l1, giou = self._boxes(boxes, targets, self._pairs(indices, targets, boxes.device), num_boxes)
-        return {"loss_bbox": l1[0], "loss_giou": giou[0]}
+        boxes = outputs["pred_boxes"][self._get_src_permutation_idx(indices)]  # [N, 4]
+        wanted = torch.cat([t["boxes"][objects] for t, (_, objects) in zip(targets, indices, strict=True)])
+        return self._l1_and_giou(boxes, wanted, num_boxes)
 
+    @original
     def loss_masks(
         self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: Tensor | float
     ) -> Losses:
-        """`loss_mask` (focal) and `loss_dice` over the padded canvas, both over `num_boxes`.
+        """`loss_mask` (focal) and `loss_dice` over the padded batch, both over `num_boxes`.
 
         `pred_masks` are [B, Q, h, w], or [N, h, w] of the queries under `selected`.
         """
-        wanted = [
-            target["masks"][objects.to(target["masks"].device)]
-            for target, (_, objects) in zip(targets, indices, strict=True)
-        ]
+        if "selected" in outputs:
+            masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
+        else:
+            masks = outputs["pred_masks"][self._get_src_permutation_idx(indices)]
+        image, obj = (index.tolist() for index in self._get_tgt_permutation_idx(indices))
+        wanted = [targets[i]["masks"][j] for i, j in zip(image, obj, strict=True)]  # N times [H, W]
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
+<<<<<<< HEAD
         masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
         canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
         focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
+=======
+        canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
+        if is_original(segmentation, "sigmoid_focal_loss") and is_original(segmentation, "dice_loss"):
+            focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
+        else:
+            logits, true = at_one_size(masks, wanted, (height, width), canvas)  # [N, P]
+            focal = segmentation.sigmoid_focal_loss(logits, true, num_boxes)
+            dice = segmentation.dice_loss(logits, true, num_boxes)
+>>>>>>> losses
         return {"loss_mask": focal, "loss_dice": dice}
 
+    @original
     def get_loss(
         self,
         loss: str,
@@ -310,27 +342,52 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: an unknown name.
         """
-        methods = {
-            "labels": self.loss_labels,
-            "cardinality": self.loss_cardinality,
-            "boxes": self.loss_boxes,
-            "masks": self.loss_masks,
-        }
-        if loss not in methods:
-            raise ValueError(f"loss {loss!r}: not one of {', '.join(methods)}")
-        return methods[loss](outputs, targets, indices, num_boxes, **kwargs)
+        if loss not in METHODS:
+            raise ValueError(f"loss {loss!r}: not one of {', '.join(METHODS)}")
+        return getattr(self, METHODS[loss])(outputs, targets, indices, num_boxes, **kwargs)
 
-    def _pairs(self, indices: Matches, targets: Targets, device: torch.device) -> MatchedPairs:
-        return MatchedPairs.from_matches([indices], [len(target["labels"]) for target in targets], device)
-
+    @original
     def _get_src_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, query) of all matched pairs, to index predictions [B, Q, ...] with."""
         return flat_index([query for query, _ in indices])
 
+    @original
     def _get_tgt_permutation_idx(self, indices: Matches) -> tuple[Tensor, Tensor]:
         """(image, object) of all matched pairs, to index padded targets [B, n, ...] with."""
         return flat_index([obj for _, obj in indices])
 
+    # What both ways compute; `...` is L or nothing.
 
-def _named(name: str, values: Tensor, suffixes: list[str]) -> Losses:
-    return {name + suffix: value for suffix, value in zip(suffixes, values.unbind(), strict=True)}
+    def _cross_entropy(self, logits: Tensor, index: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """Logits [..., B, Q, C + 1], and the labels of those that `index` picks -> loss_ce [...]."""
+        classes = torch.full(logits.shape[:-1], self.num_classes, dtype=torch.int64, device=logits.device)
+        classes[index] = labels  # all others are "no object"
+        return classification_loss(at_least_float32(logits), classes, self.empty_weight, self.class_weight)
+
+    def _cardinality(self, logits: Tensor, targets: Targets) -> Tensor:
+        """Logits [..., B, Q, C + 1] -> cardinality_error [...]."""
+        counts = torch.tensor([float(len(target["labels"])) for target in targets])
+        return cardinality_error(logits, counts.to(logits.device, non_blocking=True))
+
+    def _l1_and_giou(self, boxes: Tensor, wanted: Tensor, num_boxes: Tensor | float) -> Losses:
+        """Matched boxes and their objects', cxcywh [..., N, 4] -> loss_bbox and loss_giou [...]."""
+        boxes, wanted = at_least_float32(boxes), at_least_float32(wanted)
+        l1 = F.l1_loss(boxes, wanted, reduction="none")
+        corners = box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(wanted)
+        if is_original(box_ops, "generalized_box_iou"):
+            giou = box_ops.paired_generalized_box_iou(*corners)  # [..., N]
+        else:  # one of a user's own, called as published
+            giou = torch.diag(box_ops.generalized_box_iou(*corners))
+        return {
+            "loss_bbox": l1.sum((-2, -1)) / num_boxes,
+            "loss_giou": (1 - giou).sum(-1) / num_boxes,
+        }
+
+
+def _layers(outputs: Outputs) -> list[Outputs]:
+    """The outputs of every layer, the last one's first, as they are published."""
+    return [{k: v for k, v in outputs.items() if k != "aux_outputs"}, *outputs.get("aux_outputs", [])]
+
+
+def _all_original(owner: Any, *names: str) -> bool:
+    return all(is_original(owner, name) for name in names)

@@ -1,7 +1,7 @@
 """The losses as plain functions of tensors (paper, section 3.1 and appendix A.2).
 
-Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs in a layer. Every function that
-takes a leading L gives one value a layer, so that one pass serves all of them.
+Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs in a layer, P pixels; `...` is L or
+nothing, so that one pass serves all layers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torch.utils.checkpoint import checkpoint
 
-from util.box_ops import box_cxcywh_to_xyxy, paired_generalized_box_iou
+from util.amp import at_least_float32
+from util.originals import original
 
 PIXELS_AT_ONCE = 1 << 21  # of masks at full size, in the losses of masks
 
@@ -47,25 +48,24 @@ class MatchedPairs:
             device: where the outputs are.
         """
         first_object = [sum(counts[:i]) for i in range(len(counts))]
-        rows = [
-            torch.stack(
-                [
-                    torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(layer)]),
-                    torch.cat([q for q, _ in layer]),
-                    torch.cat([o + first for (_, o), first in zip(layer, first_object, strict=True)]),
-                ]
+        rows: list[Tensor] = []
+        for layer in matches:
+            image = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(layer)])
+            query = torch.cat([queries for queries, _ in layer])
+            row = torch.cat(
+                [objects + first for (_, objects), first in zip(layer, first_object, strict=True)]
             )
-            for layer in matches
-        ]
+            rows.append(torch.stack([image, query, row]))
         packed = torch.stack(rows, dim=1)  # [3, L, N]
         if device.type == "cuda" and not packed.is_cuda:
             packed = packed.pin_memory()
         return cls(*packed.to(device, non_blocking=True))
 
-    def of(self, predictions: Tensor) -> Tensor:
-        """The matched rows of predictions [L, B, Q, ...] -> [L, N, ...]."""
-        layer = torch.arange(len(self.query), device=self.query.device)[:, None]
-        return predictions[layer, self.image, self.query]
+    @property
+    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(layer, image, query), to index predictions [L, B, Q, ...] with."""
+        layer = torch.arange(len(self.query), device=self.query.device)[:, None]  # [L, 1]
+        return layer, self.image, self.query
 
 
 def classification_loss(
@@ -74,33 +74,18 @@ def classification_loss(
     """Cross-entropy, averaged with each class's weight as torch's cross_entropy does it.
 
     Args:
-        logits: [L, B, Q, C + 1].
-        classes: int64 [L, B, Q], the class of the matched object or C.
+        logits: [..., B, Q, C + 1].
+        classes: int64 [..., B, Q], the class of the matched object or C.
         weight: [C + 1].
         divisor: in place of the summed weights of these classes.
 
     Returns:
-        [L].
+        [...].
     """
-    layers = len(logits)
-    loss = cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
-    summed = weight[classes].view(layers, -1).sum(1) if divisor is None else divisor
-    return loss.view(layers, -1).sum(1) / summed
-
-
-def box_losses(boxes: Tensor, wanted: Tensor, num_boxes: Tensor | float) -> tuple[Tensor, Tensor]:
-    """L1 and 1 - GIoU of matched boxes, summed and divided by the number of boxes.
-
-    Args:
-        boxes, wanted: cxcywh [L, N, 4].
-        num_boxes: the divisor.
-
-    Returns:
-        Two times [L].
-    """
-    l1 = (boxes - wanted).abs().sum((1, 2))
-    giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(wanted))  # [L, N]
-    return l1 / num_boxes, (1 - giou).sum(1) / num_boxes
+    weight = weight.to(logits.dtype)
+    loss = F.cross_entropy(logits.flatten(0, -2), classes.flatten(), weight, reduction="none")
+    summed = weight[classes].sum((-2, -1)) if divisor is None else divisor
+    return loss.view_as(classes).sum((-2, -1)) / summed
 
 
 @torch.no_grad()
@@ -108,15 +93,15 @@ def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
     """How far the number of predicted objects is from the true one, averaged over images; for logging only.
 
     Args:
-        logits: [L, B, Q, C + 1].
+        logits: [..., B, Q, C + 1].
         counts: true numbers [B].
 
     Returns:
-        [L].
+        [...].
     """
     no_object = logits.shape[-1] - 1
-    predicted = (logits.argmax(-1) != no_object).sum(-1)  # [L, B]
-    return (predicted.float() - counts.float()).abs().mean(1)
+    predicted = (logits.argmax(-1) != no_object).sum(-1)  # [..., B]
+    return (predicted.float() - counts.float()).abs().mean(-1)
 
 
 def mask_losses(
@@ -126,38 +111,46 @@ def mask_losses(
     canvas: tuple[int, int],
     num_boxes: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss of matched masks, enlarged to the size of the true ones.
+    """Focal and dice loss of matched masks, enlarged to the size of the true ones; a few masks at a time.
 
     As published, both average over the padding too.
 
     Args:
-        masks: logits [N, h, w], the first image's first.
-        wanted: for each image the true masks, bool or uint8 [n, H, W], in the order of the logits.
+        masks: logits [N, h, w].
+        wanted: N true masks, bool or uint8 [H, W], each from the upper left of its image.
         size: the largest H and the largest W of the batch.
-        canvas: what the logits cover, at least `size`.
+        canvas: (height, width) that the logits cover, at least `size`.
         num_boxes: the divisor of the sums over masks.
     """
-    own = [true for of_image in wanted for true in of_image]  # N times [H, W]
+
+    def summed(masks: Tensor, wanted: Sequence[Tensor]) -> Tensor:
+        logits, true = at_one_size(masks, wanted, size, canvas)
+        return torch.stack([sigmoid_focal_loss(logits, true, 1), dice_loss(logits, true, 1)])
+
     step = max(PIXELS_AT_ONCE // (canvas[0] * canvas[1]), 1)
     parts = []
-    for first in range(0, max(len(own), 1), step):  # at least once: an empty batch has gradients, too
-        part = masks[first : first + step], own[first : first + step], size, canvas
+    for first in range(0, max(len(wanted), 1), step):  # at least once: an empty batch has gradients, too
+        part = masks[first : first + step], wanted[first : first + step]
         # The many pixels between masks and losses are computed anew for the gradient, not kept.
-        parts.append(checkpoint(_sums, *part, use_reentrant=False, preserve_rng_state=False))
-    focal, dice = torch.stack(parts).sum(0) / num_boxes
-    return focal, dice
+        parts.append(checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False))
+    sums = torch.stack(parts).sum(0)
+    return sums[0] / num_boxes, sums[1] / num_boxes
 
 
-def _sums(masks: Tensor, wanted: list[Tensor], size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
-    """Focal and dice loss of a few masks, summed: [2]."""
+def at_one_size(
+    masks: Tensor, wanted: Sequence[Tensor], size: tuple[int, int], canvas: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Masks and true ones at full size, logits and 0 or 1, both [N, P]; the arguments are mask_losses'."""
     true = torch.zeros((len(masks), *size), device=masks.device)
     for row, own in zip(true, wanted, strict=True):
         row[: own.shape[0], : own.shape[1]] = own
-    logits = interpolate(masks[:, None].float(), size=canvas, mode="bilinear", align_corners=False)
-    flat, true = logits[:, 0, : size[0], : size[1]].flatten(1), true.flatten(1)
-    return torch.stack([sigmoid_focal_loss(flat, true, 1), dice_loss(flat, true, 1)])
+    logits = F.interpolate(
+        at_least_float32(masks)[:, None], size=canvas, mode="bilinear", align_corners=False
+    )
+    return logits[:, 0, : size[0], : size[1]].flatten(1), true.to(logits.dtype).flatten(1)
 
 
+@original
 def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Tensor:
     """Dice loss (Milletari et al. 2016), one minus the overlap of soft masks, with 1 added to both sides.
 
@@ -173,6 +166,7 @@ def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Ten
     return (1 - (overlap + 1) / (total + 1)).sum() / num_boxes
 
 
+@original
 def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, num_boxes: Tensor | float, alpha: float = 0.25, gamma: float = 2
 ) -> Tensor:
@@ -186,7 +180,7 @@ def sigmoid_focal_loss(
         gamma: how fast easy pixels fade.
     """
     probability = inputs.sigmoid()
-    loss = binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
     wrong = (probability - targets).abs()
     loss = loss * wrong**gamma
     if alpha >= 0:

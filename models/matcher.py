@@ -1,18 +1,23 @@
 """The one-to-one assignment of predictions to objects (paper, section 3.1).
 
-Shapes: L decoder layers, B batch, Q queries, C classes, T most objects in an image of the batch.
+Shapes: B batch, Q queries, C classes, T most objects in an image of the batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from util.box_ops import box_cxcywh_to_xyxy, paired_generalized_box_iou
+from util import box_ops
+from util.amp import at_least_float32
+from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from util.originals import is_original, original
 
 Matches = list[tuple[Tensor, Tensor]]
 """For each image the matched queries and, in the same order, their objects: int64 vectors on the host."""
@@ -39,9 +44,10 @@ class HungarianMatcher(nn.Module):
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
 
+    @original
     @torch.no_grad()
     def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Matches:
-        """Match one layer's predictions.
+        """Match predictions, with one copy to the host.
 
         Args:
             outputs: `pred_logits` [B, Q, C + 1] and `pred_boxes` [B, Q, 4] (cxcywh).
@@ -53,45 +59,39 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a cost is not finite.
         """
-        return self.match_layers(outputs["pred_logits"][None], outputs["pred_boxes"][None], targets)[0]
+        logits, boxes = at_least_float32(outputs["pred_logits"]), at_least_float32(outputs["pred_boxes"])
+        counts = [len(target["boxes"]) for target in targets]
+        # Objects are padded to one number an image, so that the costs of the whole batch are one tensor.
+        labels = pad_sequence([target["labels"] for target in targets], batch_first=True)  # [B, T]
+        wanted = pad_sequence([target["boxes"] for target in targets], batch_first=True).to(
+            boxes
+        )  # [B, T, 4]
 
-    @torch.no_grad()
-    def match_layers(self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]) -> list[Matches]:
-        """Match several layers' predictions, [L, B, Q, C + 1] and [L, B, Q, 4], with one copy to the host."""
-        counts = [len(target["labels"]) for target in targets]
-        if max(counts, default=0) == 0:
-            nothing = torch.zeros(0, dtype=torch.int64)
-            return [[(nothing, nothing) for _ in targets] for _ in range(len(logits))]
-        # Padding objects to one number makes the costs of the whole batch one tensor; the padding is cut off
-        # before the assignment is solved.
-        pad = nn.utils.rnn.pad_sequence
-        labels = pad([target["labels"] for target in targets], batch_first=True)  # [B, T]
-        wanted = pad([target["boxes"] for target in targets], batch_first=True)  # [B, T, 4]
-        costs = self._costs(logits.float(), boxes.float(), labels, wanted.float()).cpu().numpy()
-        return [
-            [self._assign(costs[layer, image, :, :n], layer, image) for image, n in enumerate(counts)]
-            for layer in range(len(costs))
-        ]
+        cost_class = -logits.softmax(-1).gather(-1, labels[:, None].expand(-1, logits.shape[1], -1))
+        cost_bbox = torch.cdist(boxes, wanted, p=1)
+        cost_giou = -self._giou(boxes, wanted, counts)
+        cost = self.cost_bbox * cost_bbox + self.cost_class * cost_class + self.cost_giou * cost_giou
+        on_host = cost.cpu().numpy()  # [B, Q, T]
 
-    def _costs(self, logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-        """Costs between the queries of an image and its own objects -> [L, B, Q, T]."""
-        layers, _, queries, _ = logits.shape
-        picked = labels[None, :, None].expand(layers, -1, queries, -1)  # [L, B, Q, T]
-        cost_class = -logits.softmax(-1).gather(-1, picked)
-        cost_bbox = torch.cdist(boxes, wanted.expand(layers, -1, -1, -1), p=1)
-        own = box_cxcywh_to_xyxy(boxes)[:, :, :, None]  # [L, B, Q, 1, 4]
-        theirs = box_cxcywh_to_xyxy(wanted)[None, :, None]  # [1, B, 1, T, 4]
-        cost_giou = -paired_generalized_box_iou(own, theirs)
-        return self.cost_bbox * cost_bbox + self.cost_class * cost_class + self.cost_giou * cost_giou
+        matches = []
+        for of_image, count in zip(on_host, counts, strict=True):
+            own = of_image[:, :count]  # without the padding
+            if not np.isfinite(own).all():
+                raise FloatingPointError("the matching cost of a query and an object is not finite")
+            queries, objects = (torch.as_tensor(x, dtype=torch.int64) for x in linear_sum_assignment(own))
+            matches.append((queries, objects))
+        return matches
 
-    @staticmethod
-    def _assign(cost: np.ndarray, layer: int, image: int) -> tuple[Tensor, Tensor]:
-        if not np.isfinite(cost).all():
-            raise FloatingPointError(
-                f"the matching cost of image {image} in this batch, decoder layer {layer}, is not finite"
-            )
-        queries, objects = linear_sum_assignment(cost)
-        return torch.from_numpy(queries.astype(np.int64)), torch.from_numpy(objects.astype(np.int64))
+    def _giou(self, boxes: Tensor, wanted: Tensor, counts: list[int]) -> Tensor:
+        """GIoU of an image's queries and its own objects, cxcywh [B, Q, 4] and [B, T, 4] -> [B, Q, T]."""
+        own, theirs = box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(wanted)
+        if is_original(sys.modules[__name__], "generalized_box_iou"):
+            return box_ops.paired_generalized_box_iou(own[:, :, None], theirs[:, None])
+        # One of a user's own is called as published, for all queries of the batch with all of its objects.
+        objects = torch.cat([each[:count] for each, count in zip(theirs, counts, strict=True)])
+        every = generalized_box_iou(own.flatten(0, 1), objects).view(*own.shape[:2], -1)  # [B, Q, sum of n]
+        of_images = [each[i] for i, each in enumerate(every.split(counts, -1))]  # B times [Q, n]
+        return pad_sequence([each.T for each in of_images], batch_first=True).transpose(1, 2)
 
 
 def build_matcher(args: argparse.Namespace) -> HungarianMatcher:

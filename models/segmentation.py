@@ -43,9 +43,6 @@ class DETRsegm(nn.Module):
             MaskHeadSmallConv).
     """
 
-    takes_selection = True
-    """That forward has `select`, for whoever holds a model that may be of another kind."""
-
     def __init__(self, detr: Any, freeze_detr: bool = False):
         super().__init__()
         self.detr = detr

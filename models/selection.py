@@ -27,12 +27,12 @@ class MatchedQueries:
     DistributedDataParallel wraps.
 
     Args:
-        match: outputs and targets -> the matches of every layer, the last one's at the end.
+        match: outputs and targets -> the matches of every layer, the last one's first.
         targets: of the batch that the model is about to see.
         also: a further selection whose queries are added.
 
     Attributes:
-        matches: what `match` gave; None until the model has called.
+        matches: what `match` gave, the last layer's first; None until the model has called.
     """
 
     def __init__(self, match: Callable[[Outputs, Any], list], targets: Any, also: Select | None = None):
@@ -44,7 +44,7 @@ class MatchedQueries:
     def __call__(self, outputs: Outputs) -> Selection:
         """The matched queries of each image, in the matching's order; with `also` the union, ascending."""
         self.matches = self.match(outputs, self.targets)
-        matched = [queries for queries, _ in self.matches[-1]]
+        matched = [queries for queries, _ in self.matches[0]]
         if self.also is None:
             return matched
         pairs = zip(matched, self.also(outputs), strict=True)
@@ -77,7 +77,7 @@ def to_device(index: Tensor, device: torch.device) -> Tensor:
 
 
 def masks_of(outputs: Outputs, wanted: Sequence[Tensor]) -> Tensor:
-    """The masks of some queries of each image, one image's behind the other's: [N, h, w].
+    """The masks of some queries of each image, one image's after the other's: [N, h, w].
 
     Args:
         outputs: with `pred_masks` of all queries, [B, Q, h, w], or of those under `selected`.

@@ -11,7 +11,7 @@ training goes on. Only where that does not help is it a failure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,10 +92,10 @@ class StepGuard:
         if isinstance(error, FloatingPointError):  # the matcher sees it first: its costs are on the host
             raise self._not_finite(str(error), self.now, None) from error
         if error is not None and _is_out_of_memory(error):
-            shapes = ", ".join(str(tuple(samples.shape)) for samples in self.now["samples"])
+            shapes = ", ".join(str(tuple(getattr(x, "shape", ()))) for x in self.now["samples"])
             raise UserError(
                 f"out of memory at epoch {self.epoch}, step {self.now['step']}, with a batch of shape "
-                f"{shapes} ({self._images(self.now)}): lower --batch_size, --max_size or --scales"
+                f"{shapes} ({_list(_image_ids(self.now))}): lower --batch_size, --max_size or --scales"
             ) from error
 
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
@@ -117,7 +117,7 @@ class StepGuard:
         return bool(finite[1])
 
     def verify_previous(self, wait: bool = False) -> None:
-        """Look at the flags of the step before this one; `wait` for the device, behind the last step.
+        """Look at the flags of the step before this one; `wait` for the device, after the last step.
 
         Raises:
             NotFinite: it was not finite.
@@ -141,16 +141,17 @@ class StepGuard:
         value = math.nan if norm is None else float(norm)
         if self.deferred:
             self.optimizer.found_inf = None  # type: ignore[attr-defined]
+        ids = _image_ids(where)
         message = (
-            f"{what} at epoch {self.epoch}, step {where['step']} ({self._images(where)}); the weights are as "
-            "they were before that step. Lower --lr, or look for faulty boxes among the annotations"
+            f"{what} at epoch {self.epoch}, step {where['step']} ({_list(ids)}); the weights are as they "
+            "were before that step. Lower --lr, or look for faulty boxes among the annotations"
         )
-        ids = [int(target["image_id"]) for target in where["targets"] if "image_id" in target]
         return NotFinite(message, where | {"what": what, "gradient_norm": value, "image_ids": ids})
 
-    @staticmethod
-    def _images(where: dict[str, Any]) -> str:
-        return _list([int(target["image_id"]) for target in where["targets"] if "image_id" in target])
+
+def _image_ids(step: Mapping[str, Any]) -> list[int]:
+    """Those of a step's targets that tell one."""
+    return [int(target["image_id"]) for target in step["targets"] if "image_id" in target]
 
 
 def _list(ids: Sequence[int]) -> str:

@@ -42,12 +42,12 @@ def make_criterion(kind=SetCriterion, matcher=None, losses=LOSSES, **options):
 
 def layer_by_layer(outputs, targets, matcher, num_boxes):
     """Every loss from its definition, one layer after the other."""
-    layers = [*outputs["aux_outputs"], outputs]
+    layers = [outputs, *outputs["aux_outputs"]]
     weight = torch.ones(CLASSES + 1)
     weight[-1] = EOS
     losses = {}
     for i, layer in enumerate(layers):
-        suffix = "" if i == len(layers) - 1 else f"_{i}"
+        suffix = f"_{i - 1}" if i else ""
         logits, boxes = layer["pred_logits"], layer["pred_boxes"]
         pairs = matcher({"pred_logits": logits, "pred_boxes": boxes}, targets)
         classes = torch.full(logits.shape[:2], CLASSES)

@@ -244,7 +244,7 @@ def test_no_step_reads_losses_from_the_device() -> None:
 
     with reads:
         train(model, watched(), optimizer, warmup=schedule)
-    costs = f"numpy [2, 2, {QUERIES}, 2]"  # [L, B, Q, T]
+    costs = f"numpy [4, {QUERIES}, 2]"  # [L * B, Q, T]
     assert reads.steps[1:9] == [[costs]] * 8, "steps 2 to 9, between two printed lines"
     assert reads.steps[0] != [costs], "the first step is printed: else nothing is counted"
 
@@ -284,3 +284,111 @@ def test_without_warm_up_the_rates_stay() -> None:
     optimizer = Recorder(model, lr=0.4, backbone_lr=0.04)
     train(model, [make_batch(1, seed=i) for i in range(3)], optimizer)
     assert optimizer.rates == [(0.4, 0.04)] * 3
+
+
+# --- What forks hand in --------------------------------------------------------------------------------
+
+
+class Pictures:
+    """A batch of a fork's own: it can go to a device, and that is all."""
+
+    def __init__(self, samples: NestedTensor):
+        self.samples = samples
+
+    def to(self, device: Any) -> Pictures:
+        return Pictures(self.samples.to(device))
+
+
+class Wrapper(nn.Module):
+    """Around a model, with a forward of its own."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.module = model
+
+    def forward(self, samples: Any) -> Any:
+        return self.module(samples.samples if isinstance(samples, Pictures) else samples)
+
+
+def test_a_batch_needs_nothing_but_to_device() -> None:
+    batches = [make_batch(1, 2, seed=i) for i in range(2)]
+    own = [(Pictures(samples), targets) for samples, targets in batches]
+    model, other = make_detector(), make_detector()
+    assert train(Wrapper(model), own) == train(other, batches)
+    assert_equal_weights(weights_of(model), weights_of(other))
+
+
+class PeopleAndThings(nn.Module):
+    """Outputs by other names."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples: NestedTensor) -> dict[str, Any]:
+        outputs = self.model(samples)
+        return {"pred_obj_logits": outputs["pred_logits"], "pred_sub_boxes": outputs["pred_boxes"]}
+
+
+class OwnCriterion(nn.Module):
+    """Losses of other outputs and other targets, weighted by a parameter."""
+
+    def __init__(self, weight: float = 2.0):
+        super().__init__()
+        self.weight_dict = {"loss_obj": nn.Parameter(torch.tensor(weight)), "loss_unused": 1.0}
+
+    def forward(self, outputs: Any, targets: Any) -> dict[str, Any]:
+        objects = sum(len(target["obj_labels"]) for target in targets)
+        loss = outputs["pred_obj_logits"].mean() + outputs["pred_sub_boxes"].mean()
+        return {"loss_obj": loss, "class_error": torch.tensor(50.0), "objects": objects}
+
+
+def own_batch(*counts: int, seed: int = 0) -> Any:
+    samples, targets = make_batch(*counts, seed=seed)
+    return samples, [{"obj_labels": each["labels"], "sub_boxes": each["boxes"]} for each in targets]
+
+
+def test_outputs_and_targets_may_have_other_names() -> None:
+    criterion = OwnCriterion()
+    stats = train(PeopleAndThings(make_detector()), [own_batch(1, 2)], criterion=criterion)
+    assert stats["class_error"] == 50 and stats["objects_unscaled"] == 3
+    assert stats["loss"] == pytest.approx(2 * stats["loss_obj_unscaled"])
+    assert criterion.weight_dict["loss_obj"].grad is not None, "a weight may be learned"  # type: ignore
+
+
+def test_batches_of_a_criterion_without_normalizers_are_averaged() -> None:
+    batches = [own_batch(1, 2, seed=i) for i in range(2)]
+    models = [make_detector(), make_detector()]
+    stats = train(PeopleAndThings(models[0]), batches, criterion=OwnCriterion(), accum_steps=2)
+    optimizer = torch.optim.SGD(models[1].parameters(), lr=0.05)
+    model, criterion = PeopleAndThings(models[1]), OwnCriterion()
+    losses = [2 * criterion(model(samples), targets)["loss_obj"] for samples, targets in batches]
+    (sum(losses) / 2).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    torch.testing.assert_close(weights_of(models[0]), weights_of(models[1]))
+    assert stats["loss"] == pytest.approx(float(sum(losses).detach()) / 2)  # type: ignore[union-attr]
+
+
+def test_a_wrapped_model_is_called_as_published() -> None:
+    """Also with a forward that takes the batch alone, around a model that could draw a few masks only."""
+
+    class Masks(nn.Module):
+        def forward(self, samples: Any, select: Any = None) -> Any:
+            raise AssertionError("only its wrapper calls it")
+
+    class Around(Wrapper):
+        def forward(self, samples: Any) -> Any:
+            return self.inner(samples)
+
+    model = Around(Masks())
+    model.inner = make_detector()
+    other = make_detector()
+    assert train(model, [make_batch(2)]) == train(other, [make_batch(2)])
+
+
+def test_names_of_the_published_file() -> None:
+    import engine
+
+    names = ("utils", "CocoEvaluator", "PanopticEvaluator", "math", "torch")
+    assert all(hasattr(engine, name) for name in names)

@@ -80,6 +80,11 @@ class Precision:
             self.scaler.update()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """16-bit numbers in float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def as_float32(value: Any) -> Any:
     """Nested dicts and lists with every tensor of floating-point numbers in float32."""
     if isinstance(value, Tensor):

@@ -7,6 +7,8 @@ N and M count boxes; `...` stands for any leading axes.
 import torch
 from torch import Tensor
 
+from util.originals import original
+
 
 def box_cxcywh_to_xyxy(x: Tensor) -> Tensor:
     """Boxes [..., 4] from centre and size to corners."""
@@ -20,7 +22,8 @@ def box_xyxy_to_cxcywh(x: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
-def _area(boxes: Tensor) -> Tensor:
+def box_area(boxes: Tensor) -> Tensor:
+    """Area of boxes xyxy: [..., 4] -> [...]."""
     size = boxes[..., 2:] - boxes[..., :2]
     return size[..., 0] * size[..., 1]  # [...]
 
@@ -29,7 +32,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and union of boxes xyxy whose leading axes broadcast: [..., 4], [..., 4] -> [...], [...]."""
     size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     intersection = size[..., 0] * size[..., 1]
-    union = _area(a) + _area(b) - intersection
+    union = box_area(a) + box_area(b) - intersection
     return intersection / union, union
 
 
@@ -50,22 +53,24 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return _overlap(boxes1[:, None], boxes2[None])
 
 
+@original  # losses and matching call paired_generalized_box_iou in its place, as long as it is marked
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """GIoU (Rezatofighi et al. 2019) of every pair: xyxy [N, 4], [M, 4] -> [N, M] in (-1, 1].
 
     Raises:
-        ValueError: a box ends before it begins, which also tells cxcywh boxes handed in by mistake.
+        AssertionError: a box ends before it begins, which also tells cxcywh boxes handed in by mistake. The
+            check waits for a GPU.
     """
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
-            raise ValueError(f"{name}: a box ends before it begins or is not a number; xyxy is expected")
+            raise AssertionError(f"{name}: a box ends before it begins or is not a number; xyxy is expected")
     return paired_generalized_box_iou(boxes1[:, None], boxes2[None])
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
     """The tight box of each mask: [N, H, W] -> xyxy [N, 4] in float32.
 
-    As published, the right and lower edge are the index of the last pixel, not one behind it. An empty
+    As published, the right and lower edge are the index of the last pixel, not one past it. An empty
     mask has no meaningful box; an empty set of masks gives [0, 4].
     """
     if masks.numel() == 0:

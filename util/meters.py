@@ -68,10 +68,18 @@ class SmoothedValue:
         """How often values counted in all."""
         return self._settled()._count
 
+    @count.setter
+    def count(self, value: int) -> None:
+        self._settled()._count = value
+
     @property
     def total(self) -> float:
         """Sum of all values, each times its n."""
         return self._settled()._total
+
+    @total.setter
+    def total(self, value: float) -> None:
+        self._settled()._total = value
 
     @property
     def median(self) -> float:
@@ -105,8 +113,8 @@ class SmoothedValue:
     def synchronize_between_processes(self) -> None:
         """Sum count and total over all processes; the window stays this process's own."""
         gathered = all_gather((self.count, self.total))
-        self._count = sum(count for count, _ in gathered)
-        self._total = sum(total for _, total in gathered)
+        self.count = sum(count for count, _ in gathered)
+        self.total = sum(total for _, total in gathered)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and strings."""
@@ -153,11 +161,11 @@ class MetricLogger:
 
     Args:
         delimiter: between the fields of a printed line.
-        hidden: regular expression of the names that lines leave out (they are counted all the same); by
-            default the auxiliary layers' and unscaled loss terms. "" shows every meter.
+        hidden: regular expression of the names that lines leave out (they are counted all the same), such as
+            AUXILIARY_AND_UNSCALED; "" shows every meter.
     """
 
-    def __init__(self, delimiter: str = "\t", hidden: str = AUXILIARY_AND_UNSCALED):
+    def __init__(self, delimiter: str = "\t", hidden: str = ""):
         self.delimiter = delimiter
         self.hidden = hidden
         self._pending: list[_Update] = []
@@ -250,8 +258,8 @@ class MetricLogger:
         for name in names:
             found = [sums[name] for sums in gathered if name in sums]
             meter = self._meters.pop(name) if name in self._meters else self._new_meter()
-            meter._count = sum(count for count, _ in found)
-            meter._total = sum(total for _, total in found)
+            meter.count = sum(count for count, _ in found)
+            meter.total = sum(total for _, total in found)
             self._meters[name] = meter
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,14 +7,11 @@ import shutil
 import sys
 from collections import deque
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from util.distributed import get_world_size, is_main_process
-
-if TYPE_CHECKING:
-    from util.meters import MetricLogger
 
 MEGABYTE = 1024 * 1024
 RECENT = 20  # steps over which speed is averaged
@@ -23,18 +20,28 @@ NARROW_BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # leaves the
 BAR_WITHOUT_END = "{desc} {n_fmt}  {elapsed}{postfix}"
 
 
+class Meters(Protocol):
+    """What is shown beside the progress: meters by name, and all of them as the fields of a line."""
+
+    delimiter: str
+
+    def shown(self) -> dict[str, Any]: ...
+
+    def __str__(self) -> str: ...
+
+
 class Progress:
     """How far a loop is and how fast; only the main process prints.
 
     Args:
-        logger: its meters are read whenever something is shown, and only then.
+        meters: read whenever something is shown, and only then.
         header: what opens each line.
         start: steps done before this loop.
         total: steps at its end, None if unknown.
     """
 
-    def __init__(self, logger: MetricLogger, header: str, start: int, total: int | None):
-        self.logger, self.header, self.start, self.total = logger, header, start, total
+    def __init__(self, meters: Meters, header: str, start: int, total: int | None):
+        self.meters, self.header, self.start, self.total = meters, header, start, total
         self.done = self.last_shown = start
         self.seconds = 0.0
         self.recent_seconds: deque[float] = deque(maxlen=RECENT)
@@ -70,14 +77,14 @@ class Progress:
             self.bar.update(1)
 
     def show(self) -> None:
-        """Print a line, or refresh the text behind the bar; nothing where this step was shown already."""
+        """Print a line, or refresh the text beside the bar; nothing where this step was shown already."""
         if not self.prints or self.done == self.last_shown:
             return
         self.last_shown = self.done
         if self.bar is not None:
             self.bar.set_postfix_str("  ".join(self._bar_fields()))
         else:
-            print(self.logger.delimiter.join(filter(None, self._line_fields())), flush=True)
+            print(self.meters.delimiter.join(filter(None, self._line_fields())), flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
@@ -100,7 +107,7 @@ class Progress:
             self.header,
             count,
             eta,
-            str(self.logger),
+            str(self.meters),
             "" if rate is None else f"images/s: {rate:.1f}",
             f"time: {_mean(self.recent_seconds):.4f}",
             f"data: {_mean(self.recent_data_seconds):.4f}",
@@ -108,7 +115,7 @@ class Progress:
         ]
 
     def _bar_fields(self) -> list[str]:
-        shown = self.logger.shown()
+        shown = self.meters.shown()
         names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
         fields = [f"{name} {shown[name].value if name == 'lr' else shown[name].median:.4g}" for name in names]
         rate = self._images_per_second()
@@ -125,7 +132,7 @@ class Progress:
 
 
 def last_step(iterable: Any, start: int) -> int | None:
-    """Number of the last step of a loop over iterable behind `start` steps; None where nobody knows."""
+    """Number of the last step of a loop over iterable after `start` steps; None where nobody knows."""
     try:
         return start + len(iterable)
     except TypeError:  # a generator, or a loader over a stream

@@ -29,9 +29,10 @@ def test_mask_losses_do_not_depend_on_how_many_are_computed_at_once(
     monkeypatch.setattr(models.losses, "PIXELS_AT_ONCE", pixels)
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(5, 10, 14, generator=generator, requires_grad=True)
-    wanted = [torch.rand(n, *size, generator=generator) > 0.6 for n, size in ((3, (40, 50)), (2, (37, 56)))]
+    sizes = [(40, 50)] * 3 + [(37, 56)] * 2
+    wanted = [torch.rand(size, generator=generator) > 0.6 for size in sizes]
     found = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
-    expected = straight_mask_losses(masks, [m for of_image in wanted for m in of_image], (40, 56))
+    expected = straight_mask_losses(masks, wanted, (40, 56))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(
@@ -43,7 +44,7 @@ def test_mask_losses_do_not_depend_on_how_many_are_computed_at_once(
 def test_mask_losses_on_a_canvas_that_is_rounded_up() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(3, 10, 14, generator=generator)
-    wanted = [torch.rand(3, 40, 56, generator=generator) > 0.6]
+    wanted = list(torch.rand(3, 40, 56, generator=generator) > 0.6)
     expected = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
     larger = nn.functional.pad(masks, (0, 2, 0, 6), mode="replicate")
     found = models.losses.mask_losses(larger, wanted, (40, 56), (64, 64), 3)

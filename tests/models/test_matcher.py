@@ -14,12 +14,16 @@ CLASSES = 91
 WEIGHTS = {"cost_class": 1.0, "cost_bbox": 5.0, "cost_giou": 2.0}
 
 
-def predictions(layers, batch, queries, seed=0):
-    """logits [L, B, Q, C + 1] and boxes [L, B, Q, 4]."""
+def predictions(batch, queries, seed=0):
+    """logits [B, Q, C + 1] and boxes [B, Q, 4]."""
     draw = torch.Generator().manual_seed(seed)
-    logits = torch.randn(layers, batch, queries, CLASSES + 1, generator=draw)
-    boxes = torch.rand(layers, batch, queries, 4, generator=draw) * 0.4 + 0.1
+    logits = torch.randn(batch, queries, CLASSES + 1, generator=draw)
+    boxes = torch.rand(batch, queries, 4, generator=draw) * 0.4 + 0.1
     return logits, boxes
+
+
+def match(matcher, logits, boxes, targets):
+    return matcher({"pred_logits": logits, "pred_boxes": boxes}, targets)
 
 
 def costs(logits, boxes, wanted, weights):
@@ -55,37 +59,25 @@ def least_total(cost):
 )
 @pytest.mark.parametrize("queries, counts", [(6, (3, 0, 5)), (3, (5, 2)), (4, (4,)), (1, (6, 1))])
 def test_the_total_cost_is_the_least_of_all_assignments(queries, counts, weights):
-    logits, boxes = predictions(2, len(counts), queries)
+    logits, boxes = predictions(len(counts), queries)
     targets = [target(f"{i}", count, 10, 10, 0) for i, count in enumerate(counts)]
-    layers = HungarianMatcher(**weights).match_layers(logits, boxes, targets)
-    assert len(layers) == 2
-    for layer, image in itertools.product(range(2), range(len(counts))):
-        query, matched = layers[layer][image]
+    matches = match(HungarianMatcher(**weights), logits, boxes, targets)
+    assert len(matches) == len(counts)
+    for image, (query, matched) in enumerate(matches):
         assert query.dtype == matched.dtype == torch.int64
         assert len(query) == len(matched) == min(queries, counts[image])
         assert query.tolist() == sorted(set(query.tolist())) and len(set(matched.tolist())) == len(matched)
-        cost = costs(logits[layer, image], boxes[layer, image], targets[image], weights)
+        cost = costs(logits[image], boxes[image], targets[image], weights)
         assert cost[query, matched].sum().item() == pytest.approx(least_total(cost), abs=1e-5)
 
 
-def test_one_layer_is_the_published_call():
-    logits, boxes = predictions(3, 2, 7)
-    targets = [target(f"{i}", 4, 10, 10, 0) for i in range(2)]
-    matcher = HungarianMatcher(**WEIGHTS)
-    together = matcher.match_layers(logits, boxes, targets)
-    for layer in range(3):
-        alone = matcher({"pred_logits": logits[layer], "pred_boxes": boxes[layer]}, targets)
-        for (query, matched), (query_too, matched_too) in zip(alone, together[layer], strict=True):
-            assert torch.equal(query, query_too) and torch.equal(matched, matched_too)
-
-
 def test_other_images_of_the_batch_do_not_matter():
-    logits, boxes = predictions(1, 4, 8)
+    logits, boxes = predictions(4, 8)
     targets = [target(f"{i}", count, 10, 10, 0) for i, count in enumerate((9, 0, 2, 5))]
     matcher = HungarianMatcher(**WEIGHTS)
-    (together,) = matcher.match_layers(logits, boxes, targets)
+    together = match(matcher, logits, boxes, targets)
     for i in range(4):
-        ((alone,),) = matcher.match_layers(logits[:, i : i + 1], boxes[:, i : i + 1], targets[i : i + 1])
+        (alone,) = match(matcher, logits[i : i + 1], boxes[i : i + 1], targets[i : i + 1])
         assert [x.tolist() for x in together[i]] == [x.tolist() for x in alone]
 
 
@@ -101,34 +93,33 @@ def test_predictions_equal_to_the_objects_are_found():
 
 
 def test_a_batch_without_objects_has_no_pairs():
-    logits, boxes = predictions(2, 3, 4)
-    layers = HungarianMatcher().match_layers(logits, boxes, [target("none", 0, 10, 10, 0)] * 3)
-    assert [[len(query) + len(matched) for query, matched in layer] for layer in layers] == [[0] * 3] * 2
+    logits, boxes = predictions(3, 4)
+    matches = match(HungarianMatcher(), logits, boxes, [target("none", 0, 10, 10, 0)] * 3)
+    assert [(query.tolist(), matched.tolist()) for query, matched in matches] == [([], [])] * 3
 
 
 def test_half_precision_is_matched_in_float32():
-    logits, boxes = predictions(1, 1, 6)
-    logits, boxes = logits.bfloat16(), boxes.bfloat16()
+    logits, boxes = (x.bfloat16() for x in predictions(1, 6))
     targets = [target("half", 4, 10, 10, 0)]
     matcher = HungarianMatcher(**WEIGHTS)
-    half = matcher.match_layers(logits, boxes, targets)
-    full = matcher.match_layers(logits.float(), boxes.float(), targets)
-    assert [x.tolist() for x in half[0][0]] == [x.tolist() for x in full[0][0]]
+    half = match(matcher, logits, boxes, targets)
+    full = match(matcher, logits.float(), boxes.float(), targets)
+    assert [x.tolist() for x in half[0]] == [x.tolist() for x in full[0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("what", ["logits", "boxes"])
 def test_a_cost_that_is_not_finite_stops_training(what, value):
-    logits, boxes = predictions(2, 3, 4)
-    {"logits": logits, "boxes": boxes}[what][1, 2, 0] = value
+    logits, boxes = predictions(3, 4)
+    {"logits": logits, "boxes": boxes}[what][2, 0] = value
     targets = [target(f"{i}", 2, 10, 10, 0) for i in range(3)]
-    with pytest.raises(FloatingPointError, match="image 2 in this batch, decoder layer 1, is not finite"):
-        HungarianMatcher(**WEIGHTS).match_layers(logits, boxes, targets)
+    with pytest.raises(FloatingPointError, match="matching cost .* is not finite"):
+        match(HungarianMatcher(**WEIGHTS), logits, boxes, targets)
 
 
 def test_gradients_do_not_pass():
-    logits, boxes = (x.requires_grad_() for x in predictions(1, 1, 4))
-    HungarianMatcher().match_layers(logits, boxes, [target("grad", 2, 10, 10, 0)])
+    logits, boxes = (x.requires_grad_() for x in predictions(1, 4))
+    match(HungarianMatcher(), logits, boxes, [target("grad", 2, 10, 10, 0)])
     assert logits.grad is None and boxes.grad is None
 
 

@@ -159,16 +159,14 @@ def test_matching_and_losses_compute_in_float32(kind: str, monkeypatch: pytest.M
 
         return inside
 
-    matcher = type(criterion.matcher)
-    monkeypatch.setattr(matcher, "match_layers", watched(matcher.match_layers))
-    monkeypatch.setattr(type(criterion), "forward", watched(type(criterion).forward))
+    monkeypatch.setattr(criterion, "match", watched(criterion.match))
     targets = mask_model.targets(2, 3)
     samples = nested_tensor_from_tensor_list(mask_model.images())
     losses = []
     for each in ("off", kind):
         precision = Precision(each, CPU)
         outputs, known = engine._forward(model, criterion, samples, targets, precision)
-        losses.append(criterion(outputs, targets, **known))
+        losses.append(watched(criterion)(outputs, targets, **known))
     assert "matches" in known and types.seen["softmax"] == {torch.float32}
     assert set().union(*types.seen.values()) <= {torch.float32, torch.float64}
     for name, value in losses[1].items():

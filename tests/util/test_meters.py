@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from util import meters as meters_module
-from util.meters import MetricLogger, SmoothedValue
+from util.meters import AUXILIARY_AND_UNSCALED, MetricLogger, SmoothedValue
 
 
 class Batches:
@@ -263,7 +263,7 @@ def run_loop(logger, iterable, print_freq=10, **kwargs):
 
 
 def test_lines_without_a_terminal(capsys):
-    run_loop(MetricLogger(delimiter="  "), Batches(25))
+    run_loop(MetricLogger(delimiter="  ", hidden=AUXILIARY_AND_UNSCALED), Batches(25))
     *lines, summary = capsys.readouterr().out.splitlines()
     assert [line[:19] for line in lines] == [f"Epoch: [3]  [{step:2}/25]" for step in (1, 10, 20, 25)]
     for line in lines:
@@ -277,8 +277,8 @@ def test_lines_without_a_terminal(capsys):
     assert re.fullmatch(r"Epoch: \[3\] Total time: 0:00:0\d \(0\.\d{4} s / it\)", summary)
 
 
-def test_every_meter_is_shown_where_asked(capsys):
-    run_loop(MetricLogger(hidden=""), Batches(1))
+def test_every_meter_is_shown_unless_hidden(capsys):
+    run_loop(MetricLogger(), Batches(1))
     line = capsys.readouterr().out.splitlines()[0]
     assert all(f"\t{name}: " in line for name in TERMS)
 
@@ -327,3 +327,15 @@ def test_bar_on_a_terminal(monkeypatch, columns):
     assert "lr 0.0001" in last and "images/s" in last and "MB" in last and "loss_ce" not in last
     assert list(MetricLogger().log_every(Batches(0), 10, "Test:")) == []
     assert "Test: Total time" in terminal.getvalue()
+
+
+def test_sums_may_be_set_as_distributed_code_of_others_does():
+    meter = SmoothedValue()
+    meter.update(3.0, n=2)
+    meter.count, meter.total = 8, 20.0
+    assert meter.global_avg == 2.5 and meter.state_dict()["count"] == 8
+    logger = MetricLogger()
+    logger.update(loss=1.0)
+    logger.loss.total = 5.0
+    logger.update(loss=1.0)
+    assert logger.loss.total == 6.0 and logger.loss.count == 2
