@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
 from run.finite_check import StepGuard, naming
-from run.records import write_whole
 from util.amp import Precision
 from util.distributed import all_gather
+from util.files import write_whole
 from util.meters import MetricLogger, SmoothedValue
 
 PRINT_EVERY = 10  # steps

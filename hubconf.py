@@ -8,7 +8,7 @@ from models.position_encoding import PositionEmbeddingSine
 from models.postprocess import PostProcess, PostProcessPanoptic, coco_is_thing
 from models.segmentation import DETRsegm
 from models.transformer import Transformer
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 
 dependencies = ["torch", "torchvision", "scipy"]
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from util.checkpoint import verify
+from util.checkpoint_file import verify
 from util.download import fetch
 from util.errors import UserError
 

@@ -26,10 +26,16 @@ from models.finetune import detector_state
 from models.postprocess import coco_is_thing
 from models.resnet import RESNETS
 from util import coco_names
-from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
+from util.checkpoint_file import (
+    is_url,
+    load_checkpoint,
+    load_strictly,
+    model_state,
+    stored_categories,
+    stored_flags,
+)
 from util.device import resolve_device
 from util.errors import UserError
-from util.stored import stored_categories, stored_flags
 
 PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
 

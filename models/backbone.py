@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 from util.distributed import is_main_process
 from util.errors import UserError
 from util.flags import completed

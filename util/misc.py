@@ -12,10 +12,10 @@ from util.distributed import (
     reduce_dict,
     save_on_master,
 )
-from util.git_state import get_sha
 from util.meters import MetricLogger, SmoothedValue
 from util.metrics import accuracy
 from util.nested_tensor import NestedTensor, collate_fn, nested_tensor_from_tensor_list
+from util.versions import get_sha
 
 __all__ = [
     "MetricLogger",

@@ -23,7 +23,7 @@ from tests.mask_model import SMALL as SMALL_MASKS
 from tests.mask_model import images
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build
-from util.checkpoint import load_checkpoint
+from util.checkpoint_file import load_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
 
