@@ -42,13 +42,13 @@ from datasets.loaders import make_loader
 from datasets.parsed import held_parsed
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
-from run.ema import WeightAverage
+from run.evaluation import Evaluation, evaluate_only
 from run.folder import alone_in, output_folder
-from run.records import RunRecords, per_class_table
+from run.records import RunRecords
 from run.resume import Source, find_checkpoint, warn_of_other_settings
 from run.settings import resolve
-from run.summary import describe, splits_of
-from run.training import Evaluation, Training
+from run.summary import splits_of
+from run.training import Training
 from util.amp import Precision
 from util.checkpoint_file import load_checkpoint, load_strictly, model_state
 from util.device import make_deterministic, resolve_device, set_tf32
@@ -116,11 +116,11 @@ def main(args: argparse.Namespace) -> None:
     evaluation = Evaluation(args, criterion, postprocessors, val_loader, base_ds, precision)
     writes = is_main_process()
     records = RunRecords(output_folder(args) if writes else None, args.tensorboard and writes)
+    report = build_report(evaluation, records, categories, train_loader)
     if train_loader is None:
-        evaluate_only(args, model, source, evaluation, records, categories)
+        evaluate_only(model, source, evaluation, records, report, categories)
     else:
         optimizer = build_optimizer(model, args)
-        report = build_report(evaluation, records, categories, train_loader)
         training = Training(
             args, model, optimizer, criterion, train_loader, evaluation, records, report, categories, source
         )
@@ -261,33 +261,6 @@ def build_report(
         records.board,
         "eval.html" if args.eval else "report.html",
     )
-
-
-def evaluate_only(
-    args: argparse.Namespace,
-    model: nn.Module,
-    source: Source | None,
-    evaluation: Evaluation,
-    records: RunRecords,
-    categories: dict[int, str],
-) -> None:
-    """`--eval`: print and record the figures of a model, and with `--ema` of its averaged weights."""
-    if is_main_process():
-        print(describe(args, model, [("val", evaluation.loader)], categories, range(0)))
-    average = WeightAverage(model, args.ema) if args.ema else None
-    if average is not None and (source is None or not average.load_state_dict(*source)):
-        raise UserError(
-            "--eval --ema: there are no averaged weights; pass --resume a checkpoint that has some"
-        )
-    line, evaluator = evaluation(model, average)
-    if evaluator is not None:
-        if is_main_process():
-            print(per_class_table(evaluator.per_class()))
-        records.save_evaluation(evaluator)
-    records.write_stats(line)
-    report = build_report(evaluation, records, categories)
-    if report is not None:
-        report.write(evaluator, [line])
 
 
 # --- The command -------------------------------------------------------------------------------------

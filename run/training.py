@@ -6,14 +6,13 @@ import argparse
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
-from datasets.coco_eval import CocoEvaluator
 from run.checkpoint import (
     Position,
     RunState,
@@ -23,6 +22,7 @@ from run.checkpoint import (
     warmup_steps_left,
 )
 from run.ema import WeightAverage
+from run.evaluation import Evaluation
 from run.finite_check import NotFinite
 from run.folder import output_folder
 from run.records import RunRecords, per_class_table, write_crash_report
@@ -30,7 +30,6 @@ from run.resume import Source
 from run.saving import Saver
 from run.schedule import build_schedules
 from run.summary import describe, steps_per_epoch
-from util.amp import Precision
 from util.distributed import (
     StepVote,
     broadcast_buffers,
@@ -45,48 +44,6 @@ from util.random_state import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
     from report import Report
-
-
-class Evaluation(NamedTuple):
-    """What an evaluation needs beside the model; called with one, it evaluates it."""
-
-    args: argparse.Namespace
-    criterion: nn.Module
-    postprocessors: dict[str, nn.Module]
-    loader: DataLoader
-    base_ds: Any
-    precision: Precision
-
-    def __call__(
-        self, model: nn.Module, average: WeightAverage | None = None
-    ) -> tuple[dict[str, Any], CocoEvaluator | None]:
-        """Evaluate a model, and the average of its weights if there is one.
-
-        Returns:
-            The figures by their names in log.txt, the average's under `test_ema_*`; and the COCO evaluator of
-            the model itself, if there is one.
-        """
-        stats, evaluator = self.evaluated(model, self.args.output_dir)
-        line = {f"test_{name}": value for name, value in stats.items()}
-        if average is not None:
-            averaged, _ = self.evaluated(average.model, "")  # OUTPUT_DIR/panoptic_eval is the model's own
-            line |= {f"test_ema_{name}": value for name, value in averaged.items()}
-        return line, evaluator
-
-    def evaluated(self, model: nn.Module, output_dir: str) -> tuple[dict[str, Any], CocoEvaluator | None]:
-        """What engine.evaluate gives."""
-        return engine.evaluate(
-            model,
-            self.criterion,
-            self.postprocessors,
-            self.loader,
-            self.base_ds,
-            self.precision.device,
-            output_dir,
-            per_class=self.args.eval,
-            max_dets=self.args.max_dets,
-            precision=self.precision,
-        )
 
 
 class Training:
