@@ -28,14 +28,13 @@ def _build(name: str, pretrained: bool, num_classes: int, pretrained_backbone: b
         dilation=dilation,
         weights="imagenet" if pretrained_backbone and not pretrained else "none",
     )
-    model: DETR | DETRsegm = DETR(
+    detr = DETR(
         Joiner(backbone, PositionEmbeddingSine(width // 2, normalize=True)),
         Transformer(d_model=width, return_intermediate_dec=True),
         num_classes=num_classes,
         num_queries=100,
     )
-    if masks:
-        model = DETRsegm(model)
+    model = DETRsegm(detr) if masks else detr
     if pretrained:
         model.load_state_dict(model_state(load_checkpoint(PUBLISHED + file)))
     return model

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from util.download import fetch
 from util.errors import UserError
 from util.files import link_whole
-from util.safetensors_file import SUFFIX as SAFETENSORS
-from util.safetensors_file import read_safetensors, to_safetensors
+
+SAFETENSORS = ".safetensors"  # what reads them, or a URL, is imported where it is asked for
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -42,10 +41,16 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: it is missing, cannot be fetched or read, is damaged, or would run code.
     """
-    path = fetch(str(location), verify) if is_url(location) else Path(location)
+    path = Path(location)
+    if is_url(location):
+        from util.download import fetch
+
+        path = fetch(str(location), verify)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     if path.suffix == SAFETENSORS:
+        from util.safetensors_file import read_safetensors
+
         _head(path)
         return read_safetensors(path)
     verify(path)
@@ -73,6 +78,8 @@ def verify(path: Path) -> None:
     """
     head = _head(path)
     if path.suffix == SAFETENSORS:
+        from util.safetensors_file import read_safetensors
+
         read_safetensors(path)
         return
     try:
@@ -199,6 +206,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
     try:
         with open(temporary, "wb") as file:
             if path.suffix == SAFETENSORS:
+                from util.safetensors_file import to_safetensors
+
                 file.write(to_safetensors(checkpoint))
             else:
                 torch.save(dict(checkpoint), file)
