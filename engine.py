@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
 from run.finite_check import StepGuard, naming
-from run.records import write_whole
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
 from util.distributed import all_gather
+from util.files import write_whole
 from util.meters import AUXILIARY_AND_UNSCALED, MetricLogger, SmoothedValue
 from util.nested_tensor import ByteBatch, NestedTensor
 

@@ -35,8 +35,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from util.command_line import RecipeParser, at_least, guarded
-from util.errors import UserError
+from util.command_line import RecipeParser, at_least
+from util.errors import UserError, exit_status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,7 +231,8 @@ def _expected(inputs: Mapping[str, Tensor], trained: TrainedModel) -> dict[str, 
 
 def run(argv: list[str] | None = None) -> int:
     """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
-    return guarded(main, get_args_parser().parse_args(argv))
+    args = get_args_parser().parse_args(argv)
+    return exit_status(lambda: main(args), args.debug)
 
 
 if __name__ == "__main__":

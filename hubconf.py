@@ -8,43 +8,39 @@ from models.position_encoding import PositionEmbeddingSine
 from models.postprocess import PostProcess, PostProcessPanoptic, coco_is_thing
 from models.segmentation import DETRsegm
 from models.transformer import Transformer
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
+from util.hub_models import HUB_MODELS, PUBLISHED
 
 dependencies = ["torch", "torchvision", "scipy"]
 
-PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
 
+def _build(name: str, pretrained: bool, num_classes: int, pretrained_backbone: bool) -> DETR | DETRsegm:
+    """A published model: 6 + 6 layers of width 256, 100 queries.
 
-def _detr(
-    backbone: str,
-    dilation: bool,
-    num_classes: int,
-    checkpoint: str | None,
-    pretrained_backbone: bool,
-    masks: bool = False,
-) -> DETR:
-    """The published model, 6 + 6 layers of width 256 and 100 queries; `checkpoint` names its weights.
-
-    With `masks` the backbone gives what a mask head needs.
+    The backbone's own weights are fetched only where `pretrained` does not replace them anyway.
     """
-    fetch_backbone = pretrained_backbone and checkpoint is None
+    file, backbone_name, dilation, masks = HUB_MODELS[name]
     width = 256
-    body = Backbone(
-        backbone,
+    backbone = Backbone(
+        backbone_name,
         train_backbone=True,
         return_interm_layers=masks,
         dilation=dilation,
-        weights="imagenet" if fetch_backbone else "none",
+        weights="imagenet" if pretrained_backbone and not pretrained else "none",
     )
-    model = DETR(
-        Joiner(body, PositionEmbeddingSine(width // 2, normalize=True)),
+    detr = DETR(
+        Joiner(backbone, PositionEmbeddingSine(width // 2, normalize=True)),
         Transformer(d_model=width, return_intermediate_dec=True),
         num_classes=num_classes,
         num_queries=100,
     )
-    if checkpoint is not None:
-        model.load_state_dict(model_state(load_checkpoint(PUBLISHED + checkpoint)))
+    model = DETRsegm(detr) if masks else detr
+    if pretrained:
+        model.load_state_dict(model_state(load_checkpoint(PUBLISHED + file)))
     return model
+
+
+# --- Detection -----------------------------------------------------------------------------------------
 
 
 def detr_resnet50(
@@ -62,9 +58,7 @@ def detr_resnet50(
         pretrained_backbone: start the backbone from ImageNet weights; nothing is fetched for it where
             `pretrained` replaces them anyway.
     """
-    model = _detr(
-        "resnet50", False, num_classes, "detr-r50-e632da11.pth" if pretrained else None, pretrained_backbone
-    )
+    model = _build("detr_resnet50", pretrained, num_classes, pretrained_backbone)
     return (model, PostProcess()) if return_postprocessor else model
 
 
@@ -75,13 +69,7 @@ def detr_resnet50_dc5(
     pretrained_backbone: bool = True,
 ):
     """DETR-DC5 R50, published box AP 43.3; evaluate it with one image a batch. Arguments: detr_resnet50."""
-    model = _detr(
-        "resnet50",
-        True,
-        num_classes,
-        "detr-r50-dc5-f0fb7ef5.pth" if pretrained else None,
-        pretrained_backbone,
-    )
+    model = _build("detr_resnet50_dc5", pretrained, num_classes, pretrained_backbone)
     return (model, PostProcess()) if return_postprocessor else model
 
 
@@ -92,9 +80,7 @@ def detr_resnet101(
     pretrained_backbone: bool = True,
 ):
     """DETR R101, published box AP 43.5. Arguments: detr_resnet50."""
-    model = _detr(
-        "resnet101", False, num_classes, "detr-r101-2c7b67e5.pth" if pretrained else None, pretrained_backbone
-    )
+    model = _build("detr_resnet101", pretrained, num_classes, pretrained_backbone)
     return (model, PostProcess()) if return_postprocessor else model
 
 
@@ -105,34 +91,11 @@ def detr_resnet101_dc5(
     pretrained_backbone: bool = True,
 ):
     """DETR-DC5 R101, published box AP 44.9; evaluate it with one image a batch. Arguments: detr_resnet50."""
-    model = _detr(
-        "resnet101",
-        True,
-        num_classes,
-        "detr-r101-dc5-a2e86def.pth" if pretrained else None,
-        pretrained_backbone,
-    )
+    model = _build("detr_resnet101_dc5", pretrained, num_classes, pretrained_backbone)
     return (model, PostProcess()) if return_postprocessor else model
 
 
-def _panoptic(
-    backbone: str,
-    dilation: bool,
-    num_classes: int,
-    threshold: float,
-    checkpoint: str | None,
-    pretrained_backbone: bool,
-    return_postprocessor: bool,
-):
-    """The published panoptic model, whose detector is that of `_detr`."""
-    fetch_backbone = pretrained_backbone and checkpoint is None
-    detr = _detr(backbone, dilation, num_classes, None, fetch_backbone, masks=True)
-    model = DETRsegm(detr)
-    if checkpoint is not None:
-        model.load_state_dict(model_state(load_checkpoint(PUBLISHED + checkpoint)))
-    if not return_postprocessor:
-        return model
-    return model, PostProcessPanoptic(coco_is_thing(num_classes), threshold=threshold)
+# --- Panoptic segmentation -----------------------------------------------------------------------------
 
 
 def detr_resnet50_panoptic(
@@ -152,10 +115,8 @@ def detr_resnet50_panoptic(
         pretrained_backbone: start the backbone from ImageNet weights; nothing is fetched for it where
             `pretrained` replaces them anyway.
     """
-    checkpoint = "detr-r50-panoptic-00ce5173.pth" if pretrained else None
-    return _panoptic(
-        "resnet50", False, num_classes, threshold, checkpoint, pretrained_backbone, return_postprocessor
-    )
+    model = _build("detr_resnet50_panoptic", pretrained, num_classes, pretrained_backbone)
+    return (model, _panoptic(num_classes, threshold)) if return_postprocessor else model
 
 
 def detr_resnet50_dc5_panoptic(
@@ -169,10 +130,8 @@ def detr_resnet50_dc5_panoptic(
 
     Arguments: detr_resnet50_panoptic.
     """
-    checkpoint = "detr-r50-dc5-panoptic-da08f1b1.pth" if pretrained else None
-    return _panoptic(
-        "resnet50", True, num_classes, threshold, checkpoint, pretrained_backbone, return_postprocessor
-    )
+    model = _build("detr_resnet50_dc5_panoptic", pretrained, num_classes, pretrained_backbone)
+    return (model, _panoptic(num_classes, threshold)) if return_postprocessor else model
 
 
 def detr_resnet101_panoptic(
@@ -186,7 +145,10 @@ def detr_resnet101_panoptic(
 
     Arguments: detr_resnet50_panoptic.
     """
-    checkpoint = "detr-r101-panoptic-40021d53.pth" if pretrained else None
-    return _panoptic(
-        "resnet101", False, num_classes, threshold, checkpoint, pretrained_backbone, return_postprocessor
-    )
+    model = _build("detr_resnet101_panoptic", pretrained, num_classes, pretrained_backbone)
+    return (model, _panoptic(num_classes, threshold)) if return_postprocessor else model
+
+
+def _panoptic(num_classes: int, threshold: float) -> PostProcessPanoptic:
+    """The post-processor with COCO's division into things and stuff."""
+    return PostProcessPanoptic(coco_is_thing(num_classes), threshold=threshold)

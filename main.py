@@ -5,138 +5,149 @@
   python main.py --eval --resume PATH|URL --coco_path data/coco             evaluate a checkpoint
   python main.py @recipes/shapes.args                                       flags from a file
 
-`python main.py --help` lists every flag (util/flags.py). Slow imports stand inside the functions that need
-them, so that asking for help does not load torch.
+`python main.py --help` lists every flag (util/flags.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+
+from util.command_line import RecipeParser
+from util.flags import completed, get_args_parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's flags; ends the process for --help and for a flag that is wrong."""
+    parser = RecipeParser("main.py", description=__doc__, parents=[get_args_parser()])
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse()  # --help and wrong flags end here, before the imports below take their seconds
+
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import SHAPES_PATH
-from util.command_line import RecipeParser, guarded
-from util.errors import UserError, warn
-from util.flags import completed, get_args_parser
+import torch
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.utils.data import DataLoader
+
+from datasets import build_dataset, get_coco_api_from_dataset
+from datasets.annotations import load_annotations
+from datasets.labels import check_labels, check_objects
+from datasets.loaders import make_loader
+from datasets.parsed import held_parsed
+from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
+from models import build_model
+from run.evaluation import Evaluation, evaluate_only
+from run.folder import alone_in, output_folder
+from run.records import RunRecords
+from run.resume import Source, find_checkpoint, warn_of_other_settings
+from run.settings import resolve
+from run.summary import splits_of
+from run.training import Training
+from util.amp import Precision
+from util.checkpoint_file import load_checkpoint, load_strictly, model_state
+from util.device import make_deterministic, resolve_device, set_tf32
+from util.distributed import (
+    barrier,
+    get_rank,
+    get_world_size,
+    init_distributed_mode,
+    is_main_process,
+    leave,
+)
+from util.errors import UserError, exit_status, warn
+from util.random_state import seed_everything
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from torch.utils.data import DataLoader
-
     from report import Report
-    from run.records import RunRecords
-    from run.resume import Source
-    from run.training import Evaluation
 
-MOST_CLASSES = 100_000  # unless --num_classes asks for more
+# What only some runs need (report, doctor, torch.compile, panoptic data) is imported where it is used.
 
-# --- What was left open ------------------------------------------------------------------------------
+# --- The run -----------------------------------------------------------------------------------------
 
 
-def resolve(args: argparse.Namespace, checkpoint: dict | None) -> dict[int, str]:
-    """Decide what the flags left open, before anything is built: device, data, classes, backbone weights.
+def main(args: argparse.Namespace) -> None:
+    """Train, or with `--eval` evaluate, as the flags say.
 
-    Writes to args; nothing behind main does.
-
-    Returns:
-        The categories of the data, id -> name.
+    Args:
+        args: what the parser gives; flags that it lacks have their defaults. Only `init_distributed_mode`
+            writes to it.
     """
-    from datasets import read_categories
+    # Processes and device
+    init_distributed_mode(args)
+    args = completed(args)  # a copy
+    args.device = resolve_device(args.device)
+    device = torch.device(args.device)
+    if args.deterministic:
+        make_deterministic()
+    set_tf32(args.tf32)
+    precision = Precision(args.amp, device)
 
-    args.eval_batch_size = args.eval_batch_size or args.batch_size
-    if args.dataset_file == "shapes":
-        args.coco_path = args.coco_path or SHAPES_PATH
-        ensure_shapes(args.coco_path)
-    if args.frozen_weights and not args.masks:
-        raise UserError("--frozen_weights freezes the detector under a mask head: pass --masks too")
-    if args.compile and args.grad_checkpoint:
-        raise UserError("--grad_checkpoint: compiled graphs choose what to keep; leave out --compile")
-    if checkpoint is not None or args.finetune or args.frozen_weights:
-        args.backbone_weights = "none"  # the checkpoint holds the backbone
+    # Where to start from, and the data
+    source = find_checkpoint(args)
+    reads_frozen = args.frozen_weights and args.masks and source is None
+    frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
+    with held_parsed():
+        check_data(args)
+        args, categories = resolve(args, frozen if source is None else source.checkpoint)
+    train_loader, val_loader = build_data_loaders(args)
+    base_ds = ground_truth(args, val_loader.dataset)
 
-    categories = read_categories(args, ("val",) if args.eval else ("train", "val"))
-    args.num_classes = args.num_classes or _infer_num_classes(args, categories, checkpoint)
-    return categories
+    # Model
+    seed_everything(args.seed + get_rank())
+    model, criterion, postprocessors = build_model_and_weights(args, source, frozen, categories)
+    frozen = None
+    if is_main_process():
+        if source is not None:
+            warn_of_other_settings(source, args, categories)
+        elif args.eval and not args.finetune and not args.ema:  # --ema refuses it
+            warn("--eval without --resume: the model has its initial values")
+    if args.compile:
+        from models.compilation import compile_model, graphs_compiled
 
+        compile_model(model, device)
 
-def check_data(args: argparse.Namespace) -> None:
-    """Let the doctor look at what is about to be trained on; one process does, the others wait."""
-    from doctor.at_start import check_at_start
-    from util.distributed import barrier, is_main_process
-
-    if not args.eval and is_main_process():
-        paths = args.coco_path, args.coco_panoptic_path
-        check_at_start(args.check_data, args.dataset_file, *paths, args.num_classes, args.masks)
-    barrier()
-
-
-def ensure_shapes(root: str) -> None:
-    """Write the built-in pictures, unless a folder holds a set of them, whatever its size."""
-    from datasets.shapes import read_settings, write_shapes
-    from util.distributed import barrier, is_main_process
-
-    if is_main_process() and read_settings(root) is None:
-        write_shapes(root)
-    barrier()
-
-
-def _infer_num_classes(args: argparse.Namespace, categories: dict[int, str], checkpoint: dict | None) -> int:
-    from models import default_num_classes
-    from util.checkpoint import model_state
-    from util.coco_names import COCO_NUM_CLASSES, are_coco_categories
-
-    if checkpoint is not None:
-        head = [v for k, v in model_state(checkpoint).items() if k.endswith("class_embed.bias")]
-        if head:
-            return len(head[0]) - 1
-    num_classes = max(categories, default=0) + 1
-    if args.dataset_file == "coco_panoptic":
-        num_classes = max(default_num_classes(args.dataset_file), num_classes)
-    elif are_coco_categories(categories):
-        num_classes = COCO_NUM_CLASSES
-    if num_classes > MOST_CLASSES:
-        raise UserError(
-            f"category ids go up to {num_classes - 1}, and each id takes an output of the model: number the "
-            f"categories anew, or pass --num_classes {num_classes}"
+    # Training or evaluation
+    evaluation = Evaluation(args, criterion, postprocessors, val_loader, base_ds, precision)
+    writes = is_main_process()
+    records = RunRecords(output_folder(args) if writes else None, args.tensorboard and writes)
+    report = build_report(evaluation, records, categories, train_loader)
+    if train_loader is None:
+        evaluate_only(model, source, evaluation, records, report, categories)
+    else:
+        optimizer = build_optimizer(model, args)
+        training = Training(
+            args, model, optimizer, criterion, train_loader, evaluation, records, report, categories, source
         )
-    return num_classes
+        source = None  # all of it has been taken over; its tensors need not stay in memory
+        with alone_in(records.folder):
+            training.run()
+    if args.compile and is_main_process():
+        print(f"--compile: {graphs_compiled()} graphs compiled")
 
 
 # --- Parts of a run ----------------------------------------------------------------------------------
 
 
-def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
-    """AdamW with two groups: all but the backbone at `--lr`, then the backbone at `--lr_backbone`."""
-    import torch
+def check_data(args: argparse.Namespace) -> None:
+    """Let the doctor look at what is about to be trained on; one process does, the others wait."""
+    if args.check_data != "off" and not args.eval and is_main_process():
+        from doctor.at_start import check_at_start
 
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in trained if "backbone" not in name]},
-        {"params": [p for name, p in trained if "backbone" in name], "lr": args.lr_backbone},
-    ]
-    fused = {p.device.type for _, p in trained} <= {"cuda", "cpu"}
-    return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
+        paths = args.coco_path, args.coco_panoptic_path
+        check_at_start(args.check_data, args.dataset_file, *paths, args.num_classes, args.masks)
+    barrier()
 
 
 def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, DataLoader]:
     """The loaders of both splits; None for training where only evaluation is asked for."""
-    from datasets import build_dataset
-    from datasets.labels import check_labels, check_objects
-    from datasets.loaders import make_loader
-    from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
-    from models.compilation import CANVAS_MULTIPLE
-    from util.distributed import get_rank, get_world_size
-
-    loader = partial(
-        make_loader,
-        num_workers=args.num_workers,
-        pinned=args.device.startswith("cuda"),
-        seed=args.seed,
-    )
+    pinned = args.device.startswith("cuda")
+    loader = partial(make_loader, num_workers=args.num_workers, pinned=pinned, seed=args.seed)
     ranks = get_world_size(), get_rank()
     val = build_dataset("val", args, normalize_images=False)
     check_labels(val.annotations, args.num_classes)
@@ -153,7 +164,11 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
         )
     check_labels(train.annotations, args.num_classes)
     check_objects(train.annotations, args.num_queries)
-    return loader(train, sampler, multiple=CANVAS_MULTIPLE if args.compile else 1), val_loader
+    if args.compile:
+        from models.compilation import CANVAS_MULTIPLE
+
+        return loader(train, sampler, multiple=CANVAS_MULTIPLE), val_loader
+    return loader(train, sampler), val_loader
 
 
 def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
@@ -161,9 +176,6 @@ def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
 
     For panoptic data that is the file of instances beside the pictures; None if there is none.
     """
-    from datasets import get_coco_api_from_dataset
-    from datasets.annotations import load_annotations
-
     if args.dataset_file != "coco_panoptic":
         return get_coco_api_from_dataset(dataset)
     instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
@@ -180,12 +192,6 @@ def build_model_and_weights(
         frozen: that of `--frozen_weights`; None where `--resume` brings the detector along.
         categories: of the data, id -> name.
     """
-    from models import build_model
-    from models.finetune import class_names, detector_state, load_for_finetuning
-    from models.recomputation import enable_grad_checkpoint
-    from util.checkpoint import load_checkpoint, load_strictly, model_state
-    from util.distributed import is_main_process
-
     is_thing = None
     if args.dataset_file == "coco_panoptic":
         from datasets.coco_panoptic import things
@@ -198,92 +204,34 @@ def build_model_and_weights(
     if source is not None:
         load_strictly(model, model_state(source.checkpoint), f"--resume {source.path}")
     elif args.finetune:
+        from models.finetune import class_names, load_for_finetuning
+
         other = load_checkpoint(args.finetune)
         names = categories, class_names(other)
         report = load_for_finetuning(model, model_state(other), args.finetune, *names)
         if is_main_process():
             print(f"--finetune {args.finetune}: {report}")
     if frozen is not None:
+        from models.finetune import detector_state
+
         detector = detector_state(model_state(frozen))
         load_strictly(model.detr, detector, f"--frozen_weights {args.frozen_weights}")  # type: ignore[arg-type]
     if args.grad_checkpoint:
+        from models.recomputation import enable_grad_checkpoint
+
         enable_grad_checkpoint(model)
     return model.to(args.device), criterion, postprocessors
 
 
-# --- The run -----------------------------------------------------------------------------------------
-
-
-def main(args: argparse.Namespace) -> None:
-    """Train, or with `--eval` evaluate, as the flags say."""
-    import torch
-
-    from datasets.parsed import held_parsed
-    from models.compilation import compile_model, graphs_compiled
-    from run.folder_lock import alone_in
-    from run.records import RunRecords
-    from run.resume import find_checkpoint, output_folder
-    from run.training import Evaluation, Training
-    from util.amp import Precision
-    from util.checkpoint import load_checkpoint
-    from util.device import make_deterministic, resolve_device, set_tf32
-    from util.distributed import get_rank, init_distributed_mode, is_main_process, meet
-    from util.random_state import seed_everything
-
-    # Processes and devices
-    vars(args).update(vars(completed(args)))  # a script made for the published code knows fewer flags
-    meet(args)
-    args.device = resolve_device(args.device)
-    if args.deterministic:
-        make_deterministic()
-    set_tf32(args.tf32)
-    init_distributed_mode(args)
-    precision = Precision(args.amp, torch.device(args.device))
-
-    # Data
-    source = find_checkpoint(args)
-    reads_frozen = args.frozen_weights and args.masks and source is None
-    frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
-    with held_parsed():
-        check_data(args)
-        categories = resolve(args, frozen if source is None else source.checkpoint)
-    train_loader, val_loader = build_data_loaders(args)
-    base_ds = ground_truth(args, val_loader.dataset)
-
-    # Model
-    seed_everything(args.seed + get_rank())
-    model, criterion, postprocessors = build_model_and_weights(args, source, frozen, categories)
-    if is_main_process():
-        warn_of_use(args, source, categories)
-    if args.compile:
-        compile_model(model, precision.device)
-
-    # Training or evaluation
-    evaluation = Evaluation(args, criterion, postprocessors, val_loader, base_ds, precision)
-    writes = is_main_process()
-    records = RunRecords(output_folder(args) if writes else None, args.tensorboard and writes)
-    if train_loader is None:
-        evaluate_only(args, model, source, evaluation, records, categories)
-    else:
-        optimizer = build_optimizer(model, args)
-        report = build_report(evaluation, records, categories, train_loader)
-        training = Training(
-            args, model, optimizer, criterion, train_loader, evaluation, records, report, categories
-        )
-        with alone_in(records.folder):
-            training.run(source)
-    if args.compile and is_main_process():
-        print(f"--compile: {graphs_compiled()} graphs compiled")
-
-
-def warn_of_use(args: argparse.Namespace, source: Source | None, categories: dict[int, str]) -> None:
-    """Say where a model is not used as it was trained, or was not trained at all."""
-    from run.resume import warn_of_other_settings
-
-    if source is not None:
-        warn_of_other_settings(source, args, categories)
-    elif args.eval and not args.finetune and not args.ema:  # --ema refuses it
-        warn("--eval without --resume: the model has its initial values")
+def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW with two groups: all but the backbone at `--lr`, then the backbone at `--lr_backbone`."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if "backbone" not in name]},
+        {"params": [p for name, p in trained if "backbone" in name], "lr": args.lr_backbone},
+    ]
+    fused = {p.device.type for _, p in trained} <= {"cuda", "cpu"}
+    return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
 
 
 def build_report(
@@ -293,13 +241,12 @@ def build_report(
     train_loader: DataLoader | None = None,
 ) -> Report | None:
     """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
-    from report import Report
-    from report.source import ReportSource
-    from run.summary import splits_of
-
     args = evaluation.args
     if records.folder is None or not args.report:
         return None
+    from report import Report
+    from report.source import ReportSource
+
     loaders = [("val", evaluation.loader)]
     if train_loader is not None:
         loaders.insert(0, ("train", train_loader))
@@ -316,46 +263,24 @@ def build_report(
     )
 
 
-def evaluate_only(
-    args: argparse.Namespace,
-    model: nn.Module,
-    source: Source | None,
-    evaluation: Evaluation,
-    records: RunRecords,
-    categories: dict[int, str],
-) -> None:
-    """`--eval`: print and record the figures of a model, and with `--ema` of its averaged weights."""
-    from run.ema import WeightAverage
-    from run.records import per_class_table
-    from run.summary import describe
-    from util.distributed import is_main_process
+# --- The command -------------------------------------------------------------------------------------
 
-    if is_main_process():
-        print(describe(args, model, [("val", evaluation.loader)], categories, range(0)))
-    average = WeightAverage(model, args.ema) if args.ema else None
-    if average is not None and (source is None or not average.load_state_dict(*source)):
-        raise UserError(
-            "--eval --ema: there are no averaged weights; pass --resume a checkpoint that has some"
-        )
-    line, evaluator = evaluation(model, average)
-    if evaluator is not None:
-        if is_main_process():
-            print(per_class_table(evaluator.per_class()))
-        records.save_evaluation(evaluator)
-    records.write_stats(line)
-    report = build_report(evaluation, records, categories)
-    if report is not None:
-        report.write(evaluator, [line])
+
+@record  # torchrun shows the error of the process that failed first
+def work(args: argparse.Namespace) -> None:
+    """`main` as all that a process does: at its end it parts from the others."""
+    try:
+        main(args)
+    except SystemExit:  # a signal, once all is saved
+        leave()
+        raise
+    leave()
 
 
 def run(argv: list[str] | None = None) -> int:
     """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
-    parser = RecipeParser(
-        "main.py",
-        description=__doc__,
-        parents=[get_args_parser()],
-    )
-    return guarded(main, parser.parse_args(argv))
+    args = parse(argv)
+    return exit_status(lambda: work(args), args.debug)
 
 
 if __name__ == "__main__":

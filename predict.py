@@ -34,8 +34,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from util.command_line import RecipeParser, at_least, guarded, trained_model_flags
-from util.errors import UserError
+from util.command_line import RecipeParser, at_least, trained_model_flags
+from util.errors import UserError, exit_status
 
 if TYPE_CHECKING:
     from inference.attention_maps import Attention
@@ -120,11 +120,11 @@ def main(args: argparse.Namespace) -> int:
     """Predict as the flags say -> how many complaints about single pictures were printed."""
     from tqdm import tqdm
 
+    from inference.background import Background
     from inference.pictures import find_pictures, read_pictures
     from inference.predicting import kind_of, summary
     from inference.prediction_output import Output
     from inference.trained import load_trained
-    from util.background import Background
 
     check(args)
     paths = find_pictures(args.pictures)
@@ -220,9 +220,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     for i in reversed(range(len(words))):  # so that a picture may follow the flag at once
         if words[i] == "--attention" and words[i + 1 : i + 2] not in ([layer] for layer in LAYERS):
             words.insert(i + 1, LAYERS[0])
-    complaints: list[int] = []
-    status = guarded(lambda args: complaints.append(main(args)), get_args_parser().parse_args(words))
-    return status or int(any(complaints))
+    args = get_args_parser().parse_args(words)
+    return exit_status(lambda: min(main(args), 1), args.debug)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import main
-from util.command_line import at_least
-from util.errors import UserError
-from util.flags import OPEN_DEVICE
+from util.command_line import RecipeParser, at_least
+from util.errors import UserError, exit_status
+from util.flags import get_args_parser as get_training_parser
 
 if TYPE_CHECKING:
     import submitit
@@ -46,11 +45,8 @@ WAITING = {
 
 def get_args_parser() -> argparse.ArgumentParser:
     """main.py's flags and those of the job."""
-    parser = main.RecipeParser(
-        "run_with_submitit.py",
-        description=__doc__,
-        parents=[main.get_args_parser()],
-    )
+    parents = [get_training_parser()]
+    parser = RecipeParser("run_with_submitit.py", description=__doc__, parents=parents)
     flag = parser.add_argument_group("job").add_argument
     flag(
         "--ngpus",
@@ -162,6 +158,7 @@ def job_parameters(args: argparse.Namespace) -> dict[str, Any]:
         "cpus_per_task": args.cpus_per_task or 1 + args.num_workers,
         "timeout_min": args.timeout,
         "slurm_signal_delay_s": notice(args.timeout),
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # one process that fails ends the others
     }
     if args.ngpus:
         parameters["gpus_per_node"] = args.ngpus
@@ -188,14 +185,15 @@ def submit(args: argparse.Namespace) -> submitit.Job:
         )
     if args.cluster != "slurm" and args.nodes > 1:
         raise UserError(f"--nodes {args.nodes}: --cluster {args.cluster} has one: pass --nodes 1")
-    if not args.ngpus:
-        args.device = "cpu" if args.device is OPEN_DEVICE else args.device
+    args = copy.copy(args)
+    if not args.ngpus and args.device == "cuda":
+        args.device = "cpu"
     args.shared_dir, args.job_dir = map(str, find_folders(args))
     was_there = Path(args.job_dir).exists()
     executor = submitit.AutoExecutor(args.job_dir, cluster=args.cluster, slurm_max_num_timeout=MANY)
     executor.update_parameters(**job_parameters(args))
     try:
-        return executor.submit(Work(args, str(Path(main.__file__).resolve().parent)))
+        return executor.submit(Work(args, str(Path(__file__).resolve().parent)))
     except (RuntimeError, subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         if not was_there:
             with contextlib.suppress(OSError):  # something lies in it, then
@@ -259,7 +257,10 @@ def work(args: argparse.Namespace) -> None:
     """Run main.py in this process of a job; ends the process where main.py fails."""
     import submitit
 
-    status = main.guarded(main.main, job_arguments(args, submitit.JobEnvironment()))
+    import main
+
+    args = job_arguments(args, submitit.JobEnvironment())
+    status = exit_status(lambda: main.work(args), args.debug)
     if status:
         sys.exit(status)
 
@@ -285,7 +286,8 @@ def job_arguments(args: argparse.Namespace, job: Any) -> argparse.Namespace:
 
 def run(argv: list[str] | None = None) -> int:
     """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
-    return main.guarded(launch, get_args_parser().parse_args(argv))
+    args = get_args_parser().parse_args(argv)
+    return exit_status(lambda: launch(args), args.debug)
 
 
 if __name__ == "__main__":

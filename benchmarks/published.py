@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from util.checkpoint import verify
+from util.checkpoint_file import verify
 from util.download import fetch
 from util.errors import UserError
+from util.hub_models import HUB_MODELS, PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = "https://dl.fbaipublicfiles.com/detr/"
 TOLERANCE = 0.1  # AP and PQ points
 
 
@@ -39,16 +39,18 @@ class Published(NamedTuple):
 
 PANOPTIC = ("--masks", "--dataset_file", "coco_panoptic")
 MODELS = {
-    "r50": Published("detr-r50-e632da11.pth", (), 42.0),
-    "dc5-r50": Published("detr-r50-dc5-f0fb7ef5.pth", ("--dilation",), 43.3),
-    "r101": Published("detr-r101-2c7b67e5.pth", ("--backbone", "resnet101"), 43.5),
-    "dc5-r101": Published("detr-r101-dc5-a2e86def.pth", ("--backbone", "resnet101", "--dilation"), 44.9),
-    "r50-panoptic": Published("detr-r50-panoptic-00ce5173.pth", PANOPTIC, 38.8, 31.1, 43.4),
+    "r50": Published(HUB_MODELS["detr_resnet50"].file, (), 42.0),
+    "dc5-r50": Published(HUB_MODELS["detr_resnet50_dc5"].file, ("--dilation",), 43.3),
+    "r101": Published(HUB_MODELS["detr_resnet101"].file, ("--backbone", "resnet101"), 43.5),
+    "dc5-r101": Published(
+        HUB_MODELS["detr_resnet101_dc5"].file, ("--backbone", "resnet101", "--dilation"), 44.9
+    ),
+    "r50-panoptic": Published(HUB_MODELS["detr_resnet50_panoptic"].file, PANOPTIC, 38.8, 31.1, 43.4),
     "dc5-r50-panoptic": Published(
-        "detr-r50-dc5-panoptic-da08f1b1.pth", (*PANOPTIC, "--dilation"), 40.2, 31.9, 44.6
+        HUB_MODELS["detr_resnet50_dc5_panoptic"].file, (*PANOPTIC, "--dilation"), 40.2, 31.9, 44.6
     ),
     "r101-panoptic": Published(
-        "detr-r101-panoptic-40021d53.pth", (*PANOPTIC, "--backbone", "resnet101"), 40.1, 33.0, 45.1
+        HUB_MODELS["detr_resnet101_panoptic"].file, (*PANOPTIC, "--backbone", "resnet101"), 40.1, 33.0, 45.1
     ),
 }
 
@@ -62,7 +64,7 @@ def evaluate(name: str, options: argparse.Namespace) -> dict[str, float]:
     model = MODELS[name]
     if model.pq is not None and options.coco_panoptic_path is None:
         raise UserError("needs --coco_panoptic_path")
-    weights = fetch(WEIGHTS + model.weights, verify)
+    weights = fetch(PUBLISHED + model.weights, verify)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "main.py", "--eval", "--resume", str(weights), *model.flags]
         command += ["--coco_path", str(options.coco_path), "--eval_batch_size", "1", "--output_dir", folder]

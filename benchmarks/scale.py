@@ -106,7 +106,7 @@ def start(root: Path) -> dict[str, float]:
     with held_parsed():
         main.check_data(args)
         checked = time.perf_counter()
-        main.resolve(args, None)
+        args, _ = main.resolve(args, None)
     loader: Any = main.build_data_loaders(args)[0]
     prepared = time.perf_counter()
     next(iter(loader))

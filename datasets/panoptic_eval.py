@@ -216,8 +216,8 @@ class PanopticEvaluator:
         Raises:
             UserError: see evaluate_files.
         """
-        from run.records import write_table
         from util.distributed import is_main_process
+        from util.files import write_table
 
         if not is_main_process():
             return None

@@ -28,9 +28,10 @@ from doctor.links import link
 from doctor.report import Report
 from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
+from util.hub_models import HUB_MODELS, PUBLISHED
 
 _SHARE = 0.8  # of the pictures, for training
-_PUBLISHED = "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"  # of recipes/finetune.args
+_WEIGHTS = PUBLISHED + HUB_MODELS["detr_resnet50"].file  # as in recipes/finetune.args
 
 
 def divide(pictures: Sequence[Picture], share: float | None, seed: int) -> list[Picture]:
@@ -200,7 +201,7 @@ def _next_step(source: str, out: str, report: Report) -> str:
     if mend:
         first, root = f"python -m doctor {root} --fix NEW_FOLDER, then ", "NEW_FOLDER"
     results = shlex.quote(f"outputs/{Path(out).resolve().name}")
-    flags = f"--coco_path {root} --output_dir {results} --finetune {_PUBLISHED}"
+    flags = f"--coco_path {root} --output_dir {results} --finetune {_WEIGHTS}"
     return f"next: {first}python main.py @recipes/finetune.args {flags}"
 
 

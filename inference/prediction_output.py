@@ -16,8 +16,8 @@ from inference.pictures import Read, image_ids, unique_stems
 from inference.predicting import Found, coco_results, panoptic_results
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
-from run.records import write_whole
 from util.errors import UserError
+from util.files import write_whole
 
 JSON_FILES = {"boxes": "results.json", "masks": "results.json", "panoptic": "panoptic.json"}
 

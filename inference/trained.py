@@ -26,23 +26,17 @@ from models.finetune import detector_state
 from models.postprocess import coco_is_thing
 from models.resnet import RESNETS
 from util import coco_names
-from util.checkpoint import is_url, load_checkpoint, load_strictly, model_state
+from util.checkpoint_file import (
+    is_url,
+    load_checkpoint,
+    load_strictly,
+    model_state,
+    stored_categories,
+    stored_flags,
+)
 from util.device import resolve_device
 from util.errors import UserError
-from util.stored import stored_categories, stored_flags
-
-PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
-
-HUB: dict[str, str] = {
-    "detr_resnet50": "detr-r50-e632da11.pth",
-    "detr_resnet50_dc5": "detr-r50-dc5-f0fb7ef5.pth",
-    "detr_resnet101": "detr-r101-2c7b67e5.pth",
-    "detr_resnet101_dc5": "detr-r101-dc5-a2e86def.pth",
-    "detr_resnet50_panoptic": "detr-r50-panoptic-00ce5173.pth",
-    "detr_resnet50_dc5_panoptic": "detr-r50-dc5-panoptic-da08f1b1.pth",
-    "detr_resnet101_panoptic": "detr-r101-panoptic-40021d53.pth",
-}
-"""Entry point of hubconf -> file below PUBLISHED."""
+from util.hub_models import HUB_MODELS, PUBLISHED
 
 SETTINGS: dict[str, Any] = {
     # What weights may not tell, as published; everything else is read off them.
@@ -93,7 +87,7 @@ def load_trained(
 
     Args:
         source: a checkpoint of this project, a published one or a bare state_dict, as a file or an http(s)
-            URL; or a name in HUB. Dilation, which leaves no trace in weights, is taken from the stored
+            URL; or a name in HUB_MODELS. Dilation, which leaves no trace in weights, is taken from the stored
             flags, or else from `dc5` in the name.
         device: as `--device` takes it; None: a GPU where there is one.
         ema: take the averaged weights of a run with `--ema`.
@@ -124,10 +118,10 @@ def load_trained(
 
 def _location(source: str) -> str:
     """The path or URL that a source means."""
-    if source in HUB and not os.path.exists(source):
-        return PUBLISHED + HUB[source]
+    if source in HUB_MODELS and not os.path.exists(source):
+        return PUBLISHED + HUB_MODELS[source].file
     if not is_url(source) and not os.path.exists(source):
-        raise UserError(f"{source}: neither a file, nor a URL, nor one of {', '.join(HUB)}")
+        raise UserError(f"{source}: neither a file, nor a URL, nor one of {', '.join(HUB_MODELS)}")
     return source
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torchvision
 from torch import Tensor, nn
 
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 from util.distributed import is_main_process
 from util.errors import UserError
 from util.flags import completed

@@ -18,23 +18,11 @@ from util.distributed import get_world_size
 from util.metrics import accuracy
 from util.originals import is_original, original
 
-<<<<<<< HEAD
-from .losses import (
-    MatchedPairs,
-    box_losses,
-    cardinality_error,
-    classification_loss,
-    mask_losses,
-)
-from .mask_sampling import covered
-from .matcher import HungarianMatcher, Matches
-=======
 from . import matcher as matching
 from . import segmentation
 from .losses import MatchedPairs, at_one_size, cardinality_error, classification_loss, mask_losses
 from .mask_sampling import covered
 from .matcher import Matches
->>>>>>> losses
 from .selection import MatchedQueries, Select, flat_index, masks_of
 
 Outputs = dict[str, Any]
@@ -149,21 +137,6 @@ class SetCriterion(nn.Module):
         return losses
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
-<<<<<<< HEAD
-        """The matches of every layer, the last one's at the end."""
-        layers = [*outputs.get("aux_outputs", []), outputs]
-        if (
-            isinstance(self.matcher, HungarianMatcher)
-            and type(self.matcher).forward is HungarianMatcher.forward
-            and not self.matcher._forward_hooks
-        ):
-            logits = torch.stack([layer["pred_logits"].detach() for layer in layers])
-            boxes = torch.stack([layer["pred_boxes"].detach() for layer in layers])
-            return self.matcher.match_layers(logits, boxes, targets)
-        return [
-            self.matcher({k: v for k, v in layer.items() if k != "aux_outputs"}, targets) for layer in layers
-        ]
-=======
         """The matches of every layer: the last one's, then those of `aux_outputs`."""
         layers = _layers(outputs)
         if not (is_original(self.matcher, "forward") and is_original(matching, "generalized_box_iou")):
@@ -172,7 +145,6 @@ class SetCriterion(nn.Module):
         every = {name: torch.cat([layer[name] for layer in layers]) for name in ("pred_logits", "pred_boxes")}
         matches = self.matcher(every, [*targets] * len(layers))
         return [matches[i : i + len(targets)] for i in range(0, len(matches), len(targets))]
->>>>>>> losses
 
     def matched_queries(self, targets: Targets, also: Select | None = None) -> MatchedQueries | None:
         """A selection of the queries whose masks this criterion compares, for a model that takes one.
@@ -312,11 +284,6 @@ class SetCriterion(nn.Module):
         image, obj = (index.tolist() for index in self._get_tgt_permutation_idx(indices))
         wanted = [targets[i]["masks"][j] for i, j in zip(image, obj, strict=True)]  # N times [H, W]
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
-<<<<<<< HEAD
-        masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
-        canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
-        focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
-=======
         canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
         if is_original(segmentation, "sigmoid_focal_loss") and is_original(segmentation, "dice_loss"):
             focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
@@ -324,7 +291,6 @@ class SetCriterion(nn.Module):
             logits, true = at_one_size(masks, wanted, (height, width), canvas)  # [N, P]
             focal = segmentation.sigmoid_focal_loss(logits, true, num_boxes)
             dice = segmentation.dice_loss(logits, true, num_boxes)
->>>>>>> losses
         return {"loss_mask": focal, "loss_dice": dice}
 
     @original

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from util.checkpoint_file import stored_categories, stored_flags
 from util.coco_names import COCO_NUM_CLASSES, COCO_PANOPTIC, COCO_THINGS, plain_name
 from util.errors import UserError
-from util.stored import stored_categories, stored_flags
 
 NO_OBJECT = "(no object)"
 _ROWS_SHOWN = 40  # classes of each kind that the report lists

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 from util.errors import UserError
 
 PREFIX = "timm/"

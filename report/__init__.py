@@ -20,12 +20,12 @@ from report.matching import DEFAULT_THRESHOLD, match
 from report.page import Section, page
 from report.pictures import Picture, read_picture
 from report.sections import Shown, mistakes_section, pictures_section
-from run.records import package_versions, write_whole
 from run.summary import Split
 from util.errors import UserError
-from util.git_state import get_sha
+from util.files import write_whole
 from util.random_state import random_state_kept
 from util.run_log import read_log
+from util.versions import get_sha, package_versions
 
 PICTURES = 16
 MOST_DETECTIONS = 60  # in a picture

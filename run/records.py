@@ -1,61 +1,30 @@
 """What a run leaves in its output folder beside checkpoints: args.json, log.txt, evaluations, TensorBoard.
 
-Every file appears whole: it is written beside its place and renamed.
+Every file appears whole (util.files).
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
 import math
 import os
-import platform
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from util.distributed import all_gather
 from util.errors import UserError
-from util.git_state import get_sha
+from util.files import write_table, write_whole
+from util.versions import get_sha, package_versions
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pycocotools", "faster-coco-eval")
 COCO_FIGURES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
 EVERY = 50  # epochs between evaluations that are kept under their own number
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is whole or absent.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys, and an `id` among them, as CSV; None becomes an empty cell.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else ["id"])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, table.getvalue())
 
 
 def _set_aside(folder: Path, names: Sequence[str]) -> None:
@@ -81,17 +50,6 @@ def _append(path: Path, line: str) -> None:
             os.fsync(file.fileno())  # the next checkpoint may not outlive a line that belongs before it
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
-
-
-def package_versions() -> dict[str, str]:
-    """Python's version and those of the packages that figures depend on."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 class RunRecords:

@@ -1,4 +1,4 @@
-"""When a run saves itself: behind every epoch, inside one when it is due, and before it obeys a signal."""
+"""When a run saves itself: after every epoch, inside one when it is due, and before it obeys a signal."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from util.checkpoint import link_whole, save_checkpoint
+from run.checkpoint import own_state
+from util.checkpoint_file import save_checkpoint
 from util.distributed import StepVote, all_gather, barrier, is_main_process
+from util.files import link_whole
 from util.interruption import Interruption
 from util.meters import MetricLogger
-from util.random_state import random_state
 
 
 class Saver:
@@ -19,10 +20,11 @@ class Saver:
 
     Args:
         folder: the run's folder; None saves nothing, and a signal ends the run unsaved.
-        state: what to save beside the position: weights, optimizer, schedules, arguments.
+        state: gives what to save besides the position, a RunState's `entries`.
         every_minutes, every_steps: save inside an epoch this often; 0 never.
         keep: how many earlier versions to keep.
         interruption: the signals to obey.
+        vote: what any process wants; left out, one with the default time limit.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class Saver:
         every_steps: int,
         keep: int,
         interruption: Interruption,
+        vote: StepVote | None = None,
     ):
         self.folder, self.state, self.keep, self.interruption = folder, state, keep, interruption
         self.every_seconds, self.every_steps = 60 * every_minutes, every_steps
-        self.vote = StepVote()
+        self.vote = vote or StepVote()
         self.saved_at = time.monotonic()
 
     def inside_epoch(self, epoch: int) -> Callable[[int, MetricLogger], None]:
@@ -66,8 +69,7 @@ class Saver:
         self.saved_at = time.monotonic()
         if self.folder is None:
             return
-        own = {"random": random_state(), "meters": meters}
-        ranks = all_gather(own)
+        ranks = all_gather(own_state(meters))
         if not is_main_process():
             return
         checkpoint = {**self.state(), "epoch": epoch, "step": step, "ranks": ranks, **more}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from util.device import TF32_IN_WORDS
 from util.distributed import get_world_size
-from util.git_state import get_sha
+from util.versions import get_sha
 
 CLASSES_SHOWN = 30
 PRECISIONS = {

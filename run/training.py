@@ -6,71 +6,44 @@ import argparse
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
-from datasets.coco_eval import CocoEvaluator
-from models.compilation import warm_up
-from report import Report
-from run.best import Best
+from run.checkpoint import (
+    Position,
+    RunState,
+    best_so_far,
+    can_resume,
+    position_of,
+    warmup_steps_left,
+)
 from run.ema import WeightAverage
+from run.evaluation import Evaluation
 from run.finite_check import NotFinite
+from run.folder import output_folder
 from run.records import RunRecords, per_class_table, write_crash_report
-from run.resume import Position, Source, output_folder, position_of, resume_extras
+from run.resume import Source
 from run.saving import Saver
-from run.schedule import build_schedules, resume_optimisation, warmup_steps_of
+from run.schedule import build_schedules
 from run.summary import describe, steps_per_epoch
-from util.amp import Precision
-from util.distributed import broadcast_buffers, data_parallel, get_rank, is_main_process, settle_buckets
+from util.distributed import (
+    StepVote,
+    broadcast_buffers,
+    data_parallel,
+    get_rank,
+    is_main_process,
+    settle_buckets,
+)
 from util.interruption import Interruption
 from util.meters import MetricLogger
-from util.random_state import random_state_kept
+from util.random_state import random_state_kept, set_random_state
 
-
-class Evaluation(NamedTuple):
-    """What an evaluation needs beside the model; called with one, it evaluates it."""
-
-    args: argparse.Namespace
-    criterion: nn.Module
-    postprocessors: dict[str, nn.Module]
-    loader: DataLoader
-    base_ds: Any
-    precision: Precision
-
-    def __call__(
-        self, model: nn.Module, average: WeightAverage | None = None
-    ) -> tuple[dict[str, Any], CocoEvaluator | None]:
-        """Evaluate a model, and the average of its weights if there is one.
-
-        Returns:
-            The figures by their names in log.txt, the average's under `test_ema_*`; and the COCO evaluator of
-            the model itself, if there is one.
-        """
-        stats, evaluator = self.evaluated(model, self.args.output_dir)
-        line = {f"test_{name}": value for name, value in stats.items()}
-        if average is not None:
-            averaged, _ = self.evaluated(average.model, "")  # OUTPUT_DIR/panoptic_eval is the model's own
-            line |= {f"test_ema_{name}": value for name, value in averaged.items()}
-        return line, evaluator
-
-    def evaluated(self, model: nn.Module, output_dir: str) -> tuple[dict[str, Any], CocoEvaluator | None]:
-        """What engine.evaluate gives."""
-        return engine.evaluate(
-            model,
-            self.criterion,
-            self.postprocessors,
-            self.loader,
-            self.base_ds,
-            self.precision.device,
-            output_dir,
-            per_class=self.args.eval,
-            max_dets=self.args.max_dets,
-            precision=self.precision,
-        )
+if TYPE_CHECKING:
+    from report import Report
 
 
 class Training:
@@ -82,10 +55,11 @@ class Training:
         optimizer: of its weights.
         criterion: its loss.
         loader: the training set's batches.
-        evaluation: what is done behind each epoch.
+        evaluation: what is done after each epoch.
         records: where log.txt and its like go.
         report: what writes report.html, if anything does.
         categories: id -> name, for the checkpoint.
+        source: the checkpoint of `--resume`; it may be let go of afterwards.
     """
 
     def __init__(
@@ -99,32 +73,74 @@ class Training:
         records: RunRecords,
         report: Report | None,
         categories: dict[int, str],
+        source: Source | None,
     ):
         self.args, self.model, self.optimizer, self.criterion = args, model, optimizer, criterion
         self.loader, self.evaluation = loader, evaluation
         self.records, self.report, self.categories = records, report, categories
         self.precision = evaluation.precision
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.average = WeightAverage(model, args.ema) if args.ema else None
+        warmup_steps = warmup_steps_left(source, args.warmup_steps)
+        self.drops, self.warmup = build_schedules(optimizer, args.lr_drop, warmup_steps)
+        self.best = best_so_far(source)
+        self.state = RunState(
+            args,
+            categories,
+            getattr(loader.dataset, "is_thing", None),  # of panoptic data
+            model,
+            optimizer,
+            self.drops,
+            self.warmup,
+            self.average,
+            self.precision.scaler,
+            self.best,
+        )
+        self.position = position_of(source, args, steps_per_epoch(loader, args))
+        self.resumed_from = None
+        if source is not None and can_resume(source.checkpoint):
+            self.state.restore(source)
+            self.resumed_from = source.path
+        self.interruption = Interruption()
+        self.saver = Saver(
+            output_folder(args),
+            self.state.entries,
+            args.save_every_minutes,
+            args.save_every_steps,
+            args.keep,
+            self.interruption,
+            StepVote(args.dist_timeout),
+        )
+        if args.compile:
+            from models.compilation import warm_up
 
-    def run(self, source: Source | None) -> None:
+            warm_up(model, args.batch_size, self.precision)
+        self.trained = model
+        if args.distributed:
+            self.trained = data_parallel(model, self.precision.device)
+            settle_buckets(self.trained, self.precision.device)
+
+    def run(self) -> None:
         """Train to the last epoch, from the beginning or from where the checkpoint of `--resume` left off."""
-        args = self.args
-        position = self.prepare(source)
+        args, position = self.args, self.position
         logged = self.records.begin(position.epoch + 1, args, self.categories)
         self.best.follow(logged)
         epochs = range(position.epoch + 1, args.epochs)
         if is_main_process():
-            if source is not None and position.resumes:
+            if self.resumed_from is not None:
                 steps = f" and {position.step} steps" if position.step else ""
-                print(f"--resume {source.path}: goes on behind {position.epoch + 1} epochs{steps}")
-            self.announce(epochs)
+                print(f"--resume {self.resumed_from}: goes on after {position.epoch + 1} epochs{steps}")
+            loaders = [("train", self.loader), ("val", self.evaluation.loader)]
+            print(describe(args, self.model, loaders, self.categories, epochs))
+            if not epochs:
+                print(f"finished already: all {args.epochs} epochs are trained")
         start = time.time()
-        with Interruption() as self.interruption:
-            times = args.save_every_minutes, args.save_every_steps
-            self.saver = Saver(output_folder(args), self.state, *times, args.keep, self.interruption)
-            if position.unrecorded is not None and position.epoch not in [line["epoch"] for line in logged]:
-                self.finish_epoch(position.epoch, position.unrecorded)  # killed between saving and evaluating
-            position.restore_random_state()
+        with self.interruption:
+            if position.train_stats is not None and position.epoch not in [line["epoch"] for line in logged]:
+                # The run was killed between saving and evaluating.
+                self.finish_epoch(position.epoch, position.train_stats)
+            if position.random is not None:
+                set_random_state(position.random)
             for epoch in epochs:
                 if self.best.out_of_patience(epoch - 1, args.patience):
                     if is_main_process():
@@ -139,50 +155,8 @@ class Training:
         if is_main_process():
             print(f"Training time {timedelta(seconds=int(time.time() - start))}")
 
-    def prepare(self, source: Source | None) -> Position:
-        """Bring everything to where a checkpoint left off, if there is one -> where that is."""
-        args, model = self.args, self.model
-        self.average = WeightAverage(model, args.ema) if args.ema else None
-        warmup_steps = warmup_steps_of(source, args.warmup_steps)
-        self.drops, self.warmup = build_schedules(self.optimizer, args.lr_drop, warmup_steps)
-        self.best = Best() if source is None else Best(**source.checkpoint.get("best", {}))
-        position = position_of(source, args, steps_per_epoch(self.loader, args))
-        if source is not None and position.resumes:
-            resume_optimisation(source, self.optimizer, self.drops, self.warmup, args)
-            resume_extras(source, self.average, self.precision)
-        if args.compile:
-            warm_up(model, args.batch_size, self.precision)
-        self.trained = model
-        if args.distributed:
-            self.trained = data_parallel(model, args.gpu)
-            settle_buckets(self.trained, self.precision.device)
-        return position
-
-    def announce(self, epochs: range) -> None:
-        """Print what is about to happen."""
-        loaders = [("train", self.loader), ("val", self.evaluation.loader)]
-        print(describe(self.args, self.model, loaders, self.categories, epochs))
-        if not epochs:
-            print(f"finished already: all {self.args.epochs} epochs are trained")
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the position."""
-        scaler, data = self.precision.scaler, self.loader.dataset
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.drops.state_dict(),
-            "warmup": None if self.warmup is None else self.warmup.state_dict(),
-            "best": vars(self.best),
-            "args": vars(self.args),
-            "categories": self.categories,
-            **({"is_thing": data.is_thing} if hasattr(data, "is_thing") else {}),  # panoptic
-            **({} if scaler is None else {"scaler": scaler.state_dict()}),
-            **({} if self.average is None else self.average.state_dict()),
-        }
-
     def train_epoch(self, epoch: int, position: Position) -> dict[str, float]:
-        """Train an epoch, or what is left of it behind a position -> its averages."""
+        """Train an epoch, or what is left of it after a position -> its averages."""
         args = self.args
         self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
         self.loader.batch_sampler.set_epoch(epoch, position.step * args.accum_steps)  # type: ignore
@@ -212,7 +186,7 @@ class Training:
         return stats
 
     def after_step(self, epoch: int) -> Callable[[int, MetricLogger], None]:
-        """What is done behind each optimizer step: the average moves, then perhaps all is saved."""
+        """What is done after each optimizer step: the average moves, then perhaps all is saved."""
         save = self.saver.inside_epoch(epoch)
         average = self.average
         if average is None:

@@ -12,7 +12,6 @@ import torch
 from tests.helpers import TINY_MODEL
 from tests.reference.settings import build, parse
 from tools import convert_hf
-from util.command_line import guarded
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("safetensors", reason="needs safetensors")
@@ -61,7 +60,7 @@ def model_of(model: Any) -> Any:
 
 def convert(*words: object) -> int:
     """The command line, in this process -> its exit status."""
-    return guarded(convert_hf.main, convert_hf.get_parser().parse_args([str(word) for word in words]))
+    return convert_hf.run([str(word) for word in words])
 
 
 def loaded(folder: Path) -> Any:

@@ -10,7 +10,7 @@ import torch
 import hubconf
 from models.postprocess import PostProcess
 from tests.file_server import forbid_network, url_without_server
-from util.checkpoint import load_checkpoint
+from util.checkpoint_file import load_checkpoint
 from util.errors import UserError
 from util.nested_tensor import NestedTensor
 

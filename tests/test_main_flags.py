@@ -21,8 +21,7 @@ from tests.helpers import TINY, VAL_SIZES, Prepared, assert_one_line, load, run,
 
 def resolved(*words: object) -> argparse.Namespace:
     args = main.get_args_parser().parse_args([*TINY.split(), *map(str, words)])
-    main.resolve(args, None)
-    return args
+    return main.resolve(args, None)[0]
 
 
 def sizes_given(loader: Any) -> set[tuple[int, ...]]:

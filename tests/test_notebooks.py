@@ -68,15 +68,15 @@ def test_nothing_tells_whose_machine_it_was(name: str) -> None:
     ],
 )
 def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) -> None:
-    from inference.trained import HUB
+    from util.hub_models import HUB_MODELS
 
     content = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "markdown")
     assert all(line in text for line in lines)
     for entry in re.findall(r'"(detr_resnet\w+)"', text):
-        assert entry in HUB
+        assert entry in HUB_MODELS
     for file in re.findall(r"detr/(detr-[\w-]+\.pth)", text):
-        assert file in HUB.values()
+        assert file in {model.file for model in HUB_MODELS.values()}
     for recipe in re.findall(r"@(recipes/\w+\.args)", text):
         assert (ROOT / recipe).is_file()
 

@@ -39,6 +39,7 @@ def test_what_the_cluster_is_asked_for() -> None:
     assert asked == {
         "name": "detr", "nodes": 4, "tasks_per_node": 8, "gpus_per_node": 8, "cpus_per_task": 5,
         "timeout_min": 60, "mem_gb": 32, "slurm_partition": "gpu", "slurm_signal_delay_s": 120,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],
     }  # fmt: skip
     for words, tasks in ((("--ngpus", 0), 1), (("--ngpus", 0, "--tasks_per_node", 3), 3)):
         asked = run_with_submitit.job_parameters(parse(*words))

@@ -24,8 +24,8 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
-from util.command_line import RecipeParser, at_least, guarded, trained_model_flags
-from util.errors import UserError
+from util.command_line import RecipeParser, at_least, trained_model_flags
+from util.errors import UserError, exit_status
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -113,7 +113,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     end = signal.SIGTERM
     before = signal.signal(end, lambda *_: sys.exit(128 + end))  # so that nothing is left behind
     try:
-        return guarded(main, args)
+        return exit_status(lambda: main(args), args.debug)
     finally:
         signal.signal(end, before)
 

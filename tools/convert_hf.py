@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from main import get_args_parser
-from util.command_line import RecipeParser, guarded
-from util.errors import UserError
+from util.command_line import RecipeParser
+from util.errors import UserError, exit_status
 
 if TYPE_CHECKING:
     from inference.trained import TrainedModel
@@ -88,7 +88,7 @@ def from_hf(source: str, path: Path) -> dict[str, float]:
     from inference.trained import load_trained
     from tools.hf_compare import checked
     from tools.hf_models import import_transformers, load_hf
-    from util.checkpoint import save_checkpoint
+    from util.checkpoint_file import save_checkpoint
 
     import_transformers()
     theirs = load_hf(source)
@@ -205,12 +205,18 @@ def main(args: argparse.Namespace) -> None:
 
 def _flags(checkpoint: Path) -> str:
     """The flags that main.py needs beside a checkpoint: those of its model and its images."""
-    from util.checkpoint import load_checkpoint
+    from util.checkpoint_file import load_checkpoint
 
     stored, default = load_checkpoint(checkpoint)["args"], get_args_parser().parse_args([])
     changed = {name: stored[name] for name in OF_MODEL if stored[name] != getattr(default, name)}
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in changed.items())
 
 
+def run(argv: list[str] | None = None) -> int:
+    """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
+    args = get_parser().parse_args(argv)
+    return exit_status(lambda: main(args), args.debug)
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main, get_parser().parse_args()))
+    sys.exit(run())

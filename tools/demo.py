@@ -59,7 +59,7 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     from datasets import build_dataset
     from inference.visualize import save_png, side_by_side
     from models import build_model
-    from util.checkpoint import load_checkpoint
+    from util.checkpoint_file import load_checkpoint
     from util.nested_tensor import ByteBatch
 
     checkpoint = load_checkpoint(run / "checkpoint.pth")

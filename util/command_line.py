@@ -1,14 +1,11 @@
-"""What the command lines share: flags from recipes, numbers with a limit, and mistakes told in one line."""
+"""What the command lines share: flags from recipes, numbers with a limit, and mistakes in one line."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
-
-from util.errors import UserError, files_named
 
 
 def at_least(least: float, below: float = math.inf) -> Callable[[str], float]:
@@ -67,47 +64,6 @@ class RecipeParser(OneLineParser):
             self.error(f"a recipe is no UTF-8 text ({error.reason}): save it as such")
         except RecursionError:
             self.error("a recipe includes itself")
-
-
-def guarded(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Call a script's main function; tell a user's mistake in one line -> the exit status.
-
-    One of several processes that fails tells the others and ends at once: see util.failures.
-    """
-    from util import failures
-
-    try:
-        with files_named():
-            status = _status_of(function, args)
-        if failures.is_shared():
-            from util.distributed import leave
-
-            leave()
-    except UserError as error:
-        if args.debug and not failures.is_shared():
-            raise
-        if failures.is_shared():
-            failures.end(error, error.one_line(), args.debug)
-        print(f"error: {error.one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if not failures.is_shared():
-            raise
-        failures.end(error)
-    finally:
-        failures.stop_watching()
-    return status
-
-
-def _status_of(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Call a function -> what it passed to sys.exit, as a signal makes it do; else 0."""
-    try:
-        function(args)
-    except SystemExit as stopped:
-        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
-    return 0
 
 
 def trained_model_flags(flag: Callable[..., Any]) -> None:

@@ -6,8 +6,7 @@ import os
 
 import torch
 
-from util.errors import UserError
-from util.flags import OPEN_DEVICE
+from util.errors import UserError, warn
 
 KINDS = ("cuda", "cpu", "mps")
 TF32_OF_CONVOLUTIONS = {"default": True, "on": True, "off": False}
@@ -16,18 +15,25 @@ TF32_IN_WORDS = {"default": "TF32 in convolutions", "on": "TF32", "off": "no TF3
 
 
 def resolve_device(device: str | None) -> str:
-    """The device to use; left open, by None or by a parser, it is a GPU where there is one.
+    """The device to compute on: the one asked for; the CPU, with a warning, for `cuda` where there is no GPU.
+
+    Args:
+        device: as `--device` takes it; None: a GPU where there is one.
 
     Raises:
-        UserError: one that this machine does not have.
+        UserError: a device that this machine does not have.
     """
-    if device is None or device is OPEN_DEVICE:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        return "cuda" if has_gpu else "cpu"
+    if device == "cuda" and not has_gpu:
+        warn("--device cuda: torch sees no GPU here, so the CPU computes; pass --device cpu if that is meant")
+        return "cpu"
     kind = device.split(":")[0]
     if kind not in KINDS:
         raise UserError(f"--device {device}: pass one of {', '.join(KINDS)}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no GPU here; pass --device cpu or leave the flag out")
+    if kind == "cuda" and not has_gpu:
+        raise UserError(f"--device {device}: torch sees no GPU here; pass --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {device}: not available on this machine; pass --device cpu")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import importlib
 import warnings
@@ -11,18 +12,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from util import failures
-from util.device import resolve_device
 from util.errors import UserError
-from util.flags import completed
-from util.launch import Place, find_place
+from util.launch import find_place
 
 T = TypeVar("T")
 
-# What `meet` found, for the rest of the process's life.
-_store: Any = None
-_place: Place | None = None
-_timeout: timedelta | None = None
+DEFAULT_TIMEOUT = 10.0  # minutes that one process waits for another
 
 
 def is_dist_avail_and_initialized() -> bool:
@@ -83,10 +78,14 @@ class StepVote:
     Processes vote once a step. The answer to a vote is the largest wish of the vote before it, the same on
     every process; a single process is answered at once. Votes travel over gloo beside the gradients, so that
     no host waits for its GPU.
+
+    Args:
+        minutes: how long to wait for the other processes' votes.
     """
 
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=_timeout) if get_world_size() > 1 else None
+    def __init__(self, minutes: float = DEFAULT_TIMEOUT) -> None:
+        timeout = timedelta(minutes=minutes)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if get_world_size() > 1 else None
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def __call__(self, *wishes: int) -> tuple[int, ...]:
@@ -108,90 +107,91 @@ def save_on_master(*args: Any, **kwargs: Any) -> None:
         torch.save(*args, **kwargs)
 
 
-def meet(args: Any) -> None:
-    """Find the other processes of this run, if there are any; from then on, one that fails ends them all.
+def init_distributed_mode(args: Any) -> None:
+    """Join the other processes of this run, if torchrun, Slurm or `--dist_url` describe any.
 
-    Writes `distributed`, `rank`, `world_size` and `gpu` (the local rank) to args.
+    Writes to args: `distributed`, and where that is True `rank`, `world_size`, `gpu` (the number of the
+    process on its host) and `dist_backend`: nccl for GPUs, gloo elsewhere. A process that has joined
+    already stays where it is.
+
+    `--dist_timeout` minutes is the longest that one process waits for another, now and later.
 
     Raises:
-        UserError: it is not clear where or which the others are, or they did not come within
-            `--dist_timeout`.
+        UserError: it is not clear where or which the others are, they did not come, or this host has fewer
+            GPUs than processes.
     """
-    global _store, _place, _timeout
-    flags = completed(args)
-    _place = place = find_place(flags.dist_url, flags.world_size)
+    place = find_place(getattr(args, "dist_url", "env://"), getattr(args, "world_size", 1))
     args.distributed = place is not None
-    args.rank, args.gpu = 0, None
     if place is None:
         return
     args.rank, args.world_size, args.gpu = place.rank, place.world_size, place.local_rank
-    _timeout = timedelta(minutes=flags.dist_timeout)
-    try:
-        found = dist.rendezvous(place.url, place.rank, place.world_size, timeout=_timeout)
-        _store = next(iter(found))[0]
-        _store.set_timeout(_timeout)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _not_met(error) from error
-    failures.watch(_store, place.rank, place.world_size)
-
-
-def _not_met(error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
-    assert _timeout is not None and _place is not None
-    return UserError(
-        f"rank {_place.rank} of {_place.world_size} did not meet the others at {_place.url} within "
-        f"{_timeout.total_seconds() / 60:g} minutes ({reason}): have all of them been started, and is that "
-        "host reachable from this one? See --dist_url and --dist_timeout"
-    )
-
-
-def init_distributed_mode(args: Any) -> None:
-    """Join the group of processes that torchrun, Slurm or `--dist_url` describe.
-
-    Writes what `meet` does to args, with None as `gpu` without CUDA. nccl carries CUDA tensors, gloo
-    everything else; `--dist_timeout` minutes is the longest that one process waits for another.
-
-    Raises:
-        UserError: more processes on this host than it has GPUs, or the others did not come.
-    """
-    if _store is None:
-        meet(args)
-    if not args.distributed:
+    uses_cuda = str(getattr(args, "device", "cuda")).startswith("cuda") and torch.cuda.is_available()
+    args.dist_backend = "nccl" if uses_cuda else "gloo"
+    if is_dist_avail_and_initialized():
         return
+    if uses_cuda and args.gpu >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {args.gpu} has no GPU of its own: this host has {torch.cuda.device_count()}; start "
+            "fewer processes per node, or pass --device cpu"
+        )
+    if uses_cuda:
+        torch.cuda.set_device(args.gpu)
     # Its functions take the group of the moment of its import as their default. Imported later (torch._dynamo
     # does), it would keep the group, and with it the threads that `leave` is to end.
     importlib.import_module("torch.distributed.nn.functional")
-    uses_cuda = resolve_device(completed(args).device).startswith("cuda")
-    if uses_cuda:
-        if args.gpu >= torch.cuda.device_count():
-            raise UserError(
-                f"local rank {args.gpu} has no GPU of its own: this host has {torch.cuda.device_count()}; "
-                "start fewer processes per node, or pass --device cpu"
-            )
-        torch.cuda.set_device(args.gpu)
-    else:
-        args.gpu = None
+    minutes = getattr(args, "dist_timeout", DEFAULT_TIMEOUT)
     try:
         dist.init_process_group(
-            backend="nccl" if uses_cuda else "gloo",
-            store=dist.PrefixStore("group", _store),
-            world_size=args.world_size,
-            rank=args.rank,
+            args.dist_backend,
+            init_method=place.url,
+            world_size=place.world_size,
+            rank=place.rank,
             device_id=torch.device("cuda", args.gpu) if uses_cuda else None,
-            timeout=_timeout,
+            timeout=timedelta(minutes=minutes),
         )
         barrier()
-    except RuntimeError as error:
-        raise _not_met(error) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"rank {place.rank} of {place.world_size} did not meet the others at {place.url} within "
+            f"{minutes:g} minutes ({reason}): have all of them been started, and is that host reachable from "
+            "this one? See --dist_url and --dist_timeout"
+        ) from error
 
 
-def data_parallel(model: torch.nn.Module, gpu: int | None) -> torch.nn.parallel.DistributedDataParallel:
-    """Let gradients be averaged over all processes; `gpu` is this one's, None without CUDA."""
+def leave() -> None:
+    """Leave the group, the work being done.
+
+    None of gloo's threads may live on: one that frees the tensor of a last collective while the interpreter
+    ends aborts the process. They end with the last reference to their group. A process that fails must not
+    call this: nccl would wait for the others, who wait for it.
+    """
+    if is_dist_avail_and_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # DistributedDataParallel refers to the group, and to itself
+
+
+def setup_for_distributed(is_master: bool) -> None:
+    """As published: from now on `print` prints in the main process alone, elsewhere with `force=True`.
+
+    For scripts that rely on it: it replaces Python's own print, and nothing in this project calls it.
+    """
+    everywhere = builtins.print
+
+    def print_on_master(*values: Any, force: bool = False, **options: Any) -> None:
+        if is_master or force:
+            everywhere(*values, **options)
+
+    builtins.print = print_on_master  # type: ignore[assignment]
+
+
+def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.parallel.DistributedDataParallel:
+    """Let gradients be averaged over all processes; `device` is where this one's model is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch is renaming broadcast_buffers
         return torch.nn.parallel.DistributedDataParallel(
             model,
-            device_ids=None if gpu is None else [gpu],
+            device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
             broadcast_buffers=False,  # frozen norms never change, others are shared behind each epoch
             gradient_as_bucket_view=True,
         )
@@ -213,20 +213,6 @@ def settle_buckets(trained: torch.nn.parallel.DistributedDataParallel, device: t
     torch.stack([value.float().sum() for value in values if value.requires_grad]).sum().backward()
     trained.zero_grad()
     trained.train(was_training)
-
-
-def leave() -> None:
-    """Leave the group, the work being done.
-
-    None of gloo's threads may live on: one that frees the tensor of a last collective while the interpreter
-    ends aborts the process. They end with the last reference to their group.
-    """
-    global _store
-    failures.stop_watching()
-    if is_dist_avail_and_initialized():
-        dist.destroy_process_group()
-        gc.collect()  # DistributedDataParallel refers to the group, and to itself
-    _store = None
 
 
 def broadcast_buffers(model: torch.nn.Module) -> None:

@@ -59,8 +59,8 @@ def _output_is_lost() -> bool:
 def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
     """Carry out what a command line asks for -> its exit status.
 
-    That is what `command` returns, None meaning 0; 2 for a UserError or a file that the system denies, with a
-    message on stderr; 130 for an interruption from the keyboard.
+    That is what `command` returns or passes to sys.exit, None meaning 0; 2 for a UserError or a file that the
+    system denies, with a message on stderr; 130 for an interruption from the keyboard.
 
     Args:
         debug: let a UserError through, with its traceback.
@@ -75,3 +75,5 @@ def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as stopped:  # a signal, once all is saved
+        return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)

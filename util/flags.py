@@ -9,9 +9,7 @@ from typing import Any
 
 from util.command_line import at_least
 
-# The published default of --device; left open, it stands for the CPU where there is no GPU. It is told by
-# identity from a "cuda" that was asked for: a class of its own would not get into plain checkpoints.
-OPEN_DEVICE = "".join(("cu", "da"))
+OPEN_DEVICE = "cuda"
 
 
 def completed(args: Any) -> argparse.Namespace:
@@ -268,11 +266,7 @@ def _speed_flags(flag: Callable[..., Any]) -> None:
 
 def _run_flags(flag: Callable[..., Any]) -> None:
     flag("--output_dir", default="", help="where to save; empty: nothing is saved")
-    flag(
-        "--device",
-        default=OPEN_DEVICE,
-        help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu",
-    )
+    flag("--device", default="cuda", help="cuda, cpu or mps; cuda is the CPU, with a warning, without a GPU")
     flag(
         "--seed",
         default=42,
@@ -318,5 +312,6 @@ def _distributed_flags(flag: Callable[..., Any]) -> None:
         "--dist_timeout",
         default=10,
         type=at_least(0.0, below=1e6),
-        help="minutes to wait for a process that has failed",
+        help="minutes that a process waits for the others. torchrun and srun --kill-on-bad-exit end all "
+        "processes once one has failed; started otherwise, the others end after this time",
     )

@@ -1,5 +1,9 @@
-"""The published import path of helpers that now have homes of their own; nothing in the project uses it."""
+"""The published import path of helpers that now have homes of their own; nothing in the project uses it.
 
+A name replaced here is replaced for those who read it here; for the project itself, replace it in its home.
+"""
+
+import torch.distributed as dist
 from torch.nn.functional import interpolate
 
 from util.distributed import (
@@ -11,8 +15,8 @@ from util.distributed import (
     is_main_process,
     reduce_dict,
     save_on_master,
+    setup_for_distributed,
 )
-from util.git_state import get_sha
 from util.meters import MetricLogger, SmoothedValue
 from util.metrics import accuracy
 from util.nested_tensor import (
@@ -22,6 +26,7 @@ from util.nested_tensor import (
     collate_fn,
     nested_tensor_from_tensor_list,
 )
+from util.versions import get_sha
 
 __all__ = [
     "MetricLogger",
@@ -32,6 +37,7 @@ __all__ = [
     "accuracy",
     "all_gather",
     "collate_fn",
+    "dist",
     "get_rank",
     "get_sha",
     "get_world_size",
@@ -42,4 +48,5 @@ __all__ = [
     "nested_tensor_from_tensor_list",
     "reduce_dict",
     "save_on_master",
+    "setup_for_distributed",
 ]

@@ -1,4 +1,4 @@
-"""Weights in the safetensors format: nothing but tensors, and words beside them. See util.checkpoint.
+"""Weights in the safetensors format: nothing but tensors, and words beside them. See util.checkpoint_file.
 
 The format itself knows no checksum; files written here hold one, and it is verified when they are read.
 """

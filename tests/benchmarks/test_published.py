@@ -29,7 +29,7 @@ def test_missing_network_and_data_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(published, "WEIGHTS", url_without_server() + "/")
+    monkeypatch.setattr(published, "PUBLISHED", url_without_server() + "/")
     flags = ["--coco_path", str(tmp_path), "--models", "r50", "r50-panoptic"]
     assert published.main(flags) == 2
     told = capsys.readouterr().out

@@ -14,7 +14,7 @@ import hubconf
 import main
 from inference import trained
 from inference.architecture import fitting_resnets, settings_from_weights
-from inference.trained import HUB, PUBLISHED, SETTINGS, load_trained
+from inference.trained import SETTINGS, load_trained
 from models import default_num_classes
 from models.backbone import Backbone
 from models.resnet import RESNETS
@@ -23,9 +23,10 @@ from tests.mask_model import SMALL as SMALL_MASKS
 from tests.mask_model import images
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build
-from util.checkpoint import load_checkpoint
+from util.checkpoint_file import load_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
+from util.hub_models import HUB_MODELS, PUBLISHED
 
 # Flags of small models -> what must be told from the weights alone.
 MODELS = {
@@ -117,7 +118,7 @@ def test_of_resnets_that_look_alike_the_stored_one_is_taken(tmp_path: Path) -> N
 # --- Published files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("name", HUB_MODELS)
 def test_the_names_are_the_entry_points_of_torch_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -128,10 +129,10 @@ def test_the_names_are_the_entry_points_of_torch_hub(name: str, monkeypatch: pyt
     monkeypatch.setattr(hubconf, "load_checkpoint", note)
     with torch.device("meta"), pytest.raises(UserError, match="enough"):
         getattr(hubconf, name)(pretrained=True)
-    assert asked == [PUBLISHED + HUB[name]]
+    assert asked == [PUBLISHED + HUB_MODELS[name].file]
 
 
-@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("name", HUB_MODELS)
 def test_published_weights_give_the_published_settings(name: str) -> None:
     stored = np.load(STORED_FILE)
     kind = "hub_panoptic" if name.endswith("panoptic") else "hub"

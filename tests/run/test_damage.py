@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.helpers import ROOT, assert_one_line, load, read_log, run
 from tests.kill_and_resume import COMPARED, equal
-from util.checkpoint import load_checkpoint, save_checkpoint
+from util.checkpoint_file import load_checkpoint, save_checkpoint
 from util.errors import UserError
 
 FLAGS = ("--backbone_stages", 2, "--batch_size", 1, "--dropout", 0, "--save_every_steps", 3)
@@ -278,7 +278,7 @@ def test_auto_does_not_take_a_denied_file_for_a_damaged_one(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open(path, *more)
 
-    monkeypatch.setattr("util.checkpoint.open", deny, raising=False)  # a mode binds no root
+    monkeypatch.setattr("util.checkpoint_file.open", deny, raising=False)  # a mode binds no root
     capsys.readouterr()
     for resume, advice in ((newest, ""), ("auto", "move it away")):
         assert start(coco_root, folder, "--resume", resume, "--epochs", 3) == 2

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from run.records import RunRecords, write_whole
+from run.records import RunRecords
 from util.errors import UserError
+from util.files import write_whole
 
 ARGS = argparse.Namespace(lr=1e-4, output_dir="x")
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import run.saving
+from run.resume import make_newest, newest_whole
 from run.saving import Saver
-from util.checkpoint import keep_predecessors, make_newest, newest_whole, predecessors, save_checkpoint
+from util.checkpoint_file import keep_predecessors, predecessors, save_checkpoint
 from util.errors import UserError
 from util.interruption import Interruption
 from util.meters import MetricLogger

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from inference.architecture import settings_from_weights
-from inference.trained import HUB, SETTINGS, load_trained
+from inference.trained import SETTINGS, load_trained
 from tests.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tests.helpers import ROOT, TINY_MODEL, assert_equal, files
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build, parse
 from tools import hf_config, hf_names
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
+from util.hub_models import HUB_MODELS
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 KEPT = (
@@ -214,7 +215,7 @@ def test_no_object_is_the_last_class_there_too(tmp_path: Path) -> None:
     assert {theirs.config.id2label[int(label)] for label in found["labels"]} == {"gear"}
 
 
-@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("name", HUB_MODELS)
 def test_published_models_fill_theirs_exactly(name: str) -> None:
     """By names and shapes of the tensors in the seven published files."""
     stored = np.load(STORED_FILE)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import util.checkpoint
+import util.checkpoint_file
 from inference.trained import load_trained
 from tests.file_server import serving
 from tests.helpers import (
@@ -28,7 +28,7 @@ from tests.helpers import (
     run,
 )
 from tests.reference.settings import build
-from util.checkpoint import load_checkpoint, save_checkpoint
+from util.checkpoint_file import load_checkpoint, save_checkpoint
 from util.errors import UserError
 
 safetensors = pytest.importorskip("safetensors", reason="needs safetensors")
@@ -166,7 +166,7 @@ def test_what_writing_interrupts_is_the_file_before(tmp_path: Path, monkeypatch:
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(util.checkpoint.os, "fsync", full)
+    monkeypatch.setattr(util.checkpoint_file.os, "fsync", full)
     with pytest.raises(UserError, match=r"c\.safetensors: cannot be written \(No space left"):
         save_checkpoint({"model": {}}, path)
     assert path.read_bytes() == before
@@ -204,7 +204,7 @@ def test_a_denied_file_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.Mon
         raise PermissionError(errno.EACCES, "Permission denied")
 
     save_checkpoint(CONTENT, tmp_path / "c.safetensors")
-    monkeypatch.setattr("util.checkpoint.open", deny, raising=False)  # a mode binds no root
+    monkeypatch.setattr("util.checkpoint_file.open", deny, raising=False)  # a mode binds no root
     with pytest.raises(UserError, match=r"c\.safetensors: cannot be read \(Permission denied\)"):
         load_checkpoint(tmp_path / "c.safetensors")
 

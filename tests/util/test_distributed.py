@@ -91,7 +91,7 @@ def gradients(flags: str, settled: bool) -> tuple[bool, bool]:
     """Whether two equal steps have equal gradients, and whether settling left the model as it was."""
     model, _, _ = build(flags, seed=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained = data_parallel(model, None)
+    trained = data_parallel(model, torch.device("cpu"))
     drawn = torch.get_rng_state()
     if settled:
         settle_buckets(trained, torch.device("cpu"))

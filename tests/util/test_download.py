@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.file_server import serving, url_without_server
-from util.checkpoint import fetch, is_url, load_checkpoint, model_state
+from util.checkpoint_file import is_url, load_checkpoint, model_state
+from util.download import fetch
 from util.errors import UserError
 
 WEIGHTS = {"head.weight": torch.arange(12.0).view(3, 4), "head.bias": torch.tensor([1.0, -2.0, 0.5])}

@@ -1,9 +1,10 @@
-"""One training run a folder: two that write the same checkpoints and log would spoil both."""
+"""The folder of a run: made where it is missing, held by one run; two would spoil each other's files."""
 
 from __future__ import annotations
 
 import os
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,24 @@ from util.errors import UserError, warn
 
 WAIT_SECONDS = 30  # a run that was killed or requeued may still be ending, its data workers above all
 POLL_SECONDS = 0.5
+
+
+def output_folder(args: Namespace) -> Path | None:
+    """`--output_dir` as a folder that exists and can be written to, None where nothing is to be saved.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    if not args.output_dir:
+        return None
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output_dir {folder}: nothing can be written there")
+    return folder
 
 
 @contextmanager

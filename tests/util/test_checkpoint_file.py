@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-import util.checkpoint
-from util.checkpoint import load_checkpoint, model_state, save_checkpoint
+import util.checkpoint_file
+from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint
 from util.errors import UserError
 
 WEIGHTS = {"head.weight": torch.arange(12.0).view(3, 4), "head.bias": torch.tensor([1.0, -2.0, 0.5])}
@@ -291,7 +291,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
         seen.append((load_checkpoint(path)["epoch"], torch.load(source, weights_only=True)["epoch"]))
         replace(source, destination)
 
-    monkeypatch.setattr(util.checkpoint.os, "replace", look)
+    monkeypatch.setattr(util.checkpoint_file.os, "replace", look)
     save_checkpoint({"model": WEIGHTS, "epoch": 2}, path)
     assert seen == [(1, 2)] and load_checkpoint(path)["epoch"] == 2
 

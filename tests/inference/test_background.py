@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from util.background import Background
+from inference.background import Background
 
 
 def test_results_come_in_the_order_of_the_calls() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from run.folder_lock import alone_in
+from run.folder import alone_in
 from tests.helpers import ROOT, assert_one_line, files, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked o
 HOLD = """
 import sys, time
 from pathlib import Path
-from run.folder_lock import alone_in
+from run.folder import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -35,7 +35,7 @@ def other_run(folder: Path, seconds: float) -> subprocess.Popen[str]:
 def test_a_second_run_is_refused_and_changes_nothing(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("run.folder_lock.WAIT_SECONDS", 0)
+    monkeypatch.setattr("run.folder.WAIT_SECONDS", 0)
     (tmp_path / "log.txt").write_text("of the first run")
     before = files(tmp_path)
     first = other_run(tmp_path, 600)

@@ -6,8 +6,6 @@ import argparse
 import os
 import pickle
 import re
-import shutil
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from util.distributed import is_main_process
-from util.download import fetch
 from util.errors import UserError
-from util.safetensors_file import SUFFIX as SAFETENSORS
-from util.safetensors_file import read_safetensors, to_safetensors
+from util.files import link_whole
+
+SAFETENSORS = ".safetensors"  # what reads them, or a URL, is imported where it is asked for
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -44,10 +41,16 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: it is missing, cannot be fetched or read, is damaged, or would run code.
     """
-    path = fetch(str(location), verify) if is_url(location) else Path(location)
+    path = Path(location)
+    if is_url(location):
+        from util.download import fetch
+
+        path = fetch(str(location), verify)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     if path.suffix == SAFETENSORS:
+        from util.safetensors_file import read_safetensors
+
         _head(path)
         return read_safetensors(path)
     verify(path)
@@ -75,6 +78,8 @@ def verify(path: Path) -> None:
     """
     head = _head(path)
     if path.suffix == SAFETENSORS:
+        from util.safetensors_file import read_safetensors
+
         read_safetensors(path)
         return
     try:
@@ -97,42 +102,6 @@ def _head(path: Path) -> bytes:
             return file.read(4)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
-
-
-def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a run, `checkpoint.pth` or one of its predecessors; None if none is.
-
-    Damaged ones are named on stderr.
-
-    Raises:
-        UserError: there are some, and none is readable; or the system denies one, which may be whole.
-    """
-    newest = folder / "checkpoint.pth"
-    paths = [path for path in (newest, *predecessors(newest)) if path.exists()]
-    for path in paths:
-        try:
-            return path, load_checkpoint(path)
-        except UserError as error:
-            if isinstance(error.__cause__, PermissionError):
-                raise UserError(f"{error}: let this user read it, or move it away") from error
-            if is_main_process():
-                print(f"{error}; looking for the one before it", file=sys.stderr)
-    if paths:
-        raise UserError(f"no checkpoint in {folder} is readable: move them away to start afresh")
-    return None
-
-
-def make_newest(path: Path) -> None:
-    """Let an earlier version, the newest readable one, be `checkpoint.pth` again; it keeps its old name too.
-
-    Otherwise the next rotation would drop it in favour of the damaged one, which becomes
-    `checkpoint.damaged.pth`.
-    """
-    newest = path.with_name("checkpoint.pth")
-    if newest != path:
-        if newest.exists():
-            link_whole(newest, path.with_name("checkpoint.damaged.pth"))
-        link_whole(path, newest)
 
 
 def predecessors(path: Path) -> list[Path]:
@@ -201,6 +170,25 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
+def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a checkpoint holds, none where its `args` are none; published files hold a Namespace."""
+    flags = checkpoint.get("args")
+    if isinstance(flags, argparse.Namespace):
+        return dict(vars(flags))
+    return dict(flags) if isinstance(flags, Mapping) else {}
+
+
+def stored_categories(checkpoint: Mapping[str, Any]) -> dict[int, str]:
+    """The categories that a checkpoint holds, id -> name; none in published ones, or in another form."""
+    stored = checkpoint.get("categories")
+    if not isinstance(stored, Mapping):
+        return {}
+    try:
+        return {int(i): str(name) for i, name in stored.items()}
+    except (TypeError, ValueError):  # by something else than ids
+        return {}
+
+
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep: int = 0) -> None:
     """Write a checkpoint that is whole or absent: a temporary file beside it is flushed, then renamed.
 
@@ -218,6 +206,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
     try:
         with open(temporary, "wb") as file:
             if path.suffix == SAFETENSORS:
+                from util.safetensors_file import to_safetensors
+
                 file.write(to_safetensors(checkpoint))
             else:
                 torch.save(dict(checkpoint), file)
@@ -250,22 +240,6 @@ def _reason(error: BaseException) -> str:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def link_whole(path: Path, name: Path) -> None:
-    """Give a file a further name, in place of whatever had it; a copy where the disk knows no links."""
-    if name.exists() and name.samefile(path):
-        return  # two names of one file cannot be renamed into each other
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.part")
-    try:
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, name)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{name}: cannot be written ({error.strerror}); check --output_dir") from error
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

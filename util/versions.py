@@ -1,10 +1,13 @@
-"""Which version of the code is running."""
+"""Which versions are running: of this code, and of the packages that figures depend on."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pycocotools", "faster-coco-eval")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -22,3 +25,14 @@ def get_sha() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "sha: N/A, status: clean, branch: N/A"
     return f"sha: {sha}, status: {status}, branch: {branch}"
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages that figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
