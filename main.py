@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import SHAPES_PATH
+from datasets.layouts import SHAPES_PATH
 from util.command_line import RecipeParser, guarded
 from util.errors import UserError, warn
 from util.flags import completed, get_args_parser
@@ -45,7 +45,7 @@ def resolve(args: argparse.Namespace, checkpoint: dict | None) -> dict[int, str]
     Returns:
         The categories of the data, id -> name.
     """
-    from datasets import read_categories
+    from datasets.labels import read_categories
 
     args.eval_batch_size = args.eval_batch_size or args.batch_size
     if args.dataset_file == "shapes":
@@ -144,7 +144,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     if args.eval:
         return None, val_loader
     train = build_dataset("train", args, normalize_images=False)
-    groups = aspect_groups(train.annotations) if args.group_by_aspect else None
+    groups = aspect_groups(train) if args.group_by_aspect else None
     sampler = TrainBatchSampler(train, args.batch_size, *ranks, seed=args.seed, groups=groups)
     if sampler.batches_per_epoch < args.accum_steps:
         raise UserError(
@@ -162,12 +162,12 @@ def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
     For panoptic data that is the file of instances beside the pictures; None if there is none.
     """
     from datasets import get_coco_api_from_dataset
-    from datasets.annotations import load_annotations
+    from datasets.coco import read_coco
 
     if args.dataset_file != "coco_panoptic":
         return get_coco_api_from_dataset(dataset)
     instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
-    return load_annotations(instances).coco if instances.exists() else None
+    return read_coco(instances) if instances.exists() else None
 
 
 def build_model_and_weights(
@@ -188,9 +188,9 @@ def build_model_and_weights(
 
     is_thing = None
     if args.dataset_file == "coco_panoptic":
-        from datasets.coco_panoptic import things
+        from datasets.labels import read_things
 
-        is_thing = things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
+        is_thing = read_things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
     try:
         model, criterion, postprocessors = build_model(args, is_thing)
     except ValueError as error:  # flags that do not fit together
@@ -218,7 +218,6 @@ def main(args: argparse.Namespace) -> None:
     """Train, or with `--eval` evaluate, as the flags say."""
     import torch
 
-    from datasets.parsed import held_parsed
     from models.compilation import compile_model, graphs_compiled
     from run.folder_lock import alone_in
     from run.records import RunRecords
@@ -244,9 +243,8 @@ def main(args: argparse.Namespace) -> None:
     source = find_checkpoint(args)
     reads_frozen = args.frozen_weights and args.masks and source is None
     frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
-    with held_parsed():
-        check_data(args)
-        categories = resolve(args, frozen if source is None else source.checkpoint)
+    check_data(args)
+    categories = resolve(args, frozen if source is None else source.checkpoint)
     train_loader, val_loader = build_data_loaders(args)
     base_ds = ground_truth(args, val_loader.dataset)
 

@@ -99,14 +99,12 @@ def start(root: Path) -> dict[str, float]:
     import training  # noqa: F401
 
     import main
-    from datasets.parsed import held_parsed
 
     started = time.perf_counter()
     args = _flags(root, workers=0)
-    with held_parsed():
-        main.check_data(args)
-        checked = time.perf_counter()
-        main.resolve(args, None)
+    main.check_data(args)
+    checked = time.perf_counter()
+    main.resolve(args, None)
     loader: Any = main.build_data_loaders(args)[0]
     prepared = time.perf_counter()
     next(iter(loader))

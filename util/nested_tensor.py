@@ -5,6 +5,7 @@ Shapes: B images, C channels, H W of the canvas (the largest height and the larg
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -129,76 +130,59 @@ def collate_fn(batch: Sequence[tuple[Tensor, dict]]) -> tuple:
 class ByteBatch:
     """Images as uint8 on their way to the device: a quarter of the bytes of a normalised batch.
 
-    `to(device)` moves them and normalises there; what comes out equals the published road (normalise,
-    then pad with zeros) but for rounding. On a CPU images go into the normalised batch one by one; for
-    another device they are first laid on one canvas, in page-locked memory where `pin_memory` is called.
+    `to(device)` moves them and normalises there; what comes out equals the published way (normalise, then pad
+    with zeros) but for rounding.
 
     Args:
         images: uint8 [3, h, w] each.
         multiple: round the canvas up to a multiple of so many pixels.
 
     Attributes:
-        images: the images.
-        size: (H, W) of the canvas.
+        tensors: the canvas, uint8 [B, 3, H, W], channels_last, zero where padded.
+        sizes: (h, w) of each image within the canvas.
     """
 
     def __init__(self, images: Sequence[Tensor], multiple: int = 1):
-        self.images = list(images)
-        self.size = _canvas(self.sizes, multiple)
-        self._laid_out: Tensor | None = None
+        self.sizes = [(image.shape[1], image.shape[2]) for image in images]
+        shape = len(images), 3, *_canvas(self.sizes, multiple)
+        self.tensors = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        for canvas, image, (h, w) in zip(self.tensors, images, self.sizes, strict=True):
+            canvas[:, :h, :w] = image
+        _zero_padding(self.tensors, self.sizes)
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(h, w) of each image within the canvas."""
-        return [(image.shape[1], image.shape[2]) for image in self.images]
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the canvas."""
+        return self.tensors.shape[2], self.tensors.shape[3]
 
     @property
-    def tensors(self) -> Tensor:
-        """The canvas, uint8 [B, 3, H, W], zero where padded."""
-        if self._laid_out is None:
-            self._laid_out = self._lay_out()
-        return self._laid_out
+    def images(self) -> list[Tensor]:
+        """The images, views of the canvas."""
+        return [canvas[:, :h, :w] for canvas, (h, w) in zip(self.tensors, self.sizes, strict=True)]
 
     def pin_memory(self) -> ByteBatch:
-        """The same images, on a canvas in page-locked memory (the data loader calls this)."""
-        self._laid_out = self._lay_out(pinned=True)
-        # What a data worker handed over is let go.
-        self.images = [canvas[:, :h, :w] for canvas, (h, w) in zip(self._laid_out, self.sizes, strict=True)]
-        return self
+        """The same batch in page-locked memory (the data loader calls this)."""
+        pinned = copy.copy(self)
+        pinned.tensors = self.tensors.pin_memory()
+        return pinned
 
     def to(self, device: Any, non_blocking: bool = False) -> NestedTensor:
         """Move, normalise with ImageNet's mean and deviation, and pad with zeros -> NestedTensor."""
         device = torch.device(device)
-        shape = len(self.images), *self.size
-        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        raw = self.tensors.to(device, non_blocking=non_blocking)
+        mask = torch.zeros((len(raw), *self.size), dtype=torch.bool, device=device)
         padded = any(size != self.size for size in self.sizes)
         if padded:
             for i, (h, w) in enumerate(self.sizes):
                 mask[i, h:] = True
                 mask[i, :, w:] = True
-        pixels = torch.empty(
-            (len(self.images), 3, *self.size), device=device, memory_format=torch.channels_last
-        )
+        pixels = torch.empty_like(raw, dtype=torch.float32)  # channels_last, too
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         factors = (values.repeat(self.size[1]) for values in (1 / (255 * std), -mean / std))  # [3 W] each
         scale, shift = (factor.to(device, non_blocking=non_blocking) for factor in factors)
-        if device.type == "cpu":
-            for canvas, image in zip(_interleaved(pixels), self.images, strict=True):
-                _normalise(image.permute(1, 2, 0), canvas, scale, shift)
-        else:
-            raw = self.tensors.to(device, non_blocking=non_blocking)
-            _normalise(_interleaved(raw), _interleaved(pixels), scale, shift)
+        _normalise(_interleaved(raw), _interleaved(pixels), scale, shift)
         _zero_padding(pixels, self.sizes)
         return NestedTensor(pixels, mask, padded)
-
-    def _lay_out(self, pinned: bool = False) -> Tensor:
-        shape = len(self.images), 3, *self.size
-        canvas = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pinned)
-        # Decoders give interleaved pixels: a canvas of the same layout is filled row by row.
-        for part, image in zip(canvas, self.images, strict=True):
-            part[:, : image.shape[1], : image.shape[2]] = image
-        _zero_padding(canvas, self.sizes)
-        return canvas
 
 
 def _zero_padding(tensors: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
