@@ -36,10 +36,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset, get_coco_api_from_dataset
-from datasets.annotations import load_annotations
-from datasets.labels import check_labels, check_objects
+from datasets.coco import read_coco
+from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
-from datasets.parsed import held_parsed
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
 from run.evaluation import Evaluation, evaluate_only
@@ -92,9 +91,8 @@ def main(args: argparse.Namespace) -> None:
     source = find_checkpoint(args)
     reads_frozen = args.frozen_weights and args.masks and source is None
     frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
-    with held_parsed():
-        check_data(args)
-        args, categories = resolve(args, frozen if source is None else source.checkpoint)
+    check_data(args)
+    args, categories = resolve(args, frozen if source is None else source.checkpoint)
     train_loader, val_loader = build_data_loaders(args)
     base_ds = ground_truth(args, val_loader.dataset)
 
@@ -155,7 +153,7 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     if args.eval:
         return None, val_loader
     train = build_dataset("train", args, normalize_images=False)
-    groups = aspect_groups(train.annotations) if args.group_by_aspect else None
+    groups = aspect_groups(train) if args.group_by_aspect else None
     sampler = TrainBatchSampler(train, args.batch_size, *ranks, seed=args.seed, groups=groups)
     if sampler.batches_per_epoch < args.accum_steps:
         raise UserError(
@@ -179,7 +177,7 @@ def ground_truth(args: argparse.Namespace, dataset: Any) -> Any:
     if args.dataset_file != "coco_panoptic":
         return get_coco_api_from_dataset(dataset)
     instances = Path(args.coco_path) / "annotations" / "instances_val2017.json"
-    return load_annotations(instances).coco if instances.exists() else None
+    return read_coco(instances) if instances.exists() else None
 
 
 def build_model_and_weights(
@@ -194,9 +192,7 @@ def build_model_and_weights(
     """
     is_thing = None
     if args.dataset_file == "coco_panoptic":
-        from datasets.coco_panoptic import things
-
-        is_thing = things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
+        is_thing = read_things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
     try:
         model, criterion, postprocessors = build_model(args, is_thing)
     except ValueError as error:  # flags that do not fit together

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
+from PIL import Image
 from torch import Tensor
 
 import datasets.transforms as T
-from datasets.annotations import CocoAnnotations, load_annotations
-from datasets.augmented import AugmentedImages, Item
-from datasets.geometry import ImageLike, image_size
-from datasets.images import LazyImage
+from datasets.annotations import CocoAnnotations, is_crowd, load_annotations
+from datasets.images import image_size, read_image
+from datasets.json_file import read_json
 from datasets.layouts import find_split
-from datasets.masks import LazyMasks, decode, run_lengths
+from datasets.masks import decode, run_lengths
+from datasets.seeding import ItemSeeds
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN_SCALES = tuple(range(480, 801, 32))
 
 
-class CocoDetection(AugmentedImages):
+class CocoDetection(torchvision.datasets.CocoDetection):
     """Pairs (image, target), one for each image of an annotation file, in the order of image ids.
 
-    The target is what ConvertCocoPolysToMask makes, behind the transforms. Where an epoch has been set,
-    the random transforms of an item depend on seed, epoch and index alone; otherwise each call draws anew.
+    The target is what ConvertCocoPolysToMask makes, after the transforms. Where an epoch has been set, the
+    random transforms of an item depend on seed, epoch and index alone; otherwise each call draws anew.
+
+    Annotations come packed from the file until somebody asks for `coco`, and from that object ever after, so
+    that what is changed there counts for items and evaluation alike.
 
     Args:
         img_folder: folder of the pictures.
@@ -35,13 +42,10 @@ class CocoDetection(AugmentedImages):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
-        as_tensors: read pictures as uint8 tensors where `prepare` and all transforms are this project's;
-            faster. A user's own get PIL images.
 
     Attributes:
         ids: image ids, ascending.
         annotations: the packed annotation file.
-        seed: may be changed at any time before data workers start.
 
     Raises:
         UserError: the annotation file is missing or faulty; on access: an image is missing or damaged, or
@@ -56,42 +60,87 @@ class CocoDetection(AugmentedImages):
         return_masks: bool,
         *,
         seed: int = 0,
-        as_tensors: bool = False,
     ):
-        self.root = Path(img_folder)
+        torchvision.datasets.VisionDataset.__init__(self, img_folder)  # CocoDetection's would read the file
         self.annotations: CocoAnnotations = load_annotations(ann_file)
-        super().__init__(self.annotations.image_ids.tolist(), seed, as_tensors)
+        self.ids: list[int] = self.annotations.image_ids.tolist()
         self.prepare = ConvertCocoPolysToMask(return_masks)
         self._transforms = transforms
-        self._return_masks = return_masks
+        self._seeds = ItemSeeds(seed)
+        self._coco: Any = None
+
+    def __getitem__(self, idx: int) -> tuple[Any, dict[str, Any]]:
+        idx = range(len(self))[idx]  # from the end where negative; IndexError beyond
+        image, annotations = super().__getitem__(idx)
+        image, target = self.prepare(image, {"image_id": self.ids[idx], "annotations": annotations})
+        if self._transforms is not None:
+            with self._seeds.of_item(idx):
+                image, target = self._transforms(image, target)
+        return image, target
+
+    def _load_image(self, id: int) -> Image.Image:
+        return read_image(self._path(id), f" (image id {id})")
+
+    def _load_target(self, id: int) -> list[dict[str, Any]]:
+        return self.annotations.annotations_of(id) if self._coco is None else super()._load_target(id)
+
+    def _path(self, image_id: int) -> Path:
+        return Path(self.root) / self._image(image_id)["file_name"]
+
+    def _image(self, image_id: int) -> dict[str, Any]:
+        """What the file says of an image."""
+        if self._coco is None:
+            return self.annotations.images[self.annotations.index_of(image_id)]
+        return self._coco.loadImgs(image_id)[0]
 
     @property
     def coco(self) -> Any:
-        """The pycocotools object of the annotation file, built when it is first asked for."""
-        return self.annotations.coco
+        """The pycocotools object of the annotation file, this data set's own; made when first asked for."""
+        if self._coco is None:
+            self._coco = read_coco(self.annotations.source)
+        return self._coco
 
-    def begin(self, index: int) -> Callable[[], Item]:
-        """See datasets.augmented."""
-        image_id = self.ids[index]
-        annotations = self.annotations.annotations_of(image_id, segmentation=self._return_masks)
-        own = type(self.prepare) is ConvertCocoPolysToMask
-        image = self._image(index, self._transforms if own else None)
-        image, target = self.prepare(image, {"image_id": image_id, "annotations": annotations})
-        return self._transformed(index, image, target, self._transforms)
+    @coco.setter
+    def coco(self, coco: Any) -> None:
+        self._coco = coco
 
-    def image_path(self, index: int) -> Path:
-        """The file of the picture at `index`."""
-        return self.root / self.annotations.file_name(index)
+    def set_epoch(self, epoch: int | None) -> None:
+        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
+        self._seeds.set_epoch(epoch)
+
+    def image_path(self, idx: int) -> Path:
+        """The file of the picture at `idx`."""
+        return self._path(self.ids[idx])
+
+    def get_height_and_width(self, idx: int) -> tuple[int, int]:
+        """Size of an image in pixels, as the file says; KeyError where it does not."""
+        image = self._image(self.ids[idx])
+        return image["height"], image["width"]
+
+
+def read_coco(ann_file: str | Path) -> Any:
+    """A COCO file as pycocotools' COCO.
+
+    Raises:
+        UserError: the file is missing or is no JSON.
+    """
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = read_json(ann_file)
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
+        coco.createIndex()
+    return coco
 
 
 class ConvertCocoPolysToMask:
     """COCO annotations of an image -> the target of DETR.
 
-    Called with an image (PIL, tensor [3, h, w] or LazyImage) and a dict of `image_id` and `annotations`, it
-    returns the image and a new dict of
+    Called with an image (PIL or tensor [3, h, w]) and a dict of `image_id` and `annotations`, it returns the
+    image and a new dict of
         boxes [N, 4] float32: xyxy in pixels, within the image,
         labels [N] int64: category ids,
-        masks [N, h, w] uint8: 0 or 1 (only with return_masks), LazyMasks of a LazyImage,
+        masks [N, h, w] uint8: 0 or 1 (only with return_masks),
         keypoints [N, K, 3] float32: x, y, visibility (only where annotations have them),
         image_id [1], area [N] float32, iscrowd [N] int64, orig_size and size [2]: height, width.
     Crowds are left out, and so are boxes without width or height inside the image.
@@ -106,9 +155,9 @@ class ConvertCocoPolysToMask:
     def __init__(self, return_masks: bool = False):
         self.return_masks = return_masks
 
-    def __call__(self, image: ImageLike, target: dict[str, Any]) -> Item:
+    def __call__(self, image: Image.Image | Tensor, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         height, width = image_size(image)
-        objects = [a for a in target["annotations"] if a.get("iscrowd", 0) == 0]
+        objects = [a for a in target["annotations"] if not is_crowd(a)]
         boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         limit = torch.tensor([width, height])
@@ -120,36 +169,46 @@ class ConvertCocoPolysToMask:
             "labels": torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
             "image_id": torch.tensor([int(target["image_id"])]),
             "area": torch.tensor([a["area"] for a in objects], dtype=torch.float32),
-            "iscrowd": torch.tensor([a.get("iscrowd", 0) for a in objects], dtype=torch.int64),
+            "iscrowd": torch.zeros(len(objects), dtype=torch.int64),
             "orig_size": torch.tensor([height, width]),
             "size": torch.tensor([height, width]),
         }
         if self.return_masks:
-            runs = _runs(objects, height, width)
-            make = LazyMasks.from_runs if isinstance(image, LazyImage) else decode
-            result["masks"] = make(runs, height, width)
+            result["masks"] = _masks(objects, height, width)
         if any("keypoints" in a for a in target["annotations"]):
             result["keypoints"] = _keypoints(objects, target["annotations"])
         return image, result
 
 
-def _runs(objects: Sequence[dict[str, Any]], height: int, width: int) -> list[dict[str, Any]]:
-    for annotation in objects:
-        if not annotation.get("segmentation"):
+def convert_coco_poly_to_mask(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
+    """Masks uint8 [N, height, width], 0 or 1, of COCO segmentations: polygons or run lengths each."""
+    return decode([run_lengths(one, height, width) for one in segmentations], height, width)
+
+
+def _masks(objects: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:
+    """[N, height, width]; an object without a mask is named."""
+    for one in objects:
+        if not one.get("segmentation"):
             raise UserError(
-                f"annotation {annotation.get('id')} has no segmentation to make a mask of: "
+                f"annotation {one.get('id')} has no segmentation to make a mask of: "
                 "add polygons, or train without --masks"
             )
-    runs = []
-    for annotation in objects:
-        try:
-            runs.append(run_lengths(annotation["segmentation"], height, width))
-        except Exception as error:  # pycocotools raises plain Exception for what it does not understand
-            raise UserError(
-                f"the segmentation of annotation {annotation.get('id')} gives no mask of {height} x {width} "
-                f"pixels ({error}): correct it, or train without --masks"
-            ) from error
-    return runs
+    try:
+        return convert_coco_poly_to_mask([one["segmentation"] for one in objects], height, width)
+    except Exception:  # pycocotools raises plain Exception for what it does not understand
+        for one in objects:
+            _check_mask(one, height, width)
+        raise
+
+
+def _check_mask(one: dict[str, Any], height: int, width: int) -> None:
+    try:
+        convert_coco_poly_to_mask([one["segmentation"]], height, width)
+    except Exception as error:
+        raise UserError(
+            f"the segmentation of annotation {one.get('id')} gives no mask of {height} x {width} pixels "
+            f"({error}): correct it, or train without --masks"
+        ) from error
 
 
 def _keypoints(objects: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> Tensor:
@@ -157,11 +216,6 @@ def _keypoints(objects: Sequence[dict[str, Any]], annotations: Sequence[dict[str
     none = [0] * max(len(a.get("keypoints", ())) for a in annotations)
     rows = [a.get("keypoints", none) for a in objects]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(objects), len(none) // 3, 3)
-
-
-def convert_coco_poly_to_mask(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
-    """Masks uint8 [N, height, width], 0 or 1, of COCO segmentations: polygons or run lengths each."""
-    return decode([run_lengths(one, height, width) for one in segmentations], height, width)
 
 
 def make_coco_transforms(
@@ -188,15 +242,14 @@ def make_coco_transforms(
         ValueError: another image_set.
     """
     end = T.Normalize(IMAGENET_MEAN, IMAGENET_STD) if normalize_images else T.NormalizeBoxes()
-    finish = [T.ToByteTensor(), end]
     if image_set == "val":
-        return T.Compose([T.RandomResize([eval_scale], max_size=max_size), *finish])
+        return T.Compose([T.ToByteTensor(), T.RandomResize([eval_scale], max_size=max_size), end])
     if image_set != "train":
         raise ValueError(f"image_set is 'train' or 'val', not {image_set!r}")
     scales = TRAIN_SCALES if scales is None else tuple(scales)
     whole = T.RandomResize(scales, max_size=max_size)
     if not crop:
-        return T.Compose([T.RandomHorizontalFlip(), whole, *finish])
+        return T.Compose([T.ToByteTensor(), T.RandomHorizontalFlip(), whole, end])
     ratio = max(scales) / max(TRAIN_SCALES)
     *before_crop, smallest, largest = (max(1, round(side * ratio)) for side in (400, 500, 600, 384, 600))
     part = T.Compose(
@@ -206,21 +259,20 @@ def make_coco_transforms(
             T.RandomResize(scales, max_size=max_size),
         ]
     )
-    return T.Compose([T.RandomHorizontalFlip(), T.RandomSelect(whole, part), *finish])
+    return T.Compose([T.ToByteTensor(), T.RandomHorizontalFlip(), T.RandomSelect(whole, part), end])
 
 
-def build(image_set: str, args: Namespace, normalize_images: bool = True) -> CocoDetection:
+def transforms_of(image_set: str, args: Namespace) -> T.Compose:
+    """The transforms that flags ask for; `args.normalize_images` is True where nobody says otherwise."""
+    normalize = getattr(args, "normalize_images", True)
+    return make_coco_transforms(image_set, args.scales, args.eval_scale, args.max_size, normalize, args.crop)
+
+
+def build(image_set: str, args: Namespace) -> CocoDetection:
     """The data set below `args.coco_path`; see `datasets.build_dataset`."""
     img_folder, ann_file = find_coco_files(args.coco_path, image_set, args.dataset_file)
-    transforms = make_coco_transforms(
-        image_set, args.scales, args.eval_scale, args.max_size, normalize_images, args.crop
-    )
-    return CocoDetection(img_folder, ann_file, transforms, args.masks, seed=args.seed, as_tensors=True)
-
-
-def read_categories(image_set: str, args: Namespace) -> dict[int, str]:
-    """Category id -> name, from the annotation file alone."""
-    return load_annotations(find_coco_files(args.coco_path, image_set, args.dataset_file)[1]).categories
+    transforms = transforms_of(image_set, args)
+    return CocoDetection(img_folder, ann_file, transforms, args.masks, seed=args.seed)
 
 
 def find_coco_files(

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import datasets.transforms as T
-from datasets.augmented import AugmentedImages, Item
-from datasets.coco import make_coco_transforms
-from datasets.geometry import image_size
-from datasets.images import LazyImage
-from datasets.masks import LazySegments
-from datasets.panoptic_annotations import PanopticAnnotations, Segments, load_panoptic_annotations
+from datasets.annotations import is_crowd, load_annotations
+from datasets.coco import transforms_of
+from datasets.images import image_size, read_image
+from datasets.json_file import read_json
+from datasets.panoptic_annotations import PanopticAnnotations
 from datasets.panoptic_png import read_ids, run_starts
+from datasets.seeding import ItemSeeds
+from util.box_ops import masks_to_boxes
 from util.errors import UserError
 
 
-class CocoPanoptic(AugmentedImages):
+class CocoPanoptic(Dataset):
     """Pairs (image, target), one for each image of a panoptic file, in the order of image ids.
 
-    Behind the transforms a target is what ConvertCocoPolysToMask makes, of segments instead of instances:
+    After the transforms a target is what ConvertCocoPolysToMask makes, of segments instead of instances:
         boxes [N, 4] float32: xyxy in pixels, from the first to the last pixel of the segment, none added,
         labels [N] int64: category ids,
         masks [N, h, w] uint8, 0 or 1, or bool (only with return_masks),
         image_id [1], area [N] float32, iscrowd [N] int64, orig_size and size [2]: height, width.
     Crowds are objects like others, as published. Where an epoch has been set, the random transforms of an
     item depend on seed, epoch and index alone; otherwise each call draws anew.
+
+    Annotations come packed from the file until somebody asks for `coco`, and from that object ever after, so
+    that what is changed there counts.
 
     Args:
         img_folder: folder of the pictures. A picture bears the name that the file lists, or that name's
@@ -42,14 +45,11 @@ class CocoPanoptic(AugmentedImages):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
-        as_tensors: read pictures as uint8 tensors where all transforms are this project's; faster. A user's
-            own get PIL images.
 
     Attributes:
         ids: image ids, ascending.
         annotations: the packed annotation file.
         is_thing: category id -> whether it is one of things.
-        seed: may be changed at any time before data workers start.
 
     Raises:
         UserError: the annotation file is missing or faulty; on access: an image or its PNG is missing or
@@ -65,141 +65,109 @@ class CocoPanoptic(AugmentedImages):
         return_masks: bool = True,
         *,
         seed: int = 0,
-        as_tensors: bool = False,
     ):
         self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
-        self.annotations: PanopticAnnotations = load_panoptic_annotations(ann_file)
-        super().__init__(self.annotations.image_ids.tolist(), seed, as_tensors)
+        self.annotations: PanopticAnnotations = load_annotations(ann_file, PanopticAnnotations)
+        self.ids: list[int] = self.annotations.image_ids.tolist()
+        self.is_thing = self.annotations.is_thing
         self.transforms = transforms
         self.return_masks = return_masks
+        self._seeds = ItemSeeds(seed)
+        self._coco: dict[str, Any] | None = None
 
-    @property
-    def is_thing(self) -> dict[int, bool]:
-        """Category id -> whether it is one of things."""
-        return self.annotations.is_thing
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    @property
-    def coco(self) -> dict[str, Any]:
-        """The annotation file's JSON object, images sorted by id; read when it is first asked for."""
-        return self.annotations.coco
+    def __getitem__(self, idx: int) -> tuple[Any, dict[str, Any]]:
+        idx = range(len(self))[idx]  # from the end where negative; IndexError beyond
+        image = read_image(self.image_path(idx), f" (image id {self.ids[idx]})")
+        target = self._target(idx, *image_size(image))
+        if self.transforms is not None:
+            with self._seeds.of_item(idx):
+                image, target = self.transforms(image, target)
+        return image, target
 
-    def get_height_and_width(self, idx: int) -> tuple[int, int]:
-        """Size of an image in pixels, as the file says."""
-        return int(self.annotations.heights[idx]), int(self.annotations.widths[idx])
-
-    def begin(self, index: int) -> Callable[[], Item]:
-        """See datasets.augmented."""
-        image = self._image(index, self.transforms)
-        target = self._target(index, image)
-        return self._transformed(index, image, target, self.transforms)
-
-    def image_path(self, index: int) -> Path:
-        """The file of the picture at `index`; the one listed, where none of its names exists."""
-        path = self.img_folder / self.annotations.file_name(index)
-        names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
-        return next((name for name in names if name.exists()), path)
-
-    def _target(self, index: int, image: Image.Image | LazyImage) -> dict[str, Any]:
-        height, width = image_size(image)
-        segments = self.annotations.segments_of(index)
-        png = self.ann_folder / self.annotations.png_name(index)
+    def _target(self, idx: int, height: int, width: int) -> dict[str, Any]:
+        annotations = self.annotations.annotations if self._coco is None else self._coco["annotations"]
+        annotation = annotations[idx]
+        segments = annotation["segments_info"]
+        png = self.ann_folder / annotation["file_name"]
         ids = read_ids(png)
         if ids.shape != (height, width):
             found, wanted = f"{ids.shape[0]} x {ids.shape[1]}", f"{height} x {width}"
-            raise UserError(f"{png} has {found} pixels, but image {self.ids[index]} has {wanted}")
+            raise UserError(f"{png} has {found} pixels, but image {self.ids[idx]} has {wanted}")
         try:
-            places, extents = locate_segments(ids, segments)
+            masks = segment_masks(ids, [segment["id"] for segment in segments])
         except ValueError as error:
             raise UserError(f"{png} does not fit {self.ann_file}: {error}") from error
         target: dict[str, Any] = {
-            "boxes": (extents - torch.tensor([0, 0, 1, 1])).float(),
-            "labels": torch.from_numpy(segments.category_ids.astype(np.int64)),
-            "image_id": torch.tensor([self.ids[index]]),
-            "area": torch.from_numpy(segments.areas.astype(np.float32)),
-            "iscrowd": torch.from_numpy(segments.crowds.astype(np.int64)),
+            "boxes": masks_to_boxes(masks),
+            "labels": torch.tensor([segment["category_id"] for segment in segments], dtype=torch.int64),
+            "image_id": torch.tensor([self.ids[idx]]),
+            "area": torch.tensor([segment["area"] for segment in segments], dtype=torch.float32),
+            "iscrowd": torch.tensor([int(is_crowd(segment)) for segment in segments], dtype=torch.int64),
             "orig_size": torch.tensor([height, width]),
             "size": torch.tensor([height, width]),
         }
         if self.return_masks:
-            masks = LazySegments(places, extents)
-            target["masks"] = masks if isinstance(image, LazyImage) else masks.tensor().byte()
+            target["masks"] = masks.byte()
         return target
 
+    @property
+    def coco(self) -> dict[str, Any]:
+        """The annotation file's JSON object, this data set's own; read when first asked for.
 
-def locate_segments(ids: np.ndarray, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Where the segments of an image lie.
+        Images and annotations are sorted by image id: items take theirs by index.
+        """
+        if self._coco is None:
+            content = read_json(self.ann_file)
+            images = sorted(content["images"], key=lambda image: image["id"])
+            annotations = sorted(content["annotations"], key=lambda annotation: annotation["image_id"])
+            self._coco = {**content, "images": images, "annotations": annotations}
+        return self._coco
 
-    Args:
-        ids: int32 [h, w], the map of ids; 0 is no segment unless `segments` has it.
-        segments: N of them.
+    @coco.setter
+    def coco(self, coco: dict[str, Any]) -> None:
+        self._coco = coco
 
-    Returns:
-        places [h, w], which segment each pixel belongs to, N for none; and the rectangles int64 [N, 4] that
-        the segments fill: left, top, right, bottom, the last two one beyond the last pixel.
+    def _image(self, idx: int) -> dict[str, Any]:
+        """What the file says of an image."""
+        return self.annotations.images[idx] if self._coco is None else self._coco["images"][idx]
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Fix the random transforms by (seed, epoch, index), in running data workers too; None: draw anew."""
+        self._seeds.set_epoch(epoch)
+
+    def image_path(self, idx: int) -> Path:
+        """The file of the picture at `idx`; the one listed, where none of its names exists."""
+        path = self.img_folder / self._image(idx)["file_name"]
+        names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
+        return next((name for name in names if name.exists()), path)
+
+    def get_height_and_width(self, idx: int) -> tuple[int, int]:
+        """Size of an image in pixels, as the file says; KeyError where it does not."""
+        image = self._image(idx)
+        return image["height"], image["width"]
+
+
+def segment_masks(ids: np.ndarray, segment_ids: list[int]) -> Tensor:
+    """Masks bool [N, h, w] of N segments in a map of ids int32 [h, w]; 0 is no segment unless it is listed.
 
     Raises:
         ValueError: a segment has no pixel, or a pixel's segment is unknown.
     """
-    count, width = len(segments.ids), ids.shape[1]
-    starts = run_starts(ids)  # [R]
-    owners = _owners(ids.ravel()[starts], segments.ids)  # [R]
-    lengths = np.diff(starts, append=ids.size)
-    top, left = np.divmod(starts, width)
-    extents = np.zeros((count + 1, 4), dtype=np.int64)
-    extents[:, :2] = ids.size  # beyond any pixel
-    np.minimum.at(extents[:, 0], owners, left)
-    np.minimum.at(extents[:, 1], owners, top)
-    np.maximum.at(extents[:, 2], owners, left + lengths)
-    np.maximum.at(extents[:, 3], owners, top + 1)
-    places = np.repeat(owners.astype(np.uint8 if count < 256 else np.int32), lengths).reshape(ids.shape)
-    return torch.from_numpy(places), torch.from_numpy(extents[:count])
+    present = set(np.unique(ids.ravel()[run_starts(ids)]).tolist())
+    for unknown in sorted(present - {0, *segment_ids})[:1]:
+        raise ValueError(f"segment {unknown} is in the PNG, and not in the JSON")
+    for absent in [segment for segment in segment_ids if segment not in present][:1]:
+        raise ValueError(f"segment {absent} is in the JSON, and not in the PNG")
+    return torch.from_numpy(ids) == torch.tensor(segment_ids, dtype=torch.int32)[:, None, None]
 
 
-def _owners(values: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-    """For ids [R] of a PNG their places among the segments' ids [N]; N where a 0 is no segment's."""
-    count = len(segment_ids)
-    place_of = {segment: place for place, segment in enumerate(segment_ids.tolist())}
-    place_of.setdefault(0, count)
-    found, where = np.unique(values, return_inverse=True)
-    unknown = [value for value in found.tolist() if value not in place_of]
-    if unknown:
-        raise ValueError(f"segment {unknown[0]} is in the PNG, and not in the JSON")
-    places = np.array([place_of[value] for value in found.tolist()])
-    absent = np.setdiff1d(np.arange(count), places)
-    if len(absent):
-        raise ValueError(f"segment {segment_ids[absent[0]]} is in the JSON, and not in the PNG")
-    return places[where]
-
-
-def build(image_set: str, args: Namespace, normalize_images: bool = True) -> CocoPanoptic:
+def build(image_set: str, args: Namespace) -> CocoPanoptic:
     """The data set below `args.coco_path` and `args.coco_panoptic_path`; see `datasets.build_dataset`."""
     files = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)
-    transforms = make_coco_transforms(
-        image_set, args.scales, args.eval_scale, args.max_size, normalize_images, args.crop
-    )
-    return CocoPanoptic(*files, transforms, args.masks, seed=args.seed, as_tensors=True)
-
-
-def read_categories(image_set: str, args: Namespace) -> dict[int, str]:
-    """Category id -> name, from the annotation file alone."""
-    return _annotations(image_set, args).categories
-
-
-def things(args: Namespace, image_sets: Iterable[str] = ("train", "val")) -> dict[int, bool]:
-    """Category id -> whether it is one of things, by id, from the annotation files of some splits.
-
-    Raises:
-        UserError: a file is missing or faulty.
-    """
-    is_thing: dict[int, bool] = {}
-    for image_set in image_sets:
-        is_thing |= _annotations(image_set, args).is_thing
-    return dict(sorted(is_thing.items()))
-
-
-def _annotations(image_set: str, args: Namespace) -> PanopticAnnotations:
-    files = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)
-    return load_panoptic_annotations(files[2])
+    return CocoPanoptic(*files, transforms_of(image_set, args), args.masks, seed=args.seed)
 
 
 def find_panoptic_files(

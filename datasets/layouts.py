@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from util.errors import UserError
 
+SHAPES_PATH = "data/shapes"  # where the built-in pictures lie unless --coco_path says otherwise
+
 
 class Split(NamedTuple):
     """The files of a part of a data set."""

@@ -1,25 +1,18 @@
-"""Data loaders, of batches on their way to the device: by worker processes, or by threads of this process."""
+"""Data loaders of batches on their way to the device."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from datasets.augmented import AugmentedImages
 from util.collector import leave_parents_objects
+from util.errors import UserError
 from util.interruption import leave_to_parent
-from util.nested_tensor import collate_bytes
-from util.parcel import handed_over
-
-AHEAD = 4  # batches: as many as two of torch's data workers have ready
-MOST_THREADS = 4  # Python's lock keeps more from helping, and each has a team of torch's threads of its own
+from util.nested_tensor import ByteBatch, collate_bytes
 
 
 def make_loader(
@@ -34,24 +27,18 @@ def make_loader(
     """A loader of (ByteBatch, targets): once an epoch is set, the same batches for any number of workers.
 
     Args:
-        dataset: of uint8 images; one of datasets.augmented, or a user's own.
+        dataset: of uint8 images, or of normalised ones, which give NestedTensors.
         batch_sampler: the indices of each batch.
-        num_workers: processes; 0: threads of this one, or nobody else where the data set has a `__getitem__`
-            of its own.
+        num_workers: processes; 0: this one loads.
         multiple: see collate_bytes.
         pinned: put what goes to the device into page-locked memory.
         seed: of the workers.
     """
-    common: dict[str, Any] = {
-        "batch_sampler": batch_sampler,
-        "collate_fn": partial(handed_over, partial(collate_bytes, multiple=multiple)),
-        "pin_memory": pinned,
-    }
-    if num_workers == 0 and type(dataset).__getitem__ is AugmentedImages.__getitem__:
-        return ThreadLoader(dataset, **common)
     return DataLoader(
         dataset,
-        **common,
+        batch_sampler=batch_sampler,
+        collate_fn=partial(_collate, multiple=multiple),
+        pin_memory=pinned,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
@@ -60,45 +47,24 @@ def make_loader(
     )
 
 
+def _collate(items: Sequence[tuple[Any, dict[str, Any]]], multiple: int) -> tuple:
+    """`collate_bytes`. A data worker puts the images where other processes read them.
+
+    torch would do so as well, but in a thread whose errors reach nobody: the loader would wait for ever.
+    """
+    samples, *targets = collate_bytes(items, multiple)
+    if isinstance(samples, ByteBatch) and get_worker_info() is not None:
+        try:
+            samples.tensors.share_memory_()
+        except RuntimeError as error:
+            size = f"{samples.tensors.nbytes / 2**20:.1f} MiB"
+            raise UserError(
+                f"no room for a batch of {size} in the memory that processes share (/dev/shm): "
+                "pass --num_workers 0, or give the container more (docker run --shm-size=1g)"
+            ) from error
+    return samples, *targets
+
+
 def _start_worker(_: int) -> None:
     leave_to_parent()
     leave_parents_objects()
-
-
-class ThreadLoader(DataLoader):
-    """torch's loader without workers, for datasets.augmented: gives the same batches, sooner.
-
-    Random numbers are drawn in the caller's thread, item by item, in the order of the batches, and some
-    batches ahead of the one that is asked for. A few threads work on the pixels: loading goes on while a
-    batch is trained on, without processes that share memory. Transforms of a user's own, which want pixels,
-    work in the caller's thread.
-
-    Args:
-        As DataLoader, of which it takes dataset, batch_sampler, collate_fn and pin_memory.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        threads = ThreadPoolExecutor(min(torch.get_num_threads(), MOST_THREADS), "pixels")
-        begun: deque[list[Future]] = deque()
-        try:
-            for indices in self.batch_sampler:  # type: ignore[union-attr]  # it is given
-                begun.append([self._begin(index, threads) for index in indices])
-                if len(begun) > AHEAD:
-                    yield self._finish(begun.popleft())
-            while begun:
-                yield self._finish(begun.popleft())
-        finally:
-            # An epoch that is left waits for nothing that has not begun.
-            threads.shutdown(cancel_futures=True)
-
-    def _begin(self, index: int, threads: ThreadPoolExecutor) -> Future:
-        try:
-            return threads.submit(self.dataset.begin(index))  # type: ignore[attr-defined]
-        except Exception as error:  # to be raised when it is this item's turn
-            failed: Future = Future()
-            failed.set_exception(error)
-            return failed
-
-    def _finish(self, items: list[Future]) -> Any:
-        batch = self.collate_fn([item.result() for item in items])
-        return pin_memory(batch) if self.pin_memory and torch.cuda.is_available() else batch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, Sized
+from typing import Any
 
 from torch.utils.data import DistributedSampler, Sampler
 
-from datasets.annotation_file import AnnotationFile
 from util.errors import UserError
 
 
@@ -96,20 +96,29 @@ class TrainBatchSampler(Sampler[list[int]]):
         return self.batches_per_epoch - self.start_batch
 
 
-def aspect_groups(annotations: AnnotationFile) -> list[int]:
-    """For each image of an annotation file 1 if it is wider than high, 0 otherwise.
+def aspect_groups(dataset: Any) -> list[int]:
+    """For each image of a data set 1 if it is wider than high, 0 otherwise.
+
+    Args:
+        dataset: has `get_height_and_width(index)`.
 
     Raises:
-        UserError: the file does not give an image's width and height.
+        UserError: the annotation file does not give an image's width and height.
     """
-    heights, widths = annotations.heights, annotations.widths
-    unknown = (heights <= 0) | (widths <= 0)
-    if unknown.any():
-        raise UserError(
-            f"--group_by_aspect: {annotations.source} gives no width and height of image "
-            f"{annotations.image_ids[unknown.argmax()]}; add them, or leave the flag out"
-        )
-    return (widths > heights).astype(int).tolist()
+    groups = []
+    for index in range(len(dataset)):
+        try:
+            height, width = dataset.get_height_and_width(index)
+            known = height > 0 and width > 0
+        except (KeyError, TypeError):  # left out, or no number
+            known = False
+        if not known:
+            raise UserError(
+                f"--group_by_aspect: {dataset.annotations.source} gives no width and height of image "
+                f"{dataset.ids[index]}; add them, or leave the flag out"
+            )
+        groups.append(int(width > height))
+    return groups
 
 
 class EvalBatchSampler(Sampler[list[int]]):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import SHAPES_PATH
+from datasets.layouts import SHAPES_PATH
 from datasets.shapes_drawing import (
     COLOURS,
     DEFAULT_SIZE,

@@ -1,8 +1,13 @@
 """Transforms of an image together with its target, under the published names: `datasets.transforms as T`.
 
-What an image and a target may be, and the functions `crop`, `hflip`, `resize` and `pad`, are described in
-`datasets.geometry`. Transforms are called with (image, target), where the target may be None, and return
-new ones. The random ones draw from `random` and from torch's generator.
+An image is a PIL image or a tensor [3, h, w]: whatever comes in comes out, changed. `ToByteTensor` as the
+first transform, as `make_coco_transforms` has it, makes the others work on bytes, which is faster; without it
+a picture stays a PIL image until ToTensor. A target is None or a dict that may hold
+    boxes [N, 4] float32, xyxy in pixels,
+    masks [N, h, w] bool or uint8, area [N] float32 in square pixels, labels [N], iscrowd [N],
+    keypoints [N, K, 3] float32: x and y in pixels, visibility; (0, 0, 0) where there is none,
+    size [2]: height, width of the image.
+Nothing that the caller passed is edited. The random transforms draw from `random` and torch's generator.
 """
 
 from __future__ import annotations
@@ -11,37 +16,156 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms as torchvision_transforms
 import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from datasets.geometry import ImageLike, Pair, Target, crop, hflip, image_size, pad, resize
-from datasets.images import pil_to_tensor
+from datasets.images import image_size, pil_to_tensor
 from util.box_ops import box_xyxy_to_cxcywh
 
-__all__ = [
-    "CenterCrop",
-    "Compose",
-    "Normalize",
-    "NormalizeBoxes",
-    "RandomCrop",
-    "RandomErasing",
-    "RandomHorizontalFlip",
-    "RandomPad",
-    "RandomResize",
-    "RandomSelect",
-    "RandomSizeCrop",
-    "ToByteTensor",
-    "ToTensor",
-    "crop",
-    "hflip",
-    "pad",
-    "resize",
-]
-
+ImageLike = Image.Image | Tensor
+Target = dict[str, Any] | None
+Pair = tuple[Any, Any]
 Transform = Callable[[Any, Any], Pair]
+
+# What a target holds once for each object, along the first axis.
+PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd", "keypoints")
+
+
+def crop(image: ImageLike, target: Target, region: Sequence[int]) -> Pair:
+    """Cut out `region` = (top, left, height, width).
+
+    Boxes are clamped to the region and areas recomputed from them; keypoints outside become (0, 0, 0).
+    Objects without extent inside are removed: judged by their boxes, or by masks where there are no boxes.
+    """
+    top, left, height, width = region
+    cropped = F.crop(image, top, left, height, width)
+    if target is None:
+        return cropped, None
+    target = {**target, "size": torch.tensor([height, width])}
+    keep = None
+    if "masks" in target:
+        target["masks"] = target["masks"][:, top : top + height, left : left + width]
+    if "boxes" in target:
+        corners = target["boxes"].reshape(-1, 2, 2) - torch.tensor([left, top])  # [N, corner, x y]
+        corners = corners.minimum(torch.tensor([width, height])).clamp(min=0)
+        extent = corners[:, 1] - corners[:, 0]
+        target["boxes"] = corners.reshape(-1, 4)
+        target["area"] = extent.prod(1)
+        keep = (extent > 0).all(1)
+    elif "masks" in target:
+        keep = target["masks"].flatten(1).any(1).bool()
+    if "keypoints" in target:
+        target["keypoints"] = _move_keypoints(target["keypoints"], left, top, width, height)
+    if keep is not None and not keep.all():
+        target.update({name: target[name][keep] for name in PER_OBJECT if name in target})
+    return cropped, target
+
+
+def _move_keypoints(keypoints: Tensor, left: int, top: int, width: int, height: int) -> Tensor:
+    place = keypoints[..., :2] - torch.tensor([left, top])
+    inside = (place >= 0).all(-1) & (place[..., 0] <= width) & (place[..., 1] <= height)
+    seen = inside & (keypoints[..., 2] > 0)
+    return torch.cat([place, keypoints[..., 2:]], -1) * seen[..., None]
+
+
+def hflip(image: ImageLike, target: Target) -> Pair:
+    """Mirror left and right. Keypoints keep their index: which are left-right pairs is not known here."""
+    flipped = F.hflip(image)
+    if target is None:
+        return flipped, None
+    width = image_size(image)[1]
+    target = {**target}
+    if "boxes" in target:
+        left, top, right, bottom = target["boxes"].unbind(-1)
+        target["boxes"] = torch.stack([width - right, top, width - left, bottom], -1)
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(-1)
+    if "keypoints" in target:
+        x, y, seen = target["keypoints"].unbind(-1)
+        target["keypoints"] = torch.stack([torch.where(seen > 0, width - x, x), y, seen], -1)
+    return flipped, target
+
+
+def resized_size(height: int, width: int, size: int | Sequence[int], max_size: int | None) -> tuple[int, int]:
+    """(height, width) that `resize` gives a picture of height x width; its own parameters follow."""
+    if not isinstance(size, int):
+        return size[1], size[0]
+    short, long = min(height, width), max(height, width)
+    if max_size is not None and long / short * size > max_size:
+        size = round(max_size * short / long)
+    if short == size:
+        return height, width
+    other = int(size * long / short)
+    return (size, other) if height < width else (other, size)
+
+
+def resize(image: ImageLike, target: Target, size: int | Sequence[int], max_size: int | None = None) -> Pair:
+    """Scale to a new size, the image bilinearly with antialiasing, masks to their nearest pixel (bool).
+
+    Args:
+        image, target: see the module.
+        size: of the shorter side, the other follows; or (width, height), whatever the shape becomes.
+        max_size: limit of the longer side; where it would be exceeded, the shorter side is reduced.
+    """
+    old = image_size(image)
+    height, width = new = resized_size(*old, size, max_size)
+    resized = _resize_image(image, new)
+    if target is None:
+        return resized, None
+    x, y = width / old[1], height / old[0]
+    target = {**target, "size": torch.tensor([height, width])}
+    if "boxes" in target:
+        target["boxes"] = target["boxes"] * torch.tensor([x, y, x, y])
+    if "area" in target:
+        target["area"] = target["area"] * (x * y)
+    if "masks" in target:
+        target["masks"] = _resize_masks(target["masks"], new)
+    if "keypoints" in target:
+        target["keypoints"] = target["keypoints"] * torch.tensor([x, y, 1.0])
+    return resized, target
+
+
+def _resize_image(image: Image.Image | Tensor, size: tuple[int, int]) -> Image.Image | Tensor:
+    if image_size(image) == size:
+        return image
+    if isinstance(image, Image.Image):
+        return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    # The batch axis goes before interleaved pixels, so that its stride tells the kernel of their layout:
+    # it then takes them as they are, in less than half the time.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # [1, 3, h, w]
+    options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
+    return functional.interpolate(batch, size=size, **options)[0]
+
+
+def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, h, w] -> bool, each pixel from the nearest."""
+    rows, columns = map(_nearest, masks.shape[1:], size)
+    return torch.from_numpy(masks.bool().numpy().take(columns, axis=2).take(rows, axis=1))
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of `old` places along an axis each of `new` ones takes, by torch's own rounding."""
+    places = torch.arange(old, dtype=torch.float32)[None, None]
+    return functional.interpolate(places, size=new, mode="nearest")[0, 0].long().numpy()
+
+
+def pad(image: ImageLike, target: Target, padding: Sequence[int]) -> Pair:
+    """Add `padding` = (columns, rows) of zeros at the right and at the bottom."""
+    columns, rows = padding
+    height, width = image_size(image)
+    new = height + rows, width + columns
+    padded = F.pad(image, [0, 0, columns, rows])
+    if target is None:
+        return padded, None
+    target = {**target, "size": torch.tensor(new)}
+    if "masks" in target:
+        target["masks"] = functional.pad(target["masks"], (0, columns, 0, rows))
+    return padded, target
 
 
 class RandomCrop:
@@ -148,7 +272,7 @@ class ToTensor:
 
 
 class ToByteTensor:
-    """PIL image -> uint8 [3, h, w]; a tensor, which a LazyImage will be, stays as it is."""
+    """PIL image -> uint8 [3, h, w], channels_last; a tensor stays as it is."""
 
     def __call__(self, img: ImageLike, target: Target = None) -> Pair:
         return (pil_to_tensor(img) if isinstance(img, Image.Image) else img), target
@@ -194,7 +318,7 @@ class Normalize:
 
 
 class Compose:
-    """Transforms one behind the other."""
+    """Transforms one after the other."""
 
     def __init__(self, transforms: Sequence[Transform]):
         self.transforms = list(transforms)
@@ -206,29 +330,3 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({', '.join(type(transform).__name__ for transform in self.transforms)})"
-
-
-# Those that leave the pixels of an image alone, or change them by datasets.geometry.
-_WITHOUT_PIXELS = (
-    *(RandomCrop, RandomSizeCrop, CenterCrop, RandomHorizontalFlip, RandomResize, RandomPad),
-    *(ToByteTensor, NormalizeBoxes),
-)
-_WITH_PIXELS = ToTensor, RandomErasing, Normalize
-
-
-def takes_lazy_images(transform: Transform) -> bool:
-    """Whether a transform needs no pixels when it is called, so that a LazyImage will do."""
-    return _consists_of(transform, _WITHOUT_PIXELS)
-
-
-def takes_tensors(transform: Transform) -> bool:
-    """Whether a transform is one of this module, or made of them: one of a user's own wants PIL images."""
-    return _consists_of(transform, (*_WITHOUT_PIXELS, *_WITH_PIXELS))
-
-
-def _consists_of(transform: Transform, types: Sequence[type]) -> bool:
-    if type(transform) is Compose:
-        return all(_consists_of(part, types) for part in transform.transforms)
-    if type(transform) is RandomSelect:
-        return all(_consists_of(part, types) for part in (transform.transforms1, transform.transforms2))
-    return type(transform) in types

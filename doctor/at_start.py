@@ -1,21 +1,15 @@
 """The doctor at the start of a training: what needs no pixels, told in a few lines or refused in one.
 
-The headers of pictures are read in sets that are small, as one's own are. Files of COCO's size are checked
-once: the verdict is kept in the cache folder (see datasets.annotation_cache), and holds until a file, the
-picture folder or the doctor changes.
+The headers of pictures are read in sets that are small, as one's own are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from datasets.annotation_cache import cache_folder, keep
 from datasets.layouts import find_split
 from doctor.report import Report, finding_line
 from doctor.sources import Source
@@ -23,7 +17,7 @@ from util.errors import UserError, warn
 
 MODES = ("warn", "error", "off")
 HEADERS_UP_TO = 5_000  # pictures whose headers are read, about a second's worth
-LARGE = 32 << 20  # bytes of annotations whose verdict is kept; fewer are checked within a second
+LARGE = 32 << 20  # bytes of annotations; fewer are checked within a second
 _SHOWN = 5  # kinds of faults
 
 
@@ -106,23 +100,12 @@ def training_sources(
 
 
 def _verdict(sources: Mapping[str, Source], num_classes: int | None, masks: bool) -> Verdict:
-    """The verdict, from the cache where the files are large and it was good enough to train before."""
     from doctor.check import check_dataset
 
-    large = sum(map(_size, sources.values())) >= LARGE
-    kept = _kept(sources, num_classes, masks) if large else None
-    if kept is not None and kept.is_file():
-        try:
-            return Verdict(**json.loads(kept.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            pass  # cut off, or of another version: it is written anew
-    if large:
-        print("data: checking the annotation files, once (--check_data off leaves it out)", flush=True)
+    if sum(map(_size, sources.values())) >= LARGE:
+        print("data: checking the annotation files (--check_data off leaves it out)", flush=True)
     report = check_dataset(sources, num_classes, decode=False, headers_up_to=HEADERS_UP_TO, masks=masks)
-    found = summarise(report)
-    if kept is not None and not found.refusal:
-        keep(kept, lambda file: file.write(json.dumps(asdict(found)).encode()))
-    return found
+    return summarise(report)
 
 
 def summarise(report: Report) -> Verdict:
@@ -142,33 +125,8 @@ def summarise(report: Report) -> Verdict:
     return Verdict(worst if fatal else "", worst, lines, mended)
 
 
-# ---- verdicts that are kept
-
-
 def _size(source: Source) -> int:
     try:
         return source.annotations.stat().st_size
     except OSError:
         return 0
-
-
-def _kept(sources: Mapping[str, Source], *settings: Any) -> Path | None:
-    """The file of the verdict on files of these contents; None where there is no cache folder."""
-    folder = cache_folder()
-    if folder is None:
-        return None
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-    try:
-        here = Path(__file__).parent
-        read = (here.parent / "datasets" / f"{name}.py" for name in ("json_columns", "polygons"))
-        for code in (*sorted(here.glob("*.py")), *read):
-            digest.update(code.read_bytes())
-        for split, source in sorted(sources.items()):
-            changed = source.images.stat().st_mtime_ns if source.images else 0  # pictures came or went
-            digest.update(repr((split, str(source.images), changed)).encode())
-            with open(source.annotations, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    except OSError:
-        return None
-    return folder / "checked" / f"{digest.hexdigest()}.json"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.json_columns import floats
 from doctor.columns import RawFile
+from doctor.json_columns import floats
 from doctor.masks import Extents, overlap
 from doctor.report import Report
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.json_columns import floats, integers, quads
-from datasets.parsed import parse
+from datasets.json_file import parse
+from doctor.json_columns import floats, integers, quads
 from doctor.report import Finding, Report
 from util.collector import paused_collector
 

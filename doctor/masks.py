@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.json_columns import floats, is_number
 from datasets.polygons import FAR, enclosed_area, is_usable
 from doctor.columns import RawFile
+from doctor.json_columns import floats, is_number
 from doctor.report import Finding, Report
 
 TOLERANCE = 2.0  # pixels, as for boxes

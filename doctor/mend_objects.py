@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.json_columns import is_number
 from datasets.polygons import is_usable
 from doctor.boxes import to_corners
 from doctor.correction import Action, Correction, drop
+from doctor.json_columns import is_number
 from doctor.masks import apart, is_polygons, measure, sound
 from doctor.report import Group
 

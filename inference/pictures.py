@@ -12,32 +12,23 @@ import glob
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.utils.data
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.geometry import resize, resized_size
-from datasets.images import pil_to_tensor, read_tensor
+from datasets.images import pil_to_tensor, read_image
+from datasets.transforms import resize, resized_size
 from util.collector import leave_parents_objects
 from util.errors import UserError
-from util.parcel import handed_over
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
     + [".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif", ".heic", ".heif"]
 )
 """What counts as a picture in a folder. A file that is named itself, or by a pattern, is always tried."""
-
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = (None, 0, 1)  # 0 is no orientation at all; some cameras write it
-PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
-DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel, one channel
 
 
 def find_pictures(sources: Iterable[str | os.PathLike]) -> list[Path]:
@@ -101,56 +92,12 @@ def image_ids(paths: Sequence[Path]) -> dict[Path, int]:
 def read_picture(path: str | os.PathLike) -> Tensor:
     """A picture as uint8 RGB [3, H, W], turned as its EXIF orientation says.
 
-    Grey, palette and CMYK pictures become RGB; 16-bit ones are scaled to 8 bits; what is transparent lies on
-    white; of several frames or pages the first is taken. 8-bit RGB and grey ones that stand upright are
-    read as data sets are.
+    What becomes of the kinds of pictures is described at datasets.images.read_image.
 
     Raises:
         UserError: it cannot be read; the message names the file.
     """
-    try:
-        with Image.open(path) as image:  # reads the header only
-            plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-            if not plain or not _is_upright(image):
-                return pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
-        return read_tensor(Path(path))
-    except Exception as error:  # Pillow's readers of rarer formats fail in any way on spoiled files
-        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
-
-
-def _is_upright(image: Image.Image) -> bool:
-    if image.format == "PNG" and not image.info.keys() & PNG_EXIF:
-        return True  # Pillow would decode all of it to look for an orientation behind the pixels
-    return image.getexif().get(EXIF_ORIENTATION) in UPRIGHT
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture of a known format, or damaged"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return reason.splitlines()[0] if reason else type(error).__name__
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB."""
-    if image.mode in DEEP_MODES:
-        image = _as_eight_bits(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
-        opaque = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-    return image.convert("RGB")
-
-
-def _as_eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of one deep channel as a grey one: 65535, or 1 of a float picture within [0, 1], is white."""
-    values = np.asarray(image).astype(np.float64)
-    largest = float(values.max(initial=0))
-    if image.mode == "F" and largest <= 1:
-        scale = 255.0
-    else:
-        whole_range = not image.mode.startswith("I;16") and largest <= 255  # 8 bits in a wider type
-        scale = 1.0 if whole_range else 255 / 65535
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    return pil_to_tensor(read_image(path, as_shown=True))
 
 
 def prepare(picture: Tensor, eval_scale: int, max_size: int) -> Tensor:
@@ -221,7 +168,7 @@ def read_pictures(
         Pictures(paths, eval_scale, max_size),
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
-        collate_fn=partial(handed_over, list),
+        collate_fn=list,
         worker_init_fn=_start_worker,
     )
 

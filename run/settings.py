@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from datasets import SHAPES_PATH, read_categories
+from datasets.labels import read_categories
+from datasets.layouts import SHAPES_PATH
 from models import default_num_classes
 from util.checkpoint_file import model_state
 from util.coco_names import COCO_NUM_CLASSES, are_coco_categories

@@ -71,7 +71,7 @@ def _arithmetic(args: Namespace) -> str:
 def splits_of(loaders: list[tuple[str, DataLoader]]) -> list[Split]:
     """What there is to train and evaluate on, by the name of the split."""
     return [
-        Split(name, len(loader.dataset), loader.dataset.annotations.objects_per_category())  # type: ignore
+        Split(name, len(loader.dataset), loader.dataset.annotations.objects_per_category)  # type: ignore
         for name, loader in loaders
     ]
 

@@ -296,7 +296,7 @@ def test_what_the_system_says_of_a_file_is_told(
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "some/file")
 
-    monkeypatch.setattr("datasets.read_categories", denied)
+    monkeypatch.setattr("datasets.labels.read_categories", denied)
     assert run("--coco_path", coco_root) == 2
     assert_one_line(capsys, "some/file: permission denied")
     assert exit_status(lambda: denied()) == 2

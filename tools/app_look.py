@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.geometry import resize
+from datasets.transforms import resize
 from inference.attention_maps import Attention, listening
 from inference.pictures import prepare, read_picture
 from inference.trained import TrainedModel

@@ -208,7 +208,7 @@ def _data_flags(flag: Callable[..., Any]) -> None:
         type=count,
         help="also report AP and AR with so many detections an image, beside the standard 100",
     )
-    flag("--num_workers", default=2, type=whole, help="processes that load images; 0: threads of this one do")
+    flag("--num_workers", default=2, type=whole, help="processes that load images; 0: this one does")
 
 
 def _speed_flags(flag: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.annotation_file import read_json
+from datasets.json_file import read_json
 from doctor.columns import show
 from doctor.formats.record import Object, Picture, check_near, of_box, of_polygon, stored_size
 from util.errors import UserError

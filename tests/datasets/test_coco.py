@@ -10,7 +10,9 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Subset
 
 import datasets.transforms as T
@@ -21,6 +23,7 @@ from datasets.coco import (
     convert_coco_poly_to_mask,
     make_coco_transforms,
 )
+from datasets.coco_eval import CocoEvaluator
 from util.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -113,28 +116,168 @@ def test_bytes_and_floats_are_the_same_picture(root):
             assert all(torch.equal(raw[i][1][name], value) for name, value in floats[i][1].items())
 
 
-def test_foreign_transforms_get_pil_images(root):
-    files = (root / "val2017", root / "annotations" / "instances_val2017.json")
-    image, target = CocoDetection(*files, None, False)[0]
+def plain(root, transforms=None, masks=False, kind=CocoDetection):
+    return kind(root / "val2017", root / "annotations" / "instances_val2017.json", transforms, masks)
+
+
+class Sees:
+    """A transform of a user's own, which asks PIL for the size."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, image, target=None):
+        self.seen.append((type(image), image.size))
+        return image, target
+
+
+def test_a_list_without_the_first_transform_stays_pil_to_the_end(root):
+    image, target = plain(root)[0]
     assert isinstance(image, Image.Image) and image.mode == "RGB"
     assert target["boxes"][0].tolist() == [3, 5, 23, 30] and "masks" not in target
+    sees = Sees()
+    others = [T.RandomHorizontalFlip(1.0), T.RandomResize([50]), T.RandomSizeCrop(30, 40), T.RandomPad(3)]
+    dataset = plain(root, T.Compose([sees, *others, sees]), masks=True)
+    image, target = dataset[0]
+    assert isinstance(image, Image.Image) and [kind for kind, _ in sees.seen] == [Image.Image] * 2
+    assert target["masks"].shape[1:] == (image.height, image.width) and image.size == sees.seen[1][1]
+    dataset._transforms = T.Compose([T.ToByteTensor(), *others])  # what is replaced counts
+    image, target = dataset[0]
+    assert image.dtype == torch.uint8 and target["masks"].shape[1:] == image.shape[1:]
 
 
 @pytest.mark.parametrize("image_set", ["train", "val"])
-def test_both_roads_give_the_same_item(root, image_set):
+def test_bytes_and_pil_images_give_the_same_item(root, image_set):
     folder, file = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
     fast = build_dataset(image_set, small(root, masks=True))
-    slow = CocoDetection(folder, file, make_coco_transforms(image_set, [32, 48], 40, 80), True, seed=42)
+    first, *others, normalize = make_coco_transforms(image_set, [32, 48], 40, 80).transforms
+    assert isinstance(first, T.ToByteTensor)
+    slow = CocoDetection(folder, file, T.Compose([*others, T.ToTensor(), normalize]), True, seed=42)
     for dataset in (fast, slow):
         dataset.set_epoch(0)
     for i in range(6):
         (image, target), (expected, wanted) = fast[i], slow[i]
-        levels = (
-            3 if image_set == "train" else 1
-        )  # each resize may differ by one, and the next may magnify it
+        levels = 3 if image_set == "train" else 1  # each resize may differ by one, the next may magnify it
         assert (image - expected).abs().max() < (levels + 0.01) / 255 / 0.224
         assert target["masks"].dtype == wanted["masks"].dtype == torch.bool
         assert all(torch.equal(target[name], wanted[name]) for name in wanted)
+
+
+# ---- what forks build on
+
+
+def test_inside_super_gives_a_pil_image_and_the_annotations(root):
+    seen = []
+
+    class Published(CocoDetection):
+        """Overrides as the published class does: torchvision's item, prepared and transformed here."""
+
+        def __getitem__(self, idx):
+            image, annotations = super(CocoDetection, self).__getitem__(idx)
+            seen.append((image, annotations))
+            image, target = self.prepare(image, {"image_id": self.ids[idx], "annotations": annotations})
+            return self._transforms(image, target)
+
+    val = make_coco_transforms("val", eval_scale=40, max_size=80)
+    assert equal(plain(root, val, kind=Published)[1], plain(root, val)[1])
+    given, annotations = seen[0]
+    assert isinstance(given, Image.Image) and given.size == (90, 48)
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    assert annotations == [a for a in content["annotations"] if a["image_id"] == 20]
+
+
+def test_a_subclass_gets_image_and_target_from_super(root):
+    class Own(CocoDetection):
+        def __getitem__(self, idx):
+            image, target = super().__getitem__(idx)
+            return image + 1, {**target, "index": idx}
+
+    val = make_coco_transforms("val", eval_scale=40, max_size=80)
+    (image, target), (expected, wanted) = plain(root, val, kind=Own)[2], plain(root, val)[2]
+    assert torch.equal(image, expected + 1) and target.pop("index") == 2
+    assert all(torch.equal(target[name], wanted[name]) for name in wanted)
+    assert isinstance(plain(root), torchvision.datasets.CocoDetection)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_load_image_and_load_target_may_be_overridden(root, asked):
+    class Own(CocoDetection):
+        def _load_image(self, id):
+            return super()._load_image(id).convert("L").convert("RGB")
+
+        def _load_target(self, id):
+            return [one for one in super()._load_target(id) if one["category_id"] != 2]
+
+    dataset = plain(root, T.ToByteTensor(), kind=Own)
+    assert not asked or dataset.coco
+    image, target = dataset[0]
+    assert torch.equal(image[0], image[2]) and target["labels"].tolist() == [1, 3]
+
+
+def test_prepare_and_ids_count_when_they_are_replaced(root):
+    dataset = plain(root)
+
+    def prepare(image, target):
+        return image, {"names": [one["category_id"] for one in target["annotations"]], **target}
+
+    dataset.prepare = prepare
+    dataset.ids = [60, 20]
+    assert len(dataset) == 2
+    image, target = dataset[0]
+    assert image.size == (70, 60) and target["image_id"] == 60 and target["names"] == [1, 2, 3]
+    assert dataset.get_height_and_width(1) == (48, 90)
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_edits_of_coco_reach_items_and_no_other_data_set(root):
+    edited, other = (build_dataset("val", small(root)) for _ in range(2))
+    before = other[0]
+    assert equal(edited[0], before)
+    coco = edited.coco
+    assert isinstance(coco, COCO) and edited.coco is coco and other.coco is not coco
+    for one in coco.imgToAnns[10]:
+        one["category_id"] = 3
+    coco.imgToAnns[10].pop()
+    coco.imgs[20]["file_name"] = "60.jpg"
+    assert edited[0][1]["labels"].tolist() == [3, 3]
+    assert edited[1][1]["orig_size"].tolist() == [60, 70]
+    assert edited.image_path(1) == root / "val2017" / "60.jpg"
+    for another in (other, build_dataset("val", small(root))):
+        assert equal(another[0], before) and another[1][1]["orig_size"].tolist() == [48, 90]
+    for workers in (0, 1):
+        loaded = list(DataLoader(edited, batch_size=None, num_workers=workers))
+        assert loaded[0][1]["labels"].tolist() == [3, 3]
+
+
+def test_edits_of_coco_reach_evaluation(root):
+    dataset = build_dataset("val", small(root))
+    for one in dataset.coco.imgToAnns[10]:
+        one["category_id"] = 3
+    boxes = torch.tensor([one["bbox"] for one in dataset.coco.imgToAnns[10]], dtype=torch.float32)
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    evaluator = CocoEvaluator(get_coco_api_from_dataset(dataset), ["bbox"])
+    evaluator.update({10: {"scores": torch.ones(3), "labels": torch.tensor([3, 3, 3]), "boxes": boxes}})
+    evaluator.synchronize_between_processes()
+    evaluator.accumulate()
+    assert [row["AP"] for row in evaluator.per_class()] == [None, None, pytest.approx(1)]
+
+
+def test_another_coco_may_be_set(root):
+    dataset, other = plain(root), COCO()
+    other.dataset = {
+        "images": [{"id": 10, "file_name": "60.jpg"}],
+        "annotations": [record(1, 10, [1, 2, 30, 40], category_id=2)],
+        "categories": [{"id": 2}],
+    }
+    other.createIndex()
+    dataset.coco = other
+    image, target = dataset[0]
+    assert image.size == (70, 60) and target["labels"].tolist() == [2]
+    assert get_coco_api_from_dataset(dataset) is other
+
+
+# ---- what ConvertCocoPolysToMask makes
 
 
 def test_what_is_dropped_and_what_is_clamped():

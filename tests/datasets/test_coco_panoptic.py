@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets import build_dataset, get_coco_api_from_dataset, read_categories
+import datasets.transforms as T
+from datasets import build_dataset, get_coco_api_from_dataset
 from datasets.coco import make_coco_transforms
-from datasets.coco_panoptic import CocoPanoptic, find_panoptic_files, locate_segments, things
-from datasets.masks import LazyMasks, LazySegments
-from datasets.panoptic_annotations import Segments, load_panoptic_annotations
+from datasets.coco_panoptic import CocoPanoptic, find_panoptic_files, segment_masks
+from datasets.labels import read_categories, read_things
 from datasets.panoptic_png import encode_png, read_ids
 from util.box_ops import masks_to_boxes
 from util.errors import UserError
@@ -88,9 +88,12 @@ def edit(root, change, split="val"):
     path.write_text(json.dumps(content))
 
 
+def equal_targets(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
 def equal(one, other):
-    same = [torch.equal(one[1][name], other[1][name]) for name in one[1]]
-    return torch.equal(one[0], other[0]) and all(same)
+    return torch.equal(one[0], other[0]) and equal_targets(one[1], other[1])
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +145,11 @@ def test_without_masks(root):
 
 
 @pytest.mark.parametrize("image_set", ["train", "val"])
-def test_both_roads_give_the_same_item(root, image_set):
+def test_bytes_and_pil_images_give_the_same_item(root, image_set):
     fast = build_dataset(image_set, arguments(root))
-    slow = plain(root, image_set, transforms=make_coco_transforms(image_set, [32, 48], 40, 80), seed=42)
+    first, *others = make_coco_transforms(image_set, [32, 48], 40, 80).transforms
+    assert isinstance(first, T.ToByteTensor)
+    slow = plain(root, image_set, transforms=T.Compose([*others[:-1], T.ToTensor(), others[-1]]), seed=42)
     for dataset in (fast, slow):
         dataset.set_epoch(0)
     for i in range(6):
@@ -158,52 +163,11 @@ def test_both_roads_give_the_same_item(root, image_set):
     assert bytes_[0][0].dtype == torch.uint8
 
 
-def random_steps(draw, count):
-    for _ in range(int(draw.integers(1, 6))):
-        kind = draw.integers(0, 4)
-        top, left = draw.integers(0, 12, 2).tolist()
-        bottom, right = draw.integers(13, 20, 2).tolist()
-        keep = torch.from_numpy(draw.random(count) > 0.2)
-        size = draw.integers(20, 90, 2).tolist()
-        yield (
-            lambda masks: masks.flip(-1),
-            lambda masks, t=top, b=bottom, le=left, r=right: masks[:, t:b, le:r],
-            lambda masks, keep=keep: masks[keep[: len(masks)]],
-            lambda masks, size=size: masks.resize(size),
-        )[kind]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_segments_move_as_masks_do(seed):
-    draw = np.random.default_rng(seed)
-    ids, records = draw_map(draw, 41, 57, 8)
-    known = np.array([record["id"] for record in records], np.int32)
-    places, extents = locate_segments(ids, Segments(known, known, known, known))
-    assert places.dtype == torch.uint8
-    segments = whole = LazySegments(places, extents)
-    masks = LazyMasks(torch.from_numpy(ids == known[:, None, None]))
-    for step in random_steps(draw, len(known)):
-        segments, masks = step(segments), step(masks)
-        assert isinstance(segments, LazySegments) and segments.shape == masks.shape
-    assert segments.tensor().dtype == torch.bool and torch.equal(segments.tensor(), masks.tensor())
-    assert np.array_equal(whole.tensor().numpy(), ids == known[:, None, None])  # it stays as it was
-
-
-def test_more_segments_than_a_byte_counts():
-    ids = np.tile(np.arange(512, dtype=np.int32).reshape(16, 32), (2, 1)) + 1  # each segment has two pixels
-    known = ids[:16].ravel()[::-1].copy()
-    places, extents = locate_segments(ids, Segments(known, known, known, known))
-    masks = LazySegments(places, extents).tensor().numpy()
-    assert np.array_equal(masks, ids == known[:, None, None])
-    assert extents[0].tolist() == [31, 15, 32, 32]
-
-
 def test_a_segment_may_have_id_0():
     ids = np.array([[0, 5], [5, 5]], np.int32)
-    for known in (np.array([5, 0]), np.array([5])):
-        places, extents = locate_segments(ids, Segments(known, known, known, known))
-        assert places.tolist() == [[1, 0], [0, 0]]
-        assert extents.tolist() == [[0, 0, 2, 2], [0, 0, 1, 1]][: len(known)]
+    assert segment_masks(ids, [5, 0]).int().tolist() == [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]
+    assert segment_masks(ids, [5]).int().tolist() == [[[0, 1], [1, 1]]]
+    assert segment_masks(np.zeros((4, 6), np.int32), []).shape == (0, 4, 6)
 
 
 # ---- what a data set is asked for
@@ -228,14 +192,12 @@ def test_draws_follow_from_seed_epoch_and_index(root):
 def test_categories_things_and_counts(root):
     args = arguments(root)
     assert list(read_categories(args).items()) == [(2, "two"), (9, "nine"), (200, "absent")]
-    assert list(things(args).items()) == [(2, False), (9, True), (200, False)]
+    assert list(read_things(args).items()) == [(2, False), (9, True), (200, False)]
     dataset = build_dataset("val", args)
-    assert dataset.is_thing == things(args, ["val"])
+    assert dataset.is_thing == read_things(args, ["val"])
     labels = torch.cat([target["labels"] for _, target in dataset]).tolist()
-    counts = dataset.annotations.objects_per_category()
+    counts = dataset.annotations.objects_per_category
     assert counts == {2: labels.count(2), 9: labels.count(9), 200: 0} and min(counts[2], counts[9]) > 0
-    assert dataset.annotations.num_annotations == len(labels)
-    assert dataset.annotations.highest_category_id == 200
 
 
 def test_the_published_view_of_the_file(root):
@@ -243,7 +205,16 @@ def test_the_published_view_of_the_file(root):
     assert [image["id"] for image in dataset.coco["images"]] == dataset.ids
     assert dataset.coco["categories"] == CATEGORIES and dataset.coco is dataset.coco
     assert get_coco_api_from_dataset(dataset) is None
-    assert pickle.loads(pickle.dumps(dataset)).annotations._coco is None
+    assert [entry["image_id"] for entry in dataset.coco["annotations"]] == dataset.ids
+    assert dataset.img_folder == root / "val2017" and dataset.ann_folder == root / "panoptic_val2017"
+    assert dataset.ann_file == root / "annotations" / "panoptic_val2017.json"
+    other = plain(root)
+    before = dataset[1][1]
+    dataset.coco["annotations"][1]["segments_info"][0]["category_id"] = 77
+    dataset.coco["images"][1]["height"] = 3
+    assert dataset[1][1]["labels"][0] == 77 and dataset.get_height_and_width(1)[0] == 3
+    for another in (other, plain(root)):
+        assert equal_targets(another[1][1], before) and another.coco is not dataset.coco
 
 
 def test_pictures_may_be_png(root, tmp_path):
@@ -281,7 +252,7 @@ def add_segment(root):
 ITEM_FAULTS = {
     "no picture": (
         lambda root: (root / "val2017" / "30.jpg").unlink(),
-        r"cannot read image .*30.jpg \(image id 30\)",
+        r"30.jpg \(image id 30\): cannot be read",
     ),
     "no PNG": (
         lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
@@ -327,7 +298,7 @@ def test_a_wrong_folder_is_described(root, tmp_path):
         with pytest.raises(UserError, match=message):
             find_panoptic_files(*paths, "train")
         with pytest.raises(UserError, match=message):
-            things(arguments(root, coco_path=paths[0], coco_panoptic_path=paths[1]))
+            read_things(arguments(root, coco_path=paths[0], coco_panoptic_path=paths[1]))
 
 
 # ---- real data
@@ -344,12 +315,12 @@ def test_real_photographs(name):
         dataset.set_epoch(0)
         for index in range(0, len(dataset), max(1, len(dataset) // 12)):
             image, target = dataset[index]
-            segments = dataset.annotations.segments_of(index)
+            segments = dataset.annotations.annotations[index]["segments_info"]
             assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
             assert target["masks"].sum(0).max() <= 1  # no pixel belongs to two
             if image_set == "val":
-                assert target["labels"].tolist() == segments.category_ids.tolist()
+                assert target["labels"].tolist() == [segment["category_id"] for segment in segments]
                 share = target["masks"].flatten(1).sum(1) / target["masks"][0].numel()
-                pixels = torch.from_numpy(segments.areas / target["orig_size"].prod().item())
+                areas = torch.tensor([float(segment["area"]) for segment in segments])
+                pixels = areas / target["orig_size"].prod()
                 assert (share - pixels).abs().max() < 0.01
-    assert load_panoptic_annotations(dataset.ann_file) is dataset.annotations

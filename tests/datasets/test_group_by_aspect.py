@@ -96,7 +96,7 @@ def test_the_training_loader_gives_batches_of_one_aspect(coco_root: Path) -> Non
 
 def test_groups_are_told_by_the_annotation_file(coco_root: Path) -> None:
     data = build_dataset("train", resolved("--coco_path", coco_root))
-    assert aspect_groups(data.annotations) == [int(width > height) for width, height in TRAIN_SIZES]
+    assert aspect_groups(data) == [int(width > height) for width, height in TRAIN_SIZES]
 
 
 def test_a_file_without_sizes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,12 @@
-"""Pictures of all sorts, decoded to tensors as PIL decodes them."""
+"""Pictures of all sorts, read as PIL reads them."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datasets import images
-from datasets.images import pil_to_tensor, read_pil, read_tensor
+from datasets.images import image_size, pil_to_tensor, read_image
+from util.errors import UserError
 
 
 def picture(mode, height=37, width=53):
@@ -26,42 +26,31 @@ def picture(mode, height=37, width=53):
 def test_every_format_gives_the_pixels_of_pil(tmp_path, mode, name):
     path = tmp_path / name
     picture(mode).save(path)
-    image = read_tensor(path)
-    assert image.dtype == torch.uint8 and image.shape == (3, 37, 53)
-    expected = np.asarray(Image.open(path).convert("RGB"), dtype=int).transpose(2, 0, 1)
-    assert np.abs(image.numpy() - expected).max() <= 1
-    assert torch.equal(pil_to_tensor(read_pil(path)), torch.from_numpy(expected).byte())
+    image = read_image(path)
+    assert image.mode == "RGB" and image.tobytes() == Image.open(path).convert("RGB").tobytes()
 
 
-def test_pil_takes_over_where_torchvision_no_longer_decodes(tmp_path, monkeypatch):
-    picture("RGB").save(tmp_path / "a.jpg")
-    expected = read_tensor(tmp_path / "a.jpg")
-    monkeypatch.setattr(images, "_decode_image", None)
-    assert torch.equal(read_tensor(tmp_path / "a.jpg"), expected)
+def test_pixels_as_a_tensor_lie_as_they_did():
+    image = picture("RGB")
+    tensor = pil_to_tensor(image)
+    assert tensor.dtype == torch.uint8 and tensor.shape == (3, 37, 53) and tensor.stride() == (1, 159, 3)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(image))
+    assert pil_to_tensor(picture("L")).shape == (1, 37, 53)
+    assert image_size(image) == image_size(tensor) == (37, 53)
 
 
-def test_sixteen_bits_go_through_pil(tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(path)
-    assert torch.equal(read_tensor(path), pil_to_tensor(Image.open(path).convert("RGB")))
-
-
-def test_pictures_are_not_turned_by_their_orientation(tmp_path):
+def test_pictures_are_turned_by_their_orientation_only_where_it_is_asked_for(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture("RGB").save(tmp_path / "a.jpg", exif=exif)
-    assert read_tensor(tmp_path / "a.jpg").shape == (3, 37, 53)
-    assert read_pil(tmp_path / "a.jpg").size == (53, 37)
+    assert read_image(tmp_path / "a.jpg").size == (53, 37)
+    assert read_image(tmp_path / "a.jpg", as_shown=True).size == (37, 53)
 
 
-@pytest.mark.parametrize("read", [read_pil, read_tensor])
-def test_what_cannot_be_read_raises_oserror(tmp_path, read):
-    with pytest.raises(OSError):
-        read(tmp_path / "none.jpg")
+def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(OSError):
-        read(tmp_path / "text.jpg")
     picture("RGB", 200, 300).save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
-    with pytest.raises(OSError):
-        read(tmp_path / "half.jpg")
+    for name in ("none", "text", "half"):
+        with pytest.raises(UserError, match=rf"{name}\.jpg \(image id 3\): cannot be read \("):
+            read_image(tmp_path / f"{name}.jpg", " (image id 3)")

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.seeding import SharedEpoch, seeded
+from datasets.seeding import ItemSeeds
 
 
 def draw():
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def drawn(*key):
-    with seeded(*key):
+def drawn(seed, epoch, index):
+    seeds = ItemSeeds(seed)
+    seeds.set_epoch(epoch)
+    with seeds.of_item(index):
         return draw()
 
 
@@ -36,30 +38,41 @@ def test_generators_go_on_as_if_nothing_had_been_drawn():
     expected = [draw(), draw()]
     start()
     got = [draw()]
-    with pytest.raises(KeyError), seeded(1, 2, 3):
+    seeds = ItemSeeds(1)
+    seeds.set_epoch(2)
+    with pytest.raises(KeyError), seeds.of_item(3):
         draw()
         raise KeyError
     got.append(draw())
     assert got == expected
 
 
-def _wait_for(epoch, wanted, found):
-    while epoch.value != wanted:
+def test_without_an_epoch_each_block_draws_on():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [draw(), draw()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seeds = ItemSeeds()
+    got = []
+    for _ in range(2):
+        with seeds.of_item(0):
+            got.append(draw())
+    assert got == expected
+
+
+def _wait_for(seeds, wanted, found):
+    while int(seeds.epoch) != wanted:
         pass
-    found.put(epoch.value)
+    found.put(int(seeds.epoch))
 
 
 def test_a_running_process_sees_the_epoch_change():
-    epoch = SharedEpoch()
-    assert epoch.value is None
+    seeds = ItemSeeds()
     context = multiprocessing.get_context("fork")
     found = context.SimpleQueue()
-    process = context.Process(target=_wait_for, args=(epoch, 3, found), daemon=True)
+    process = context.Process(target=_wait_for, args=(seeds, 3, found), daemon=True)
     process.start()
-    epoch.value = 3
+    seeds.set_epoch(3)
     assert found.get() == 3
     process.join(10)
-    epoch.value = None
-    assert epoch.value is None
     with pytest.raises(ValueError, match="0 or more"):
-        epoch.value = -1
+        seeds.set_epoch(-1)

@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 
 import datasets.transforms as T
 from datasets.coco import make_coco_transforms
-from datasets.geometry import image_size, resized_size
-from datasets.images import pil_to_tensor
+from datasets.images import image_size, pil_to_tensor
+from datasets.transforms import resized_size
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
 

@@ -1,22 +1,20 @@
-"""The doctor at the start of a training: what it refuses, what it only tells, and what it remembers."""
+"""The doctor at the start of a training: what it refuses, and what it only tells."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from doctor import at_start
-from doctor.at_start import Verdict, check_at_start, training_sources
+from doctor.at_start import check_at_start, training_sources
 from tests.helpers import TINY
 from tests.spoiled import SPOILED, TRAIN, CleanSet, put, spoil, write_clean, write_files
 from tests.spoiled_panoptic import PANOPTIC, spoil_panoptic, write_clean_panoptic
-from tests.util.test_processes import start
+from tests.util.test_failures import start
 from util.errors import UserError
 
 
@@ -52,7 +50,7 @@ def test_a_fault_that_training_survives(
 def test_what_makes_training_wrong_is_always_refused(mode: str, clean: CleanSet, tmp_path: Path) -> None:
     made = spoil("boxes x1 y1 x2 y2", clean, tmp_path / "set")
     with pytest.raises(
-        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*python -m doctor"
+        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*datasets\.check"
     ) as error:
         check_at_start(mode, "coco", made.root)
     assert "\n" not in error.value.one_line()
@@ -145,7 +143,7 @@ def test_panoptic_sets(tmp_path: Path) -> None:
             shutil.copytree(root / name, root / name.replace("train", "val"))
         shutil.copy(clean.root / PANOPTIC, root / PANOPTIC.replace("train", "val"))
     check_at_start("error", "coco_panoptic", clean.root, clean.root, num_classes=250, masks=True)
-    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*-m doctor {made.root}"):
+    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*doctor.check {made.root}"):
         check_at_start("warn", "coco_panoptic", clean.root, made.root)
     with pytest.raises(UserError, match="--coco_panoptic_path"):
         check_at_start("warn", "coco_panoptic", clean.root, tmp_path / "none")
@@ -167,82 +165,3 @@ def test_of_several_processes_one_looks_and_all_end(clean: CleanSet, tmp_path: P
     (line,) = told
     assert "annotation id 105, image id 12" in line
     assert lines[0].startswith("Traceback"), "the other one was waiting"
-
-
-# ---- verdicts on large files
-
-
-@pytest.fixture
-def remembered(
-    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[CleanSet, Path, list]:
-    """A set with a fault that counts as large, the folder of its verdict, and a list of the checks made."""
-    import doctor.check
-
-    made = spoil("box of no size", clean, tmp_path / "set")
-    monkeypatch.setattr(at_start, "LARGE", 0)
-    monkeypatch.setenv("DETR_CACHE", str(tmp_path / "cache" / "detr"))
-    checks: list[Any] = []
-    check = doctor.check.check_dataset
-
-    def counted(*arguments: Any, **settings: Any) -> Any:
-        checks.append(arguments)
-        return check(*arguments, **settings)
-
-    monkeypatch.setattr(doctor.check, "check_dataset", counted)
-    return made, tmp_path / "cache" / "detr" / "checked", checks
-
-
-def test_a_large_file_is_checked_once(remembered: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    made, cache, checks = remembered
-    outputs = []
-    for _ in range(3):
-        check_at_start("warn", "coco", made.root)
-        outputs.append(capsys.readouterr())
-    assert len(checks) == 1 and len(list(cache.iterdir())) == 1
-    assert "checking the annotation files, once" in outputs[0].out and outputs[1].out == ""
-    assert outputs[0].err == outputs[1].err == outputs[2].err != ""
-    with pytest.raises(UserError, match="--check_data error: .*annotation id 105"):
-        check_at_start("error", "coco", made.root)
-    assert len(checks) == 1
-
-
-def test_what_changes_is_checked_again(remembered: Any) -> None:
-    made, cache, checks = remembered
-    check_at_start("warn", "coco", made.root)
-    check_at_start("warn", "coco", made.root, masks=True)
-    check_at_start("warn", "coco", made.root, num_classes=4)
-    assert len(checks) == 3
-    made.objects[4]["bbox"] = [40, 30, 9, 9]
-    write_files(made)
-    check_at_start("warn", "coco", made.root)
-    assert len(checks) == 4
-    made.picture(1).unlink()
-    with pytest.raises(UserError, match="image id 12"):
-        check_at_start("warn", "coco", made.root)
-    with pytest.raises(UserError, match="image id 12"):  # a refusal is not kept
-        check_at_start("warn", "coco", made.root)
-    assert len(checks) == 6 and len(list(cache.iterdir())) == 4
-
-
-def test_without_a_cache_nothing_is_kept(remembered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, cache, checks = remembered
-    monkeypatch.setenv("DETR_CACHE", "")
-    for _ in range(2):
-        check_at_start("warn", "coco", made.root)
-    assert len(checks) == 2 and not cache.exists()
-
-
-def test_a_damaged_verdict_is_made_anew_and_an_unwritable_cache_does_not_matter(remembered: Any) -> None:
-    made, cache, checks = remembered
-    check_at_start("warn", "coco", made.root)
-    (kept,) = cache.iterdir()
-    whole = kept.read_text()
-    assert Verdict(**json.loads(whole)).refusal == ""
-    kept.write_text(whole[:20])
-    check_at_start("warn", "coco", made.root)
-    assert len(checks) == 2 and kept.read_text() == whole
-    shutil.rmtree(cache.parent)
-    cache.parent.write_text("in the way")
-    check_at_start("warn", "coco", made.root)
-    assert len(checks) == 3 and os.listdir(cache.parents[1]) == ["detr"]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.coco import make_coco_transforms
-from datasets.images import read_tensor
+from datasets.images import pil_to_tensor, read_image
 from inference.pictures import find_pictures, image_ids, prepare, read_picture, read_pictures, unique_stems
 from util.errors import UserError
 
@@ -90,7 +90,7 @@ def test_rgb_is_read_as_it_is(suffix: str, tmp_path: Path) -> None:
 
 def test_a_jpeg_is_read_as_data_sets_read_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jpg")
-    assert torch.equal(read_picture(path), read_tensor(path))
+    assert torch.equal(read_picture(path), pil_to_tensor(read_image(path)))
 
 
 def test_grey_and_black_and_white(tmp_path: Path) -> None:
