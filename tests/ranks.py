@@ -38,7 +38,7 @@ class Ranks:
                 pipe.send((function, words, rank, world_size, f"file://{folder}/store"))
             answers = []
             for pipe in pipes:
-                assert pipe.poll(120), "a rank does not answer"
+                assert pipe.poll(600), "a rank does not answer"
                 answers.append(pipe.recv())
         for failed, answer in answers:
             assert not failed, answer

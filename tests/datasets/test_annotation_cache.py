@@ -223,5 +223,5 @@ def test_several_processes_at_once(folder: Path, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(path)]
     ranks = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [rank.communicate(timeout=60)[0].split() for rank in ranks] == [["2"]] * 4
+    assert [rank.communicate(timeout=300)[0].split() for rank in ranks] == [["2"]] * 4
     assert sorted(entry.suffix for entry in folder.iterdir()) == ["", ".npz"], "the lock and the entry"

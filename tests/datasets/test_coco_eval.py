@@ -632,9 +632,9 @@ def test_two_processes_as_one(tmp_path):
     processes = [context.Process(target=evaluate_share, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    answers = sorted((queue.get(timeout=90) for _ in processes), key=lambda answer: answer[0])
+    answers = sorted((queue.get(timeout=300) for _ in processes), key=lambda answer: answer[0])
     for process in processes:
-        process.join(30)
+        process.join(300)
     dataset, predicted = scene(0, images=20, predictions=15, masks=True)
     whole, whole_text = evaluate(dataset, predicted, ("bbox", "segm"))
     for _, curves, img_ids, _ in answers:

@@ -305,9 +305,9 @@ def test_two_processes_that_share_no_folder(tmp_path):
     processes = [context.Process(target=evaluate_share, args=(r, files, tmp_path, queue)) for r in range(2)]
     for process in processes:
         process.start()
-    answers = dict(queue.get(timeout=120) for _ in processes)
+    answers = dict(queue.get(timeout=300) for _ in processes)
     for process in processes:
-        process.join(30)
+        process.join(300)
     assert answers[1] is None and not (tmp_path / "out1").exists()
     assert_same_figures(answers[0], straightforward_figures(scenes))
     assert len(list((tmp_path / "out0").glob("*.png"))) == len(scenes)

@@ -58,7 +58,7 @@ def test_a_running_process_sees_the_epoch_change():
     process.start()
     epoch.value = 3
     assert found.get() == 3
-    process.join(10)
+    process.join(300)
     epoch.value = None
     assert epoch.value is None
     with pytest.raises(ValueError, match="0 or more"):

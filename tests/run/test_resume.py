@@ -254,7 +254,7 @@ def test_a_signal_to_the_whole_job_does_not_end_data_workers_first(
     while not (tmp_path / "checkpoint.pth").exists() and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 143, said
     assert said.count(f"{number.name}: ") == 1
     assert "Traceback" not in said

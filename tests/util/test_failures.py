@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import ROOT, TINY, TRAIN_SIZES, write_coco
 
-SECONDS = 60  # far more than needed, far less than the 10 minutes that a hanging collective would take
+SECONDS = 300  # far more than needed, far less than the 10 minutes that a hanging collective would take
 
 # What the processes of a run do once they have met; `rank` is theirs.
 SCRIPT = """

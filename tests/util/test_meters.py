@@ -231,9 +231,9 @@ def test_two_processes_agree(tmp_path):
     workers = [context.Process(target=run_rank, args=(rank, 2, store, results)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    gathered = sorted(results.get(timeout=60) for _ in workers)
+    gathered = sorted(results.get(timeout=300) for _ in workers)
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=300)
         assert worker.exitcode == 0
     for _, averages, single, calls, _ in gathered:
         assert averages == {"class_error": (3, 10.0), "loss": (2, 3.0), "only_here": (1, 7.0)}
