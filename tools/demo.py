@@ -163,6 +163,8 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="with --panoptic: on fewer pictures")
     parser.add_argument("--check", action="store_true", help="only look at the figures of what is there")
     options = parser.parse_args()
+    if options.short and not options.panoptic:
+        parser.error("--short goes with --panoptic")
     folder = ROOT / ("demo-panoptic" if options.panoptic else "demo")
     drawn = []
     if not options.check and options.panoptic:
