@@ -108,7 +108,7 @@ def test_an_epoch_that_is_left_early_finishes_no_more_than_was_at_work() -> None
     dataset = Slow(threading.Event())
     batches = iter(make_loader(dataset, [[i] for i in range(40)]))
     next(batches)
-    threading.Timer(0.2, dataset.may_go_on.set).start()
+    threading.Timer(0.5, dataset.may_go_on.set).start()
     del batches  # waits for one picture of each thread
     assert len(dataset.finished) <= 1 + MOST_THREADS
 

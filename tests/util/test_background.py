@@ -73,6 +73,6 @@ def test_after_an_error_of_the_caller_nothing_more_begins() -> None:
     with pytest.raises(ValueError, match="of the caller"), Background(threads=1) as background:
         for value in range(3):
             background.submit(work, value)
-        threading.Timer(0.2, may_go_on.set).start()
+        threading.Timer(0.5, may_go_on.set).start()
         raise ValueError("of the caller")
     assert begun in ([], [0])

