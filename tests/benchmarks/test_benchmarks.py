@@ -28,8 +28,8 @@ from benchmarks.settings import Settings
 from benchmarks.stages.masks import _classes
 from datasets.panoptic_png import encode_png
 from models.linear import Linear
+from tests.datasets.panoptic_scenes import CATEGORIES, random_scene, straightforward_figures
 from tests.helpers import ROOT
-from tests.panoptic_scenes import CATEGORIES, random_scene, straightforward_figures
 from util.errors import UserError
 
 

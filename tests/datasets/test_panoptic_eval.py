@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets.panoptic_eval import PanopticEvaluator, evaluate_files, main, panoptic_quality
 from datasets.panoptic_png import encode_png
-from tests.panoptic_scenes import (
+from tests.datasets.panoptic_scenes import (
     CATEGORIES,
     CLASSES,
     assert_same_figures,

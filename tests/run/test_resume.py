@@ -22,9 +22,9 @@ import engine
 import main
 import run.records
 import run.saving
-from tests import kill_and_resume
 from tests.helpers import ROOT, TINY, command, load, read_log
-from tests.kill_and_resume import COMPARED, equal
+from tests.run import kill_and_resume
+from tests.run.kill_and_resume import COMPARED, equal
 
 FLAGS = (
     f"{TINY} --backbone_stages 2 --backbone_norm batch --dropout 0.1 --batch_size 1 --epochs 3 --lr_drop 2"

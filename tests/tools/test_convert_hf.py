@@ -17,10 +17,10 @@ from torch import Tensor
 
 from inference.architecture import settings_from_weights
 from inference.trained import HUB, SETTINGS, load_trained
-from tests.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tests.helpers import ROOT, TINY_MODEL, assert_equal, files
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build, parse
+from tests.tools.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tools import hf_config, hf_names
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, load, read_log
-from tests.test_slurm import TINY
+from tests.slurm.test_slurm import TINY
 
 SECONDS = 240  # for training to be under way, or to end, on a busy machine
 PORT = 29_400
