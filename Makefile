@@ -1,6 +1,6 @@
 # Set up and prove the project:
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
-#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: 8)
+#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: on fewer)
 #   make test    the tests, two at a time: under 5 minutes on two cores
 #   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
 #   make slow    the tests that take long or need what `make demo` trained
