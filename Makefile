@@ -1,7 +1,7 @@
 # Set up and prove the project:
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
-#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes)
-#   make test    the tests, under 10 minutes on two cores
+#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: on fewer)
+#   make test    the tests, two at a time: under 5 minutes on two cores
 #   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
 #   make slow    the tests that take long or need what `make demo` trained
 #   make lint    style and types
@@ -11,38 +11,48 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/ready
+READY_TO_TEST := $(VENV)/ready_to_test
 
-.PHONY: demo demo-panoptic test slow benchmark lint clean install
+.PHONY: demo demo-panoptic test slow benchmark lint clean install install-dev
 
 install: $(READY)
+install-dev: $(READY_TO_TEST)
 
-# `ready` is written last: an installation that was interrupted is taken up again.
-$(READY): $(wildcard requirements*.txt)
+# What training and the demos need. The stamp is written last: an interrupted installation is taken up again.
+$(READY): requirements.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (torch is several GB the first time)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@$(INSTALL) -r requirements.txt
+	@touch $@
+
+# What tests, lint and benchmarks need beside it.
+$(READY_TO_TEST): $(READY) $(wildcard requirements-*.txt)
+	@echo "installing what the tests need"
+	@$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
 demo: $(READY)
 	$(RUN) -m tools.demo
 
 demo-panoptic: $(READY)
-	$(RUN) -m tools.demo --panoptic
+	$(RUN) -m tools.demo --panoptic $(SHORT)
 
-test: $(READY)
-	$(RUN) -m pytest -m "not slow"
+test: $(READY_TO_TEST)
+	$(RUN) -m pytest -m "not slow" -n 2 --dist worksteal
 
-slow: $(READY)
-	$(RUN) -m pytest -m slow
+# Those of one file stay together, in their order: many share what takes long to make.
+slow: $(READY_TO_TEST)
+	$(RUN) -m pytest -m slow -n 2 --dist loadscope
 
-benchmark: $(READY)
+benchmark: $(READY_TO_TEST)
 	$(RUN) -m benchmarks.run --json benchmark.json --plot benchmark.png
 
-lint: $(READY)
+lint: $(READY_TO_TEST)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 
 clean:
-	rm -rf $(VENV) demo demo-panoptic data/shapes data/shapes_varied .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo-panoptic data/shapes data/shapes_varied .pytest_cache .mypy_cache .ruff_cache .hypothesis

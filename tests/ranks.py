@@ -21,8 +21,8 @@ class Ranks:
     """Up to three processes; each job forms a group of its own."""
 
     def __init__(self) -> None:
-        context = torch.multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
+        context = _context()
         for _ in range(MOST):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -38,7 +38,7 @@ class Ranks:
                 pipe.send((function, words, rank, world_size, f"file://{folder}/store"))
             answers = []
             for pipe in pipes:
-                assert pipe.poll(120), "a rank does not answer"
+                assert pipe.poll(600), "a rank does not answer"
                 answers.append(pipe.recv())
         for failed, answer in answers:
             assert not failed, answer
@@ -48,6 +48,15 @@ class Ranks:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             pipe.send(None)
             process.join(5)
+
+
+def _context() -> Any:
+    """What starts processes: on POSIX copies of one that has imported what all of them need."""
+    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+        return torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["engine", "models", __name__])
+    return context
 
 
 def _serve(pipe: Connection) -> None:

@@ -157,7 +157,7 @@ print(json.loads(session.get_modelmeta().custom_metadata_map["names"])["5"])
     np.save(tmp_path / "images.npy", inputs["images"].numpy())
     files = [str(onnx_file), "images.npy", "boxes.npy"]
     command = [sys.executable, "-I", "-c", program, *files]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (answer.returncode, answer.stdout) == (0, "gear\n"), answer.stderr
     boxes = torch.from_numpy(np.load(tmp_path / "boxes.npy"))
     torch.testing.assert_close(boxes, expected(detector, inputs)["pred_boxes"], rtol=0, atol=BOXES_WITHIN)

@@ -122,35 +122,25 @@ def test_public_names_have_docstrings(file: str) -> None:
 
 HELP = """
 import runpy, sys
+started = set(sys.modules)
 sys.argv = ["main.py", "--help"]
 try:
     runpy.run_path("main.py", run_name="__main__")
 except SystemExit as end:
-    slow = {"torch", "torchvision", "numpy", "scipy", "PIL", "pycocotools", "matplotlib"}
-    print("loaded:", *sorted(slow & set(sys.modules)))
+    loaded = {name for name in set(sys.modules) - started if not name.startswith("_")}
+    print(len(loaded))
+    print(*sorted({name.partition(".")[0] for name in loaded} - sys.stdlib_module_names))
     sys.exit(end.code)
 """
 
 
-def test_help_loads_nothing_slow() -> None:
+def test_help_loads_little() -> None:
+    """Nothing that has to be installed, and of the rest so little that the answer comes at once."""
     command = [sys.executable, "-c", HELP]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert "--coco_path" in answer.stdout
-    assert answer.stdout.splitlines()[-1] == "loaded:"
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    """Of processor time, and the best of three: other processes on the machine do not matter."""
-    resource = pytest.importorskip("resource")
-
-    def spent() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    seconds = []
-    for _ in range(3):
-        before = spent()
-        subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, check=True)
-        seconds.append(spent() - before)
-    assert min(seconds) < 0.5
+    *text, count, packages = answer.stdout.splitlines()
+    assert "--coco_path" in "".join(text)
+    ours = {name.partition(".")[0] for name in MODULES}
+    assert set(packages.split()) <= ours
+    assert int(count) < 150, "about 50 are enough"

@@ -82,7 +82,7 @@ MISTAKES = {
     "too few classes": (["--num_classes", "1"], ["category id ", "--num_classes 1,", "--num_classes 6"]),
     "batch too large": (["--batch_size", "6"], ["--batch_size", "5 images"]),
     "unknown backbone": (["--backbone", "vgg16"], ["--backbone vgg16", "resnet50"]),
-    "undilatable": (["--dilation"], ["--dilation", "resnet18"]),
+    "undilatable": (["--dilation", "--backbone_stages", "4"], ["--dilation", "resnet18"]),
     "unknown device": (["--device", "gpu"], ["--device gpu", "cuda"]),
 }
 

@@ -27,8 +27,8 @@ from benchmarks.reference.evaluation import panoptic_quality
 from benchmarks.settings import Settings
 from benchmarks.stages.masks import _classes
 from datasets.panoptic_png import encode_png
+from tests.datasets.panoptic_scenes import CATEGORIES, random_scene, straightforward_figures
 from tests.helpers import ROOT
-from tests.panoptic_scenes import CATEGORIES, random_scene, straightforward_figures
 from util.errors import UserError
 
 

@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import math
-import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from datasets.coco_eval import CocoEvaluator, convert_to_xywh, encode_masks
+from tests.ranks import ranks
 from util.errors import UserError
 
 HEIGHT, WIDTH = 180, 240  # boxes in it are small, medium and large
@@ -611,33 +611,21 @@ def test_saved_figures_load_with_pycocotools_alone(tmp_path):
     assert run.stdout.splitlines() == [f"{shape} bbox [1, 10, 100]", f"{shape} segm [1, 10, 100]"]
 
 
-def evaluate_share(rank, world_size, store, queue):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
-    )
+def evaluate_share():
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     dataset, predicted = scene(0, images=20, predictions=15, masks=True)
     shared = set(list(predicted)[:3])  # images that both processes were dealt
     ids = [i for n, i in enumerate(predicted) if n % world_size == rank or i in shared]
     evaluator, text = evaluate(dataset, {i: predicted[i] for i in ids}, ("bbox", "segm"), batch=2)
     curves = {t: (r.eval["precision"], r.eval["recall"], r.stats) for t, r in evaluator.coco_eval.items()}
-    queue.put((rank, curves, evaluator.img_ids, text))
-    torch.distributed.destroy_process_group()
+    return curves, evaluator.img_ids, text
 
 
-def test_two_processes_as_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    arguments = (2, tmp_path / "store", queue)
-    processes = [context.Process(target=evaluate_share, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    answers = sorted((queue.get(timeout=90) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join(30)
+def test_two_processes_as_one():
+    answers = ranks().run(2, evaluate_share)
     dataset, predicted = scene(0, images=20, predictions=15, masks=True)
     whole, whole_text = evaluate(dataset, predicted, ("bbox", "segm"))
-    for _, curves, img_ids, _ in answers:
+    for curves, img_ids, _ in answers:
         assert img_ids == sorted(predicted)
         for iou_type, (precision, recall, stats) in curves.items():
             result = whole.coco_eval[iou_type]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from datasets.panoptic_eval import PanopticEvaluator, evaluate_files, main, panoptic_quality
 from datasets.panoptic_png import encode_png
-from tests.panoptic_scenes import (
+from tests.datasets.panoptic_scenes import (
     CATEGORIES,
     CLASSES,
     assert_same_figures,
@@ -23,6 +22,7 @@ from tests.panoptic_scenes import (
     record,
     straightforward_figures,
 )
+from tests.ranks import ranks
 from util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -287,27 +287,18 @@ def test_the_evaluator_misses_an_image_or_its_folder(tmp_path):
         evaluator.summarize()
 
 
-def evaluate_share(rank, files, folder, queue):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def evaluate_share(files, folder):
+    rank = torch.distributed.get_rank()
     predictions = predictions_of(files)
     evaluator = PanopticEvaluator(files.gt_json, files.gt_folder, output_dir=folder / f"out{rank}")
     evaluator.update(predictions[rank::2] + predictions[:2])  # the first two are given twice
     evaluator.synchronize_between_processes()
-    queue.put((rank, evaluator.summarize()))
-    torch.distributed.destroy_process_group()
+    return evaluator.summarize()
 
 
 def test_two_processes_that_share_no_folder(tmp_path):
     files, scenes = write_files(tmp_path / "data")
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=evaluate_share, args=(r, files, tmp_path, queue)) for r in range(2)]
-    for process in processes:
-        process.start()
-    answers = dict(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(30)
+    answers = ranks().run(2, evaluate_share, files, tmp_path)
     assert answers[1] is None and not (tmp_path / "out1").exists()
     assert_same_figures(answers[0], straightforward_figures(scenes))
     assert len(list((tmp_path / "out0").glob("*.png"))) == len(scenes)

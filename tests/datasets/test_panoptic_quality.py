@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.panoptic_quality import Category, Counts, Table, class_table, count_image, figures, group_table
-from tests.panoptic_scenes import CLASSES, random_scene, record, straightforward
+from tests.datasets.panoptic_scenes import CLASSES, random_scene, record, straightforward
 
 
 def count(scene):

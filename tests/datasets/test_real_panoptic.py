@@ -17,6 +17,7 @@ DATA = ROOT.parent / "shared" / "data" / "coco_panoptic"
 def test_two_steps_and_an_evaluation_on_genuine_pictures(tmp_path: Path) -> None:
     words: list[object] = ["--dataset_file", "coco_panoptic", "--coco_path", DATA, "--masks"]
     words += ["--coco_panoptic_path", DATA, "--hidden_dim", 128, "--nheads", 8, "--num_queries", 50]
+    words += ["--backbone_stages", 3]
     status = run(*words, "--batch_size", 18, "--epochs", 1, "--lr_drop", 1, "--output_dir", tmp_path)
     assert status == 0
     (line,) = read_log(tmp_path)

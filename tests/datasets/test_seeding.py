@@ -73,6 +73,6 @@ def test_a_running_process_sees_the_epoch_change():
     process.start()
     seeds.set_epoch(3)
     assert found.get() == 3
-    process.join(10)
+    process.join(300)
     with pytest.raises(ValueError, match="0 or more"):
         seeds.set_epoch(-1)

@@ -13,7 +13,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
     first_may_end = threading.Event()
 
     def wait_for_second(value: int) -> int:
-        assert first_may_end.wait(10)
+        assert first_may_end.wait(300)
         return value
 
     def release(value: int) -> int:
@@ -32,7 +32,7 @@ def test_the_caller_waits_where_too_much_is_unfinished() -> None:
 
     def work(value: int) -> None:
         begun.append(value)
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(300)
 
     with Background(threads=1, waiting=2) as background:
         background.submit(work, 0)
@@ -42,7 +42,7 @@ def test_the_caller_waits_where_too_much_is_unfinished() -> None:
         caller.join(0.2)
         assert caller.is_alive()
         may_go_on.set()
-        caller.join(10)
+        caller.join(300)
         assert not caller.is_alive()
     assert begun == [0, 1, 2]
 
@@ -68,11 +68,11 @@ def test_after_an_error_of_the_caller_nothing_more_begins() -> None:
 
     def work(value: int) -> None:
         begun.append(value)
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(300)
 
     with pytest.raises(ValueError, match="of the caller"), Background(threads=1) as background:
         for value in range(3):
             background.submit(work, value)
-        threading.Timer(0.2, may_go_on.set).start()
+        threading.Timer(0.5, may_go_on.set).start()
         raise ValueError("of the caller")
     assert begun in ([], [0])

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.criterion import SetCriterion
 from models.matcher import HungarianMatcher
-from tests.losses_by_layer import (
+from tests.models.losses_by_layer import (
     BATCHES,
     LAYERS,
     LOSSES,

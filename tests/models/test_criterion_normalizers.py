@@ -6,7 +6,7 @@ import torch
 import models.criterion
 from models.criterion import SetCriterion
 from models.matcher import HungarianMatcher
-from tests.losses_by_layer import (
+from tests.models.losses_by_layer import (
     EOS,
     QUERIES,
     assert_same,

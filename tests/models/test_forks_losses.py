@@ -19,7 +19,7 @@ import models.matcher
 import models.segmentation
 from models.criterion import SetCriterion
 from models.matcher import HungarianMatcher
-from tests.losses_by_layer import LAYERS, assert_same, make_criterion, make_outputs, make_targets
+from tests.models.losses_by_layer import LAYERS, assert_same, make_criterion, make_outputs, make_targets
 from util import box_ops
 from util.originals import is_original
 

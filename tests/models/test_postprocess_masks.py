@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate, pad
 
 from models.mask_sampling import Resampler
 from models.postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, semantic_maps
-from tests.mask_outputs import NO_OBJECT, THINGS, enlarged, ids_of, random_outputs, selected
+from tests.models.mask_outputs import NO_OBJECT, THINGS, enlarged, ids_of, random_outputs, selected
 
 # --- Resizing --------------------------------------------------------------------------------------------
 

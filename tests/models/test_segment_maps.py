@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from models.postprocess import coco_rle, instance_maps, panoptic_maps, semantic_maps
 from models.selection import confident_queries
-from tests.mask_outputs import NO_OBJECT, THINGS, enlarged, random_outputs, selected
+from tests.models.mask_outputs import NO_OBJECT, THINGS, enlarged, random_outputs, selected
 
 
 def test_semantic_map_equals_brute_force() -> None:

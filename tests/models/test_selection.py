@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from engine import train_one_epoch
 from models.criterion import SetCriterion
 from models.selection import MatchedQueries, confident_queries, masks_of
 from tests.mask_model import assert_same_gradients, build, gradients, images, targets, weighted
+from tests.ranks import ranks
 from util.nested_tensor import nested_tensor_from_tensor_list
 
 # --- Selected queries ------------------------------------------------------------------------------------
@@ -140,10 +140,9 @@ def test_empty_selection_gives_zero_gradients_not_absent_ones() -> None:
         assert value is not None and not value.any(), name
 
 
-def _run_rank(rank: int, folder: str) -> None:
-    """One of two processes: image and objects of its own, the gradients of the mask head to a file."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", world_size=2, rank=rank)
+def gradients_of_one_image() -> dict[str, torch.Tensor | None]:
+    """One of two processes: image and objects of its own -> the gradients of the mask head."""
+    rank = torch.distributed.get_rank()
     model, criterion, _ = build()
     sizes = ((64, 96),) * 2
     ours, wanted = images(sizes)[rank], targets(4, 0, sizes=sizes)[rank]
@@ -152,14 +151,12 @@ def _run_rank(rank: int, folder: str) -> None:
         select = criterion.matched_queries([wanted])
         outputs = shared([ours], select=select)
         found = gradients(model, weighted(criterion(outputs, [wanted], matches=select.matches), criterion))
-    torch.save(found, f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
+    return found
 
 
-def test_two_processes_one_without_objects(tmp_path: Path) -> None:
+def test_two_processes_one_without_objects() -> None:
     """The mask head's gradients equal those of one process with both images."""
-    torch.multiprocessing.spawn(_run_rank, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+    found = ranks().run(2, gradients_of_one_image)
     model, criterion, _ = build()
     sizes = ((64, 96),) * 2
     losses = criterion(model(images(sizes)), targets(4, 0, sizes=sizes))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import export
 import main
 from models.backbone import Backbone
-from tests.helpers import ROOT, TINY, assert_equal, assert_one_line, load, run
+from tests import helpers
+from tests.helpers import ROOT, assert_equal, assert_one_line, load
 from tests.reference.settings import build
 from tests.reference.streams import fill_state
 from util.errors import UserError
@@ -29,6 +30,11 @@ CONVNEXT, RESNET, SWIN = "test_convnext", "resnet10t", "swin_tiny_patch4_window7
 HRNET = "hrnet_w18_small"
 SMALL = (CONVNEXT, RESNET, "test_resnet", "test_efficientnet", SWIN)
 MASKS = "--masks --hidden_dim 128 --nheads 8"
+TINY = f"{helpers.TINY} --backbone_stages 4"  # timm's networks are not cut
+
+
+def run(*words: object) -> int:
+    return helpers.run("--backbone_stages", 4, *words)
 
 
 def backbone(name: str, masks: bool = True, train: bool = True, **options: Any) -> Any:
@@ -302,8 +308,7 @@ def test_flags_of_resnets_alone_are_refused_before_anything_is_built() -> None:
 # --- Runs ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("name", ["convnext_atto", RESNET])
+@pytest.mark.parametrize("name, masks", [("convnext_atto", False), (RESNET, True)])
 def test_runs_are_saved_resumed_and_used(name: str, masks: bool, coco_root: Path, tmp_path: Path) -> None:
     """Two epochs of two steps, in one go and in two, end bit for bit alike; the checkpoint predicts."""
     from inference.predicting import predict

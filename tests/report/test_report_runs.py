@@ -87,6 +87,7 @@ def test_an_evaluation_alone_leaves_eval_html(prepared: Prepared, tmp_path: Path
 
 def test_masks_are_shown(prepared: Prepared, tmp_path: Path) -> None:
     flags = ["--coco_path", prepared.root, "--masks", "--hidden_dim", 128, "--nheads", 8]
+    flags += ["--backbone_stages", 3]
     assert run(*flags, "--batch_size", 2, "--epochs", 1, "--output_dir", tmp_path) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "mask AP50</th>" in html
@@ -98,7 +99,7 @@ def test_panoptic_figures_and_segments(tmp_path: Path) -> None:
 
     root = write_shapes(tmp_path / "shapes", train=2, val=3, size=64, workers=1)
     flags = ["--dataset_file", "coco_panoptic", "--coco_path", root, "--coco_panoptic_path", root, "--masks"]
-    flags += ["--hidden_dim", 128, "--nheads", 8, "--batch_size", 2, "--epochs", 1]
+    flags += ["--hidden_dim", 128, "--nheads", 8, "--backbone_stages", 3, "--batch_size", 2, "--epochs", 1]
     assert run(*flags, "--output_dir", tmp_path / "run") == 0
     html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert all(f">{title}</th>" in html for title in ("PQ", "SQ", "RQ", "AP", "mask AP"))

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import ROOT, assert_one_line, load, read_log, run
-from tests.kill_and_resume import COMPARED, equal
+from tests.run.kill_and_resume import COMPARED, equal
 from util.checkpoint_file import load_checkpoint, save_checkpoint
 from util.errors import UserError
 

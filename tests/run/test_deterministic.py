@@ -42,7 +42,7 @@ def test_a_workspace_of_the_users_own_is_kept() -> None:
     assert os.environ[CUBLAS] == ":16:8"
 
 
-@pytest.mark.parametrize("masks", ["", "--masks --hidden_dim 128 --nheads 8"])
+@pytest.mark.parametrize("masks", ["", "--masks --hidden_dim 128 --nheads 8 --backbone_stages 3"])
 def test_a_run_on_a_cpu_is_the_same_with_it(masks: str, coco_root: Path, tmp_path: Path) -> None:
     """Nothing that training and evaluation use is refused, masks included."""
     words = ["--coco_path", coco_root, "--epochs", 1, "--no_report", *masks.split()]

@@ -15,19 +15,19 @@ from tests.helpers import ROOT, assert_one_line, files, run
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from run.folder import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
-def other_run(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that holds the folder for some time, or until it is killed."""
-    words = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def other_run(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds the folder until its stdin is closed, or until it is killed."""
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
@@ -38,7 +38,7 @@ def test_a_second_run_is_refused_and_changes_nothing(
     monkeypatch.setattr("run.folder.WAIT_SECONDS", 0)
     (tmp_path / "log.txt").write_text("of the first run")
     before = files(tmp_path)
-    first = other_run(tmp_path, 600)
+    first = other_run(tmp_path)
     try:
         assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", tmp_path) == 2
         assert_one_line(capsys, f"--output_dir {tmp_path}: another run writes there")
@@ -49,15 +49,18 @@ def test_a_second_run_is_refused_and_changes_nothing(
     assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", tmp_path) == 0, "killed: let go of"
 
 
-def test_a_run_that_is_ending_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = other_run(tmp_path, 1)
+def test_a_run_that_is_ending_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = other_run(tmp_path)
+    monkeypatch.setattr("run.folder_lock.time.sleep", lambda _: first.communicate())  # instead of sleeping
     with alone_in(tmp_path):
-        assert first.wait(5) == 0
+        assert first.returncode == 0
     assert capsys.readouterr().err.startswith(f"warning: another run writes to {tmp_path}: waiting")
     with alone_in(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == "", "a process lets go behind itself"
+    assert capsys.readouterr().err == "", "a process lets go when it ends"
 
 
 def test_without_a_folder_nothing_is_held() -> None:

@@ -158,11 +158,11 @@ def _start(function: Callable, *words: Any) -> multiprocessing.process.BaseProce
 def test_only_its_parent_ends_a_data_worker() -> None:
     ready = multiprocessing.get_context("fork").Event()
     worker = _start(_work, ready)
-    assert ready.wait(30)
+    assert ready.wait(300)
     for number in SIGNALS:
         subprocess.run(["/bin/sh", "-c", f"kill -{int(number)} {worker.pid}"], check=True)
     worker.join(0.3)
     assert worker.is_alive(), "a stranger's signal ended it"
     worker.terminate()
-    worker.join(10)
+    worker.join(300)
     assert worker.exitcode == 0

@@ -22,9 +22,9 @@ import engine
 import main
 import run.records
 import run.saving
-from tests import kill_and_resume
 from tests.helpers import ROOT, TINY, command, load, read_log
-from tests.kill_and_resume import COMPARED, equal
+from tests.run import kill_and_resume
+from tests.run.kill_and_resume import COMPARED, equal
 
 FLAGS = (
     f"{TINY} --backbone_stages 2 --backbone_norm batch --dropout 0.1 --batch_size 1 --epochs 3 --lr_drop 2"
@@ -254,7 +254,7 @@ def test_a_signal_to_the_whole_job_does_not_end_data_workers_first(
     while not (tmp_path / "checkpoint.pth").exists() and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 143, said
     assert said.count(f"{number.name}: ") == 1
     assert "Traceback" not in said

@@ -12,7 +12,7 @@ import torch
 
 import util.amp
 from tests.helpers import load, read_log
-from tests.kill_and_resume import COMPARED, equal
+from tests.run.kill_and_resume import COMPARED, equal
 from tests.run.test_resume import Killed, behind_step, kill, start
 
 EPOCHS = 2

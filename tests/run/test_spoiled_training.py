@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 REFUSED = {name for name, kind in KINDS.items() if kind.level in (Level.UNUSABLE, Level.ERROR)}
 TRAINING = ("--epochs", 1, "--batch_size", 2)
-MASKS = ("--hidden_dim", 128, "--nheads", 8, "--masks")
+MASKS = ("--hidden_dim", 128, "--nheads", 8, "--masks", "--backbone_stages", 3)
 WITHOUT_MASK = {"box outside", "box over the edge"}  # one object of these sets has an empty segmentation
 WITH_MASKS = WITHOUT_MASK | {
     name for name, fault in SPOILED.items() if "polygon" in fault.kind or "mask" in fault.kind

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from inference.architecture import settings_from_weights
 from inference.trained import SETTINGS, load_trained
-from tests.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tests.helpers import ROOT, TINY_MODEL, assert_equal, files
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build, parse
+from tests.tools.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tools import hf_config, hf_names
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.hub_models import HUB_MODELS
@@ -299,7 +299,7 @@ def watched(*words: object) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from inference.trained import load_trained
-from tests.exchange import MODELS, Exported, convert, transformers, written
 from tests.helpers import assert_one_line, files
+from tests.tools.exchange import MODELS, Exported, convert, transformers, written
 from tools import hf_compare, hf_config, hf_models, hf_names
 from util.errors import UserError
 

@@ -243,7 +243,7 @@ def test_training_starts_from_its_weights(twin: Path, prepared: Prepared, tmp_pa
 
 
 def test_frozen_weights_may_be_safetensors(prepared: Prepared, tmp_path: Path) -> None:
-    wide = "--hidden_dim 128 --nheads 8"
+    wide = "--hidden_dim 128 --nheads 8 --backbone_stages 3"
     detector = build(f"{TINY} {wide} --num_classes {max(CUSTOM_CATEGORIES) + 1}", seed=0)[0].state_dict()
     save_checkpoint({"model": detector}, tmp_path / "boxes.safetensors")
     words = ["--coco_path", prepared.root, "--masks", *wide.split(), "--epochs", 1]

@@ -2,13 +2,13 @@
 
 import io
 import math
-import multiprocessing
 import re
 import statistics
 
 import pytest
 import torch
 
+from tests.ranks import ranks
 from util import meters as meters_module
 from util.meters import AUXILIARY_AND_UNSCALED, MetricLogger, SmoothedValue
 
@@ -193,10 +193,9 @@ def test_state_continues_exactly_and_is_safe_to_load(tmp_path):
     assert str(second) == str(whole)
 
 
-def run_rank(rank: int, world_size: int, store: str, results) -> None:
-    """One process of test_sync: the last rank has had no batch."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size)
+def synchronized():
+    """What each process knows afterwards: the last rank has had no batch."""
+    rank = torch.distributed.get_rank()
     logger = MetricLogger()
     if rank == 0:
         logger.update({"class_error": 3}, class_error=10.0, loss=torch.tensor(2.0))
@@ -220,27 +219,17 @@ def run_rank(rank: int, world_size: int, store: str, results) -> None:
         patch.setattr("sys.stdout", printed)
         list(logger.log_every(Batches(2), 1, "Test:"))
     averages = {name: (meter.count, meter.global_avg) for name, meter in logger.meters.items()}
-    results.put((rank, averages, (single.count, single.global_avg), len(calls), printed.getvalue()))
-    torch.distributed.destroy_process_group()
+    return averages, (single.count, single.global_avg), len(calls), printed.getvalue()
 
 
-def test_two_processes_agree(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    store = str(tmp_path / "store")
-    workers = [context.Process(target=run_rank, args=(rank, 2, store, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    gathered = sorted(results.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=30)
-        assert worker.exitcode == 0
-    for _, averages, single, calls, _ in gathered:
+def test_two_processes_agree():
+    gathered = ranks().run(2, synchronized)
+    for averages, single, calls, _ in gathered:
         assert averages == {"class_error": (3, 10.0), "loss": (2, 3.0), "only_here": (1, 7.0)}
         assert list(averages) == ["class_error", "loss", "only_here"]
         assert single == (3, 5 / 3)
         assert calls == 1
-    assert "Test:" in gathered[0][4] and gathered[1][4] == ""
+    assert "Test:" in gathered[0][3] and gathered[1][3] == ""
 
 
 def test_one_process_synchronizes_to_itself():

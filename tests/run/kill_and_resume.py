@@ -1,7 +1,7 @@
 """Kill a training run at random moments, resume it each time, and compare it with one left alone.
 
-  python -m tests.kill_and_resume --kills 20                    one process
-  python -m tests.kill_and_resume --kills 20 --processes 2      torchrun with two
+  python -m tests.run.kill_and_resume --kills 20                    one process
+  python -m tests.run.kill_and_resume --kills 20 --processes 2      torchrun with two
 
 A small model learns the built-in pictures on the CPU, with data workers, augmentation and dropout. All of the
 run's processes get SIGKILL, which they cannot notice, and the same command starts anew with `--resume auto`.
@@ -27,7 +27,7 @@ import torch
 
 from datasets.shapes import write_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
     "--dataset_file shapes --scales 80 96 --eval_scale 96 --max_size 160 --device cpu --num_workers 2"
     " --backbone resnet18 --backbone_stages 2 --backbone_norm batch --backbone_weights none --hidden_dim 32"

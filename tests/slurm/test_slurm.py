@@ -1,7 +1,7 @@
 """Jobs on a real Slurm: two nodes, interruptions by a requeue, a signal and the time limit, plain srun.
 
 They need a cluster of two nodes that this machine is a part of. `tests/slurm/cluster.sh` makes one:
-  export SLURM_ROOT=$(mktemp -d); eval "$(tests/slurm/cluster.sh start)"; pytest -m slow tests/test_slurm.py
+  export SLURM_ROOT=$(mktemp -d); eval "$(tests/slurm/cluster.sh start)"; pytest -m slow tests/slurm
 """
 
 from __future__ import annotations
