@@ -2,13 +2,15 @@
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
 #   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes)
 #   make test    the tests, under 10 minutes on two cores
-#   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
+#   make benchmark AGAINST=PATH  measure beside a checkout of the published code (idle cores, 15 minutes);
+#                without a path beside transformers
 #   make slow    the tests that take long or need what `make demo` trained
 #   make lint    style and types
 #   make clean   remove what the above made, the environment too
 # PYTHON=python3.12 make test  builds the environment with another interpreter.
 
 PYTHON ?= python3
+AGAINST ?= hf
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
@@ -37,7 +39,7 @@ slow: $(READY)
 	$(RUN) -m pytest -m slow
 
 benchmark: $(READY)
-	$(RUN) -m benchmarks.run --json benchmark.json --plot benchmark.png
+	$(RUN) -m benchmarks.compare --against $(AGAINST) --json benchmark.json --plot benchmark.png
 
 lint: $(READY)
 	$(RUN) -m ruff check .
