@@ -2,13 +2,15 @@
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
 #   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: on fewer)
 #   make test    the tests, two at a time: under 5 minutes on two cores
-#   make benchmark  measure every stage beside a straightforward reference (10 minutes on two idle cores)
+#   make benchmark AGAINST=PATH  measure beside a checkout of the published code (15 minutes on idle cores);
+#                without a path beside transformers
 #   make slow    the tests that take long or need what `make demo` trained
 #   make lint    style and types
 #   make clean   remove what the above made, the environment too
 # PYTHON=python3.12 make test  builds the environment with another interpreter.
 
 PYTHON ?= python3
+AGAINST ?= hf
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -47,7 +49,7 @@ slow: $(READY_TO_TEST)
 	$(RUN) -m pytest -m slow -n 2 --dist loadscope
 
 benchmark: $(READY_TO_TEST)
-	$(RUN) -m benchmarks.run --json benchmark.json --plot benchmark.png
+	$(RUN) -m benchmarks.compare --against $(AGAINST) --json benchmark.json --plot benchmark.png
 
 lint: $(READY_TO_TEST)
 	$(RUN) -m ruff check .

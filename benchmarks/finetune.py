@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets.layouts import LAYOUTS, find_split
 from doctor.links import link
@@ -54,50 +53,28 @@ def deal_out(data: Path, out: Path) -> tuple[Path, Path]:
     for one in contents["train"][1]["annotations"]:
         counts[one["category_id"]] += 1
     if len(names) < 2:
-        raise UserError(
-            f"--data {data}: two categories are needed, one of which the first model does not know"
-        )
+        raise UserError(f"--data {data}: two categories are needed; the first model does not know one")
     rarest = min(names, key=lambda number: counts[number])
     known = {number: (number, names[number]) for number in names if number != rarest}
     other = {number: (2 * (len(names) - place), names[number].lower()) for place, number in enumerate(names)}
     folders = out / "first", out / "second"
     for half, (folder, categories) in enumerate(zip(folders, (known, other), strict=True)):
-        for split, (images, content) in contents.items():
-            write_half(images, content, half, categories, folder, split)
+        for split, (pictures, content) in contents.items():
+            images = sorted(content["images"], key=lambda image: image["id"])[half::2]
+            chosen = {image["id"] for image in images}
+            objects = [
+                {**one, "category_id": categories[one["category_id"]][0]}
+                for one in content["annotations"]
+                if one["image_id"] in chosen and one["category_id"] in categories
+            ]
+            listed = [{"id": number, "name": name} for number, name in sorted(categories.values())]
+            new = {"images": images, "annotations": objects, "categories": listed}
+            target, file = LAYOUTS["coco"].splits[split]
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(json.dumps(new), encoding="utf-8")
+            for image in images:
+                link(pictures / image["file_name"], folder / target / image["file_name"])
     return folders
-
-
-def write_half(
-    pictures: Path,
-    content: dict[str, Any],
-    half: int,
-    categories: dict[int, tuple[int, str]],
-    out: Path,
-    split: str,
-) -> None:
-    """Write every second picture of a split to `out`, in COCO's layout, its pictures linked.
-
-    Args:
-        pictures: the folder of the pictures.
-        content: of the annotation file.
-        half: 0 for the first, third, … picture by id, 1 for the others.
-        categories: old id -> new id and name; objects of others are left out.
-        split: train or val.
-    """
-    images = sorted(content["images"], key=lambda image: image["id"])[half::2]
-    chosen = {image["id"] for image in images}
-    objects = [
-        {**one, "category_id": categories[one["category_id"]][0]}
-        for one in content["annotations"]
-        if one["image_id"] in chosen and one["category_id"] in categories
-    ]
-    new = {"images": images, "annotations": objects}
-    folder, file = LAYOUTS["coco"].splits[split]
-    (out / file).parent.mkdir(parents=True, exist_ok=True)
-    listed = [{"id": number, "name": name} for number, name in sorted(categories.values())]
-    (out / file).write_text(json.dumps({**new, "categories": listed}), encoding="utf-8")
-    for image in images:
-        link(pictures / image["file_name"], out / folder / image["file_name"])
 
 
 def train(run: Path, data: Path, flags: Sequence[object]) -> Path:
@@ -127,27 +104,19 @@ def table(runs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.finetune", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--data", required=True, help="a data set in COCO's layout, of two classes or more")
-    parser.add_argument("--start", default="demo/run/checkpoint.pth", help="what the first model begins as")
-    parser.add_argument("--output_dir", default="outputs/finetune", help="data sets, runs and curves")
-    parser.add_argument("--first_epochs", type=int, default=40, help="of the model to start from")
-    parser.add_argument("--epochs", type=int, default=20, help="of every other one")
-    parser.add_argument(
-        "--rates", nargs="+", default=RATES, help="learning rates of fine-tuning that are tried"
-    )
-    return parser
-
-
 def run(words: Sequence[str] | None = None) -> int:
     """The command -> its exit status."""
     from util.plot_utils import draw_curves
 
-    args = get_args_parser().parse_args(words)
+    parser = argparse.ArgumentParser("python -m benchmarks.finetune", description=__doc__.split("\n")[0])
+    flag = parser.add_argument
+    flag("--data", required=True, help="a data set in COCO's layout, of two classes or more")
+    flag("--start", default="demo/run/checkpoint.pth", help="what the first model begins as")
+    flag("--output_dir", default="outputs/finetune", help="data sets, runs and curves")
+    flag("--first_epochs", type=int, default=40, help="of the model to start from")
+    flag("--epochs", type=int, default=20, help="of every other one")
+    flag("--rates", nargs="+", default=RATES, help="learning rates of fine-tuning that are tried")
+    args = parser.parse_args(words)
     out = Path(args.output_dir).resolve()
     first, second = deal_out(Path(args.data).resolve(), out / "data")
     begin = ["--resume", "auto", "--finetune", Path(args.start).resolve(), "--epochs", args.first_epochs]

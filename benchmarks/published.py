@@ -5,13 +5,14 @@
   python -m benchmarks.published --coco_path data/coco --coco_panoptic_path data/coco_panoptic
 
 Each model is downloaded once, its hash verified, and evaluated with one image a batch through main.py, as its
-figures were made. What is missing (data, network) is said; the other models go on. Exit status: 0 if every
+figures were made. What is missing (data, network) is named; the other models go on. Exit status: 0 if every
 model asked for lies within 0.1 of its published AP (and PQ), 1 if one does not, 2 if one could not be run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -66,24 +67,15 @@ def evaluate(name: str, options: argparse.Namespace) -> dict[str, float]:
         raise UserError("needs --coco_panoptic_path")
     weights = fetch(PUBLISHED + model.weights, verify)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "main.py", "--eval", "--resume", str(weights), *model.flags]
-        command += ["--coco_path", str(options.coco_path), "--eval_batch_size", "1", "--output_dir", folder]
-        command += ["--num_workers", str(options.num_workers)]
-        if options.coco_panoptic_path:
-            command += ["--coco_panoptic_path", str(options.coco_panoptic_path)]
-        if options.device:
-            command += ["--device", options.device]
-        done = subprocess.run(command, cwd=ROOT, stdout=None if options.verbose else subprocess.DEVNULL)
+        words = ["main.py", "--eval", "--resume", weights, *model.flags, "--coco_path", options.coco_path]
+        words += ["--eval_batch_size", 1, "--num_workers", options.num_workers, "--output_dir", folder]
+        for flag in ("coco_panoptic_path", "device"):
+            words += [f"--{flag}", getattr(options, flag)] if getattr(options, flag) else []
+        output = None if options.verbose else subprocess.DEVNULL
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdout=output)
         if done.returncode:
             raise UserError(f"main.py ended with status {done.returncode}; its message is above")
-        return read_figures(Path(folder))
-
-
-def read_figures(folder: Path) -> dict[str, float]:
-    """Box AP, and mask AP and PQ where they are, from what `--eval` wrote, in points."""
-    import json
-
-    stats = json.loads((folder / "eval.json").read_text())
+        stats = json.loads((Path(folder) / "eval.json").read_text())
     figures = {"box_ap": 100 * stats["test_coco_eval_bbox"][0]}
     if "test_coco_eval_masks" in stats:
         figures["mask_ap"] = 100 * stats["test_coco_eval_masks"][0]
@@ -111,18 +103,17 @@ def compare(name: str, figures: dict[str, float]) -> tuple[str, bool]:
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.published",
+        "python -m benchmarks.published",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--coco_path", type=Path, required=True, help="COCO 2017, with val2017")
-    parser.add_argument("--coco_panoptic_path", type=Path, help="its panoptic annotations")
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="which (default: all)"
-    )
-    parser.add_argument("--device", help="as main.py's")
-    parser.add_argument("--num_workers", type=int, default=4, help="as main.py's")
-    parser.add_argument("--verbose", action="store_true", help="show main.py's output")
+    flag = parser.add_argument
+    flag("--coco_path", type=Path, required=True, help="COCO 2017, with val2017")
+    flag("--coco_panoptic_path", type=Path, help="its panoptic annotations")
+    flag("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which (default: all)")
+    flag("--device", help="as main.py's")
+    flag("--num_workers", type=int, default=4, help="as main.py's")
+    flag("--verbose", action="store_true", help="show main.py's output")
     options = parser.parse_args(argv)
 
     columns = "".join(f"{title:>8}{'here':>7}{'diff.':>7}" for title in ("box AP", "mask AP", "PQ"))

@@ -23,24 +23,26 @@ def tensors(prefix: str, tree: Mapping[str, Any]) -> Values:
     values: Values = {}
     for key, item in tree.items():
         if isinstance(item, Tensor):
-            values[f"{prefix}/{key}"] = item.detach().numpy()
+            values[f"{prefix}/{key}"] = item.detach().cpu().numpy()
         elif isinstance(item, list):
             for position, entry in enumerate(item):
                 values.update(tensors(f"{prefix}/{key}{position}", entry))
     return values
 
 
-def forward_and_loss(name: str, flags: str, counts: Sequence[int], seed: int) -> Values:
+def forward_and_loss(name: str, flags: str, counts: Sequence[int], seed: int, device: str = "cpu") -> Values:
     """A training step without the step, then the evaluation of the same two images.
 
     `counts` gives the number of objects in each image.
     """
     model, criterion, postprocessors = build(flags, seed)
+    model.to(device)
+    criterion.to(device)
     sizes = R18_SIZES if "resnet18" in flags else SIZES
     with_masks = "--masks" in flags
-    images = [picture(f"{name}{i}", *size, seed) for i, size in enumerate(sizes)]
+    images = [picture(f"{name}{i}", *size, seed).to(device) for i, size in enumerate(sizes)]
     targets = [
-        target(f"{name}{i}", count, *size, seed, with_masks)
+        {k: v.to(device) for k, v in target(f"{name}{i}", count, *size, seed, with_masks).items()}
         for i, (count, size) in enumerate(zip(counts, sizes, strict=True))
     ]
     return {
@@ -91,7 +93,7 @@ def _evaluation_values(
         results = postprocessors["segm"](detections, outputs, target_sizes, processed_sizes)
         for i, result in enumerate(results):
             masks = result["masks"]  # [Q, 1, height, width]
-            values[f"{name}/segm{i}/area"] = masks.flatten(1).sum(1).numpy()
+            values[f"{name}/segm{i}/area"] = masks.flatten(1).sum(1).cpu().numpy()
             values[f"{name}/segm{i}/shape"] = np.array(masks.shape)
     return values
 

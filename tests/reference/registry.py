@@ -22,7 +22,7 @@ class Case(NamedTuple):
     compute: Callable[[int, Path], Values]
 
 
-def _models() -> dict[str, Case]:
+def models(device: str = "cpu") -> dict[str, Case]:
     """One case for each setting, with the number of objects in each of its two images."""
     settings = {
         "post_norm": (SMALL, (3, 5)),
@@ -42,7 +42,7 @@ def _models() -> dict[str, Case]:
 
     def case(name: str, flags: str, counts: tuple[int, int]) -> Case:
         return Case(
-            lambda seed, _: model.forward_and_loss(name, flags, counts, seed),
+            lambda seed, _: model.forward_and_loss(name, flags, counts, seed, device),
         )
 
     return {name: case(name, flags, counts) for name, (flags, counts) in settings.items()}
@@ -63,7 +63,7 @@ def _initial(seed: int, folder: Path) -> Values:
 
 
 CASES: dict[str, Case] = {
-    **_models(),
+    **models(),
     **_merges(),
     "functions": Case(lambda seed, _: criterion.box_functions(seed)),
     "mask_functions": Case(lambda seed, _: criterion.mask_losses(seed)),

@@ -43,11 +43,11 @@ LIMIT = 300  # seconds without a new checkpoint until a run is given up
 class Run:
     """One start of the command, in a session of its own."""
 
-    def __init__(self, data: Path, folder: Path, processes: int):
+    def __init__(self, data: Path, folder: Path, processes: int, more: list[str]):
         python = [sys.executable]
         if processes > 1:
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        flags = [*FLAGS.split(), "--batch_size", str(BATCH // processes)]
+        flags = [*FLAGS.split(), "--batch_size", str(BATCH // processes), *more]
         folder.mkdir(exist_ok=True)
         self.checkpoint = folder / "checkpoint.pth"
         self.output = folder.parent / f"{folder.name}.out"
@@ -99,9 +99,9 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def run_to_the_end(data: Path, folder: Path, processes: int) -> float:
+def run_to_the_end(data: Path, folder: Path, processes: int, more: list[str]) -> float:
     """Leave a run alone -> the seconds from its first checkpoint to its end."""
-    run = Run(data, folder, processes)
+    run = Run(data, folder, processes, more)
     began = time.monotonic()
     if run.wait_for_checkpoint():
         began = time.monotonic()
@@ -110,15 +110,18 @@ def run_to_the_end(data: Path, folder: Path, processes: int) -> float:
     return time.monotonic() - began
 
 
-def run_with_kills(data: Path, folder: Path, processes: int, kills: int, pause: float) -> int:
+def run_with_kills(
+    data: Path, folder: Path, processes: int, more: list[str], kills: int, pause: float
+) -> int:
     """Start a run until it ends by itself; kill it up to so many times -> how often it was killed.
 
     Args:
+        more: flags of main.py beside FLAGS.
         pause: the longest time between a checkpoint and a kill, in seconds.
     """
     killed = 0
     while killed < kills:
-        run = Run(data, folder, processes)
+        run = Run(data, folder, processes, more)
         if random.random() < 0.1:
             time.sleep(random.uniform(0, 4))  # while it starts
         elif run.wait_for_checkpoint():
@@ -131,7 +134,7 @@ def run_with_kills(data: Path, folder: Path, processes: int, kills: int, pause: 
             return killed
         killed += 1
         print(f"{folder.name}: kill {killed}, {standing(folder)}", flush=True)
-    run_to_the_end(data, folder, processes)
+    run_to_the_end(data, folder, processes, more)
     return killed
 
 
@@ -171,17 +174,17 @@ def equal(one: Any, other: Any) -> bool:
     return one == other
 
 
-def main(kills: int, processes: int, folder: Path) -> int:
+def main(kills: int, processes: int, folder: Path, more: list[str]) -> int:
     """The whole comparison -> its exit status."""
     data, undisturbed = folder / "shapes", folder / "undisturbed"
     write_shapes(data, train=IMAGES, val=10)
-    seconds = run_to_the_end(data, undisturbed, processes)
+    seconds = run_to_the_end(data, undisturbed, processes, more)
     print(f"undisturbed: {seconds:.1f} s behind its first checkpoint", flush=True)
     killed = rounds = different = 0
     while killed < kills:
         rounds += 1
         run = folder / f"killed{rounds}"
-        killed += run_with_kills(data, run, processes, kills - killed, pause=seconds / 6)
+        killed += run_with_kills(data, run, processes, more, kills - killed, pause=seconds / 6)
         found = differences(run, undisturbed)
         different += bool(found)
         print(f"{run.name}: {', '.join(found) or 'equal'}", flush=True)
@@ -197,7 +200,10 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4), help="processes of the run")
     parser.add_argument("--seed", type=int, help="of the moments; left out: new ones each time")
     parser.add_argument("--folder", type=Path, help="keep everything there; left out: a temporary folder")
+    parser.add_argument("--device", default="cpu", help="as main.py's")
+    parser.add_argument("--deterministic", action="store_true", help="as main.py's; a GPU needs it")
     given = parser.parse_args()
+    more = ["--device", given.device, *(["--deterministic"] if given.deterministic else [])]
     random.seed(given.seed)
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(main(given.kills, given.processes, given.folder or Path(temporary)))
+        sys.exit(main(given.kills, given.processes, given.folder or Path(temporary), more))
