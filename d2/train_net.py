@@ -33,6 +33,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader, build_
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils.file_io import PathManager
 
 from d2.detr import DetrDatasetMapper, DetrPanopticEvaluator, add_detr_config
 from d2.detr.evaluators import coco_evaluator
@@ -125,6 +126,8 @@ def check_classes(dataset_name: str, num_classes: int) -> None:
 
 def setup(args: argparse.Namespace) -> Any:
     """The configuration: detectron2's and DETR's defaults, the file, what the command line adds."""
+    if not PathManager.isfile(args.config_file):
+        raise UserError(f"--config-file {args.config_file}: there is no such file")
     cfg = get_cfg()
     add_detr_config(cfg)
     cfg.merge_from_file(args.config_file)

@@ -195,5 +195,5 @@ class DetrDatasetMapper:
 
 def _segment_ids(colours: np.ndarray) -> torch.Tensor:
     """Colours of a panoptic PNG, uint8 [H, W, 3] -> ids R + 256 G + 65536 B, int64 [H, W]."""
-    red, green, blue = torch.from_numpy(np.ascontiguousarray(colours)).long().unbind(-1)
+    red, green, blue = torch.from_numpy(np.array(colours)).long().unbind(-1)
     return red + 256 * green + 65536 * blue
