@@ -1,0 +1,325 @@
+"""DETR as a meta-architecture of detectron2.
+
+Shapes: B batch, Q queries, C classes, N objects of an image, H W image, h w masks.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from datasets.coco import convert_coco_poly_to_mask
+from models.backbone import Joiner
+from models.detr import DETR, SetCriterion
+from models.matcher import HungarianMatcher
+from models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
+from models.segmentation import DETRsegm, PostProcessPanoptic
+from models.transformer import Transformer
+from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from util.checkpoint import load_checkpoint, model_state
+from util.errors import UserError
+
+from .backbone import MaskedBackbone
+from .masks import full_masks, roi_masks, segments_of
+
+__all__ = ["Detr", "MaskedBackbone"]
+
+
+class PaddedImages(ImageList):
+    """detectron2's batch, whose pixels the modules of DETR find under their own name as well."""
+
+    @property
+    def tensors(self) -> Tensor:
+        """The pixels, [B, 3, H, W]."""
+        return self.tensor
+
+
+@META_ARCH_REGISTRY.register()
+class Detr(nn.Module):
+    """DETR: boxes; masks with `MODEL.MASK_ON`; things and stuff, and with masks their maps, with
+    `MODEL.DETR.PANOPTIC_ON`.
+
+    Args:
+        cfg: detectron2's configuration with the keys of add_detr_config.
+
+    Raises:
+        UserError: keys of the configuration contradict each other, or FROZEN_WEIGHTS do not fit.
+    """
+
+    def __init__(self, cfg: Any):
+        super().__init__()
+        settings = cfg.MODEL.DETR
+        self.num_classes = settings.NUM_CLASSES
+        self.mask_on = cfg.MODEL.MASK_ON
+        self.mask_format = settings.MASK_FORMAT
+        self.panoptic_on = settings.PANOPTIC_ON
+        _check(cfg)
+
+        # Model
+        width = settings.HIDDEN_DIM
+        masked_backbone = MaskedBackbone(cfg)
+        if settings.POSITION_EMBEDDING == "learned":
+            embedding: nn.Module = PositionEmbeddingLearned(width // 2)
+        else:
+            embedding = PositionEmbeddingSine(width // 2, normalize=True)
+        backbone = Joiner(masked_backbone, embedding)
+        backbone.num_channels = masked_backbone.num_channels
+        self.size_divisibility = masked_backbone.backbone.size_divisibility
+        transformer = Transformer(
+            d_model=width,
+            nhead=settings.NHEADS,
+            num_encoder_layers=settings.ENC_LAYERS,
+            num_decoder_layers=settings.DEC_LAYERS,
+            dim_feedforward=settings.DIM_FEEDFORWARD,
+            dropout=settings.DROPOUT,
+            normalize_before=settings.PRE_NORM,
+            return_intermediate_dec=settings.DEEP_SUPERVISION,
+        )
+        detector = DETR(
+            backbone,
+            transformer,
+            num_classes=self.num_classes,
+            num_queries=settings.NUM_OBJECT_QUERIES,
+            aux_loss=settings.DEEP_SUPERVISION,
+        )
+        self.detr: nn.Module = detector
+        if self.mask_on:
+            if len(masked_backbone.channels) < 3:
+                raise UserError(
+                    "MODEL.MASK_ON needs feature maps of three stages at least, and the backbone gives "
+                    f"{len(masked_backbone.channels)}: set MODEL.RESNETS.OUT_FEATURES "
+                    "\"['res2','res3','res4','res5']\""
+                )
+            if settings.FROZEN_WEIGHTS:
+                _load_frozen(detector, settings.FROZEN_WEIGHTS)
+            self.detr = DETRsegm(detector, freeze_detr=bool(settings.FROZEN_WEIGHTS))
+        if self.panoptic_on:
+            self.is_thing = _is_thing(cfg)
+            self.panoptic = PostProcessPanoptic(self.is_thing, settings.PANOPTIC_THRESHOLD)
+
+        # Loss: what has no weight here is summed as it is
+        weights = {"loss_ce": 1.0, "loss_bbox": settings.L1_WEIGHT, "loss_giou": settings.GIOU_WEIGHT}
+        if settings.DEEP_SUPERVISION:
+            earlier = range(settings.DEC_LAYERS - 1)
+            weights |= {f"{name}_{i}": weight for i in earlier for name, weight in weights.items()}
+        self.criterion = SetCriterion(
+            self.num_classes,
+            matcher=HungarianMatcher(
+                cost_class=1, cost_bbox=settings.L1_WEIGHT, cost_giou=settings.GIOU_WEIGHT
+            ),
+            weight_dict=weights,
+            eos_coef=settings.NO_OBJECT_WEIGHT,
+            losses=["labels", "boxes", "cardinality"] + (["masks"] if self.mask_on else []),
+        )
+
+        # Not in the state_dict: a checkpoint holds weights, the configuration how pixels are normalised.
+        for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.to(torch.device(cfg.MODEL.DEVICE))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, detections otherwise.
+
+        Args:
+            batched_inputs: for each image a dict with `image` [3, H, W], in INPUT.FORMAT, 0 to 255; in
+                training `instances`, as DetrDatasetMapper gives them; otherwise perhaps `height` and
+                `width`, the size in which results are wanted.
+
+        Returns:
+            In training a dict of losses, weighted, whose sum is to be minimised. What is for logging alone,
+            `class_error` and `cardinality_error` of each layer, goes to detectron2's event storage.
+            Otherwise for each image a dict of
+            `instances`: pred_boxes, scores, pred_classes, and with MASK_ON pred_masks, bool [N, H, W];
+            `panoptic_seg`, with PANOPTIC_ON and MASK_ON: the map of ids, int32 [H, W], 0 where no segment
+            is, and for each segment a dict of `id`, `isthing`, `category_id` (contiguous) and `area`.
+            With PANOPTIC_ON the instances are those of things alone.
+        """
+        images = self.preprocess_image(batched_inputs)
+        if self.training:
+            return self._losses(images, batched_inputs)
+        output = self.detr(images)
+        canvas = images.tensor.shape[-2:]
+        mask_pred = output["pred_masks"] if self.mask_on else None
+        found = self.inference(
+            output["pred_logits"], output["pred_boxes"], mask_pred, images.image_sizes, canvas
+        )
+        sizes = [
+            (record.get("height", size[0]), record.get("width", size[1]))
+            for record, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        results = []
+        for instances, size in zip(found, sizes, strict=True):
+            seen = instances.image_size
+            instances = detector_postprocess(instances, *size)
+            if self.panoptic_on:
+                things = [self.is_thing.get(i, False) for i in instances.pred_classes.tolist()]
+                instances = instances[torch.tensor(things, dtype=torch.bool, device=self.device)]
+            if instances.has("mask_logits"):
+                instances.pred_masks = full_masks(instances.mask_logits, canvas, seen, size)
+                instances.remove("mask_logits")
+            results.append({"instances": instances})
+        if self.panoptic_on and self.mask_on:
+            maps = self.panoptic(output, images.image_sizes, sizes)
+            for result, panoptic_map in zip(results, maps, strict=True):
+                result["panoptic_seg"] = segments_of(panoptic_map, self.device)
+        return results
+
+    def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
+        if self.mask_on:
+            # Masks cover the padded batch, and so do those that they are compared with.
+            height, width = images.tensor.shape[-2:]
+            for target in targets:
+                h, w = target["masks"].shape[-2:]
+                target["masks"] = pad(target["masks"], (0, width - w, 0, height - h))
+            # Only queries that are matched with an object get a mask.
+            matched = self.criterion.matched_queries(targets)
+            losses = self.criterion(self.detr(images, select=matched), targets, matches=matched.matches)
+        else:
+            losses = self.criterion(self.detr(images), targets)
+        weights = self.criterion.weight_dict
+        _store({name: value for name, value in losses.items() if not name.startswith("loss")})
+        return {
+            name: value * weights.get(name, 1.0) for name, value in losses.items() if name.startswith("loss")
+        }
+
+    def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
+        """Instances of a batch -> what the criterion reads.
+
+        Returns:
+            For each image `labels` [N], `boxes` [N, 4] (cxcywh in [0, 1]), and with MASK_ON `masks`
+            [N, H, W], 0 or 1.
+        """
+        prepared = []
+        for instances in targets:
+            height, width = instances.image_size
+            boxes = instances.gt_boxes.tensor
+            scale = torch.tensor([width, height, width, height], dtype=torch.float, device=boxes.device)
+            target = {"labels": instances.gt_classes, "boxes": box_xyxy_to_cxcywh(boxes / scale)}
+            if self.mask_on:
+                if not len(instances):
+                    masks = torch.zeros((0, height, width), dtype=torch.uint8)
+                elif isinstance(instances.gt_masks, BitMasks):
+                    masks = instances.gt_masks.tensor
+                else:
+                    masks = convert_coco_poly_to_mask(instances.gt_masks.polygons, height, width)
+                target["masks"] = masks.to(self.device)
+            prepared.append(target)
+        return prepared
+
+    def inference(
+        self,
+        box_cls: Tensor,
+        box_pred: Tensor,
+        mask_pred: Tensor | None,
+        image_sizes: Sequence[tuple[int, int]],
+        canvas: Sequence[int] | None = None,
+    ) -> list[Instances]:
+        """A detection for each query, in the size of the image as the model saw it.
+
+        Args:
+            box_cls: logits [B, Q, C + 1].
+            box_pred: cxcywh in [0, 1], [B, Q, 4].
+            mask_pred: logits [B, Q, h, w], or None without masks.
+            image_sizes: (height, width) of each image without its padding.
+            canvas: (height, width) of the padded batch, which masks cover; None: the largest sizes.
+
+        Returns:
+            For each image pred_boxes, scores and pred_classes, the most probable class other than "no
+            object"; and with masks either pred_masks, bool [Q, 1, 32, 32] within the boxes, or, in
+            MASK_FORMAT full, mask_logits [Q, h, w].
+        """
+        canvas = canvas or [max(sides) for sides in zip(*image_sizes, strict=True)]
+        all_scores, all_classes = box_cls.float().softmax(-1)[..., :-1].max(-1)  # [B, Q]
+        results = []
+        for i, size in enumerate(image_sizes):
+            result = Instances(tuple(size))
+            result.pred_boxes = Boxes(box_cxcywh_to_xyxy(box_pred[i].float()))
+            result.pred_boxes.scale(scale_x=size[1], scale_y=size[0])
+            if mask_pred is not None and self.mask_format == "full":
+                result.mask_logits = mask_pred[i]
+            elif mask_pred is not None:
+                result.pred_masks = roi_masks(mask_pred[i], canvas, size, result.pred_boxes.tensor)
+            result.scores = all_scores[i]
+            result.pred_classes = all_classes[i]
+            results.append(result)
+        return results
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise images and pad them to one canvas, [B, 3, H, W]."""
+        images = [self.normalizer(record["image"].to(self.device)) for record in batched_inputs]
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        return PaddedImages(batch.tensor, batch.image_sizes)
+
+    def normalizer(self, image: Tensor) -> Tensor:
+        """An image [3, H, W], 0 to 255, in units of PIXEL_STD from PIXEL_MEAN."""
+        return (image - self.pixel_mean) / self.pixel_std
+
+
+def _check(cfg: Any) -> None:
+    """Keys of the configuration that contradict each other, or hold an unknown value."""
+    settings = cfg.MODEL.DETR
+    if settings.MASK_FORMAT not in ("roi32", "full"):
+        raise UserError(f"MODEL.DETR.MASK_FORMAT {settings.MASK_FORMAT}: neither roi32 nor full")
+    if settings.POSITION_EMBEDDING not in ("sine", "learned"):
+        raise UserError(
+            f"MODEL.DETR.POSITION_EMBEDDING {settings.POSITION_EMBEDDING}: neither sine nor learned"
+        )
+
+
+def _load_frozen(detector: nn.Module, path: str) -> None:
+    """Fill a detector from a box model, or from the detector of a mask model, in this wrapper's format."""
+    state = model_state(load_checkpoint(path))
+    prefix = "detr.detr." if any(name.startswith("detr.detr.") for name in state) else "detr."
+    weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    left_out = [name for name in state if not name.startswith(prefix)]
+    logging.getLogger(__name__).info("%s: not a detector's, left out: %s", path, left_out)
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"MODEL.DETR.FROZEN_WEIGHTS {path}: does not fit ({str(error).splitlines()[1].strip():.200}); a "
+            "checkpoint of main.py is converted by d2/converter.py"
+        ) from error
+
+
+def _is_thing(cfg: Any) -> dict[int, bool]:
+    """Contiguous class -> whether it is a thing, as the first data set of the configuration says."""
+    name = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
+    metadata = MetadataCatalog.get(name)
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
+    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
+    if not stuff or set(things) & set(stuff):
+        raise UserError(
+            f"MODEL.DETR.PANOPTIC_ON: things and stuff of data set {name} do not share one range of classes; "
+            "take one that register_coco_panoptic has registered, such as coco_2017_train_panoptic"
+        )
+    classes = {**dict.fromkeys(things, True), **dict.fromkeys(stuff, False)}
+    if max(classes) >= cfg.MODEL.DETR.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.DETR.NUM_CLASSES {cfg.MODEL.DETR.NUM_CLASSES}: too few, data set {name} has "
+            f"{max(classes) + 1}"
+        )
+    return classes
+
+
+def _store(values: dict[str, Tensor]) -> None:
+    """Hand values that are for logging alone to detectron2's event storage, if a trainer keeps one."""
+    try:
+        storage = get_event_storage()
+    except AssertionError:
+        return
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()  # one copy
+    storage.put_scalars(**dict(zip(values, numbers, strict=True)))

@@ -1,0 +1,182 @@
+"""d2/train_net.py as a user runs it: boxes, masks, things and stuff, resumed and evaluated, and mistakes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2 import train_net
+from d2.detr import DetrPanopticEvaluator, add_detr_config
+from datasets.shapes import write_shapes
+from tests.d2.with_detectron2.tiny import SMALL
+from util.errors import exit_status
+
+CONFIGS = Path(train_net.__file__).parent / "configs"
+FILES = {"boxes": "detr_256", "masks": "detr_segm_256", "panoptic": "detr_panoptic_256"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with boxes, masks and panoptic segments, registered under names of their own."""
+    root = write_shapes(tmp_path_factory.mktemp("shapes") / "data", train=4, val=2, size=96, workers=1)
+    return root
+
+
+def registered(root: Path, kind: str) -> list[str]:
+    """--register for both splits."""
+    flags = []
+    for split in ("train", "val"):
+        folder = root / f"{split}2017"
+        if kind == "panoptic":
+            places = f"{root}/annotations/panoptic_{split}2017.json:{folder}:{root}/panoptic_{split}2017"
+        else:
+            places = f"{root}/annotations/instances_{split}2017.json:{folder}"
+        flags += ["--register", f"{split}={places}"]
+    return flags
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered():
+    yield
+    for name in ("train", "val"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def options(root: Path, kind: str, out: Path) -> list[object]:
+    small = list(SMALL)
+    name = "panoptic" if kind == "panoptic" else "instances"
+    content = json.loads((root / "annotations" / f"{name}_train2017.json").read_text())
+    small[small.index("MODEL.DETR.NUM_CLASSES") + 1] = len(content["categories"])
+    return [
+        *small,
+        *("DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('val',)", "DATALOADER.NUM_WORKERS", 0),
+        *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,)"),
+        *("INPUT.CROP.SIZE", "(64, 90)", "INPUT.DETR_RESIZE", True, "OUTPUT_DIR", out),
+    ]
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, words)])
+    return exit_status(train_net.run)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_train_resume_evaluate(kind: str, shapes: Path, tmp_path: Path) -> None:
+    config = ["--config-file", str(CONFIGS / f"{FILES[kind]}_6_6_torchvision.yaml")]
+    flags = [*config, *registered(shapes, kind)]
+    set_to = [str(value) for value in options(shapes, kind, tmp_path)]
+
+    def main(*words: str) -> dict:
+        try:
+            return train_net.main(train_net.get_parser().parse_args([*flags, *words]))
+        finally:
+            for name in ("train", "val"):
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+    trained = main(*set_to)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert final["iteration"] == 1
+    resumed = main("--resume", *set_to, "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)")
+    continued = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert continued["iteration"] == 2
+    steps = [state["step"].item() for state in continued["trainer"]["optimizer"]["state"].values()]
+    assert set(steps) == {3.0}
+    again = main("--eval-only", *set_to, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    wanted = {"boxes": {"bbox"}, "masks": {"bbox", "segm"}, "panoptic": {"panoptic_seg"}}[kind]
+    assert set(trained) == set(again) == wanted
+    for task in wanted:
+        np.testing.assert_equal(dict(again[task]), dict(resumed[task]))
+    if kind == "panoptic":
+        assert 0 <= again["panoptic_seg"]["PQ"] <= 100
+    else:
+        assert not math.isnan(again["bbox"]["AP"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    logged = lines[0]
+    assert {"class_error", "cardinality_error", "loss_ce", "lr"} <= set(logged)
+    losses = sum(value for name, value in logged.items() if name.startswith("loss"))
+    assert logged["total_loss"] == pytest.approx(losses, rel=1e-4)
+
+
+def test_the_panoptic_evaluator_finds_the_truth_perfect(shapes: Path) -> None:
+    for text in registered(shapes, "panoptic")[1::2]:
+        train_net.register(text)
+    evaluator = DetrPanopticEvaluator("val")
+    from detectron2.data import detection_utils
+
+    for record in DatasetCatalog.get("val"):
+        colours = detection_utils.read_image(record["pan_seg_file_name"], "RGB").astype(np.int32)
+        ids = torch.from_numpy(colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2])
+        segments = [{k: one[k] for k in ("id", "category_id", "isthing")} for one in record["segments_info"]]
+        evaluator.process([record], [{"panoptic_seg": (ids, segments)}])
+    figures = evaluator.evaluate()["panoptic_seg"]
+    assert figures["PQ"] == figures["PQ_th"] == figures["PQ_st"] == 100
+    evaluator.reset()
+    evaluator.process([record], [{"panoptic_seg": (torch.zeros_like(ids), [])}])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 0
+
+
+def test_coco_panoptic_evaluator_of_detectron2_reads_the_same_metadata(shapes: Path) -> None:
+    for text in registered(shapes, "panoptic")[1::2]:
+        train_net.register(text)
+    DatasetCatalog.get("train")
+    metadata = MetadataCatalog.get("train")
+    both = metadata.thing_dataset_id_to_contiguous_id | metadata.stuff_dataset_id_to_contiguous_id
+    assert sorted(both.values()) == list(range(len(metadata.thing_classes)))
+
+
+def test_mistakes_are_told_in_one_line(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = ["--config-file", CONFIGS / "detr_256_6_6_torchvision.yaml"]
+    boxes = [*config, *registered(shapes, "boxes")]
+    small = options(shapes, "boxes", tmp_path)
+    mistakes = {
+        "write NAME=annotations.json:images": [*config, "--register", "mine=a.json"],
+        "there is no file": [*config, "--register", "mine=a.json:b"],
+        "there is no folder": [*config, "--register", f"mine={boxes[3].split('=')[1].split(':')[0]}:none"],
+        "registered already": [*boxes, "--register", boxes[3]],
+        "no such file": ["--config-file", tmp_path / "none.yaml"],
+        "both set": [*boxes, *small, "MODEL.WEIGHTS", "a.pth", "MODEL.DETR.FROZEN_WEIGHTS", "b.pth"],
+        "neither ADAMW nor SGD": [*boxes, *small, "SOLVER.OPTIMIZER", "LION"],
+        "NUM_CLASSES 1: too few, data set train has": [*boxes, *small, "MODEL.DETR.NUM_CLASSES", 1],
+    }
+    for message, words in mistakes.items():
+        for name in ("train", "val", "mine"):
+            if name in DatasetCatalog.list():
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+        capsys.readouterr()
+        assert called(monkeypatch, *words) == 2, message
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and message in last, last
+
+
+def test_full_model_clipping_and_learning_rates() -> None:
+    cfg = get_cfg()
+    add_detr_config(cfg)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = "full_model", 0.5
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM = 1.0, 0.0, 0.0
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 1), "head": torch.nn.Linear(2, 1)})
+    optimizer = train_net.Trainer.build_optimizer(cfg, model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 1.0, 1.0]
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    optimizer.step()
+    moved = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
+    gradients = torch.cat([m.flatten() / lr for m, lr in zip(moved, (0.1, 0.1, 1, 1), strict=True)])
+    assert gradients.norm().item() == pytest.approx(0.5, rel=1e-4)
