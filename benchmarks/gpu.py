@@ -179,7 +179,7 @@ def ema(options: SimpleNamespace) -> Figures:
 def kill_and_resume(options: SimpleNamespace) -> Figures:
     """SIGKILL and --resume auto under --deterministic: weights, optimizer and log.txt bit for bit."""
     kills = 1 if options.tiny else 3
-    words = f"-m tests.kill_and_resume --kills {kills} --seed 0 --device {options.device} --deterministic"
+    words = f"-m tests.run.kill_and_resume --kills {kills} --seed 0 --device {options.device} --deterministic"
     done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, capture_output=True, text=True)
     said = (done.stdout + done.stderr).splitlines()
     must(done.returncode == 0, " ".join(said[-3:]))
