@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -76,27 +75,26 @@ def compare(name: str, against: str, options: dict[str, Any], rounds: int) -> It
     given = {**options, "job": name, "masks": job.masks}
     folder, threads = Path(options["folder"]), job.threads or options["threads"]
     with Worker(str(ROOT), folder, threads) as ours, Worker(against, folder, threads) as theirs:
-        sides = ours, theirs
         first = [ours.ask(**given), theirs.ask(**{**given, "amp": "off", "compile": False})]
-        failed = [
-            f"{side}: {one['error']}"
-            for side, one in zip(("ours", "theirs"), first, strict=True)
-            if "error" in one
-        ]
+        shortest = 0 if options["tiny"] else SHORTEST_TURN
+        turns = []
+        for _ in range(rounds if not any("error" in one for one in first) else 0):
+            for side, one in zip((ours, theirs), first, strict=True):
+                turns.append(side.ask(calls=1 + int(shortest / one["seconds"])))
+    for side, answers in (("ours", [first[0], *turns[::2]]), ("theirs", [first[1], *turns[1::2]])):
+        failed = [one["error"] for one in answers if "error" in one]
         if failed:
-            yield {**row, "error": "; ".join(failed)}
+            yield {**row, "error": f"{side}: {failed[0]}"}
             return
-        calls = [
-            1 if options["tiny"] else math.ceil(SHORTEST_TURN / max(one["seconds"], 1e-6)) for one in first
-        ]
-        turns = [
-            [side.ask(calls=n)["seconds"] * 1e3 for side, n in zip(sides, calls, strict=True)]
-            for _ in range(rounds)
-        ]
+    times = [one["seconds"] * 1e3 for one in turns]
     a, b = (one["result"] for one in first)
     close = [abs(x - y) <= TOLERANCE * max(abs(x), abs(y), 0.01) for x, y in zip(a, b, strict=False)]
     known = bool(a) and against != "hf" and options["amp"] == "off"
-    yield {**row, **ratios(turns), "equal": len(a) == len(b) and all(close) if known else None}
+    yield {
+        **row,
+        **ratios(list(zip(times[::2], times[1::2], strict=True))),
+        "equal": len(a) == len(b) and all(close) if known else None,
+    }
     if job.memory:
         memory = ratios([[one["memory"] / 2**20 for one in first]])
         yield {**row, "title": "memory of that", "unit": "MiB", "target": job.memory, "equal": None, **memory}

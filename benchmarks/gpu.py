@@ -105,9 +105,7 @@ def found_inf(options: SimpleNamespace) -> Figures:
     scaler.update(2.0**120)
     before = [p.detach().clone() for p in tree.model.parameters()]
     tree.step(samples, wanted)
-    must(
-        all(map(torch.equal, before, tree.model.parameters())), "weights moved by a gradient that overflowed"
-    )
+    must(all(map(torch.equal, before, tree.model.parameters())), "an overflowed gradient moved weights")
     must(scaler.get_scale() == 2.0**119, f"the scale is {scaler.get_scale()}, not half of 2**120")
     return {"fused": tree.optimizer.defaults["fused"], "weights": "as they were", "scale": "halved"}
 
@@ -187,7 +185,7 @@ def kill_and_resume(options: SimpleNamespace) -> Figures:
 
 
 def throughput(options: SimpleNamespace) -> Iterator[Figures]:
-    """Images a second at 800 x 1066, cell by cell: a side that lacks memory or time leaves its cell empty."""
+    """Images a second at 800 x 1066, cell by cell: the cell of a side that fails holds its error."""
     jobs = [("step", 2), ("step", 8), ("step", 16), ("inference", 1), ("inference", 8)]
     ways: dict[str, dict[str, Any]] = {
         "float32": {},
@@ -199,6 +197,7 @@ def throughput(options: SimpleNamespace) -> Iterator[Figures]:
         jobs, ways = [("step", 1), ("inference", 2)], {way: ways[way] for way in ("float32", "bf16")}
     sides = {"this": str(ROOT), "published": options.against, "transformers": "hf"}
     cells: Figures = {}
+    errors: list[str] = []
     for name, tree in sides.items():
         if not tree:
             continue  # no --against
@@ -214,8 +213,8 @@ def throughput(options: SimpleNamespace) -> Iterator[Figures]:
                     key = f"{'training' if job == 'step' else job}, {size}, {name}, {way}"
                     cells[key] = timed.get("error") or round(size / timed["seconds"], 2)
                     yield cells
-                    if "process ended" in str(cells[key]):
-                        return
+                    errors += [f"{key}: {cells[key]}"] if name == "this" and "error" in timed else []
+    must(not errors, "; ".join(errors))
 
 
 def one_step(options: SimpleNamespace) -> Figures:
@@ -333,19 +332,20 @@ def start_part(name: str, words: list[str], limit: float) -> Figures:
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, *words]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=errors, start_new_session=True)
+        late = ""
         try:
-            status = process.wait(limit)
-            problem = None
+            process.wait(limit)
         except subprocess.TimeoutExpired:
-            problem = f"not done after {limit:.0f} s"
-        if problem is not None:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-            process.wait()
+            late = f"not done after {limit:.0f} s"
+        finally:  # also where the user interrupts
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+                process.wait()
         out.seek(0)
         errors.seek(0)
         lines, said = out.read().splitlines(), errors.read().splitlines()
-    if problem is None and status != 0:
-        problem = said[-1] if said else f"ended with status {status}"
+    failed = said[-1] if said else f"ended with status {process.returncode}"
+    problem = late or (failed if process.returncode else None)
     figures = json.loads(lines[-1]) if lines else {}
     return {"figures": figures, "seconds": round(time.monotonic() - start, 1), "error": problem}
 
@@ -378,14 +378,8 @@ def main(argv: list[str] | None = None) -> int:
     flag("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.part:
-        plain = {
-            "device": args.device,
-            "tiny": args.tiny,
-            "against": args.against,
-            "masks": False,
-            "batch": 0,
-        }
-        run_part(args.part, SimpleNamespace(**plain))
+        shared = {"device": args.device, "tiny": args.tiny, "against": args.against}
+        run_part(args.part, SimpleNamespace(**shared, masks=False, batch=0))
         return 0
     if unknown := sorted(set(args.parts) - set(PARTS)):
         parser.error(f"part {unknown[0]}: not one of {', '.join(PARTS)}")
@@ -393,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("torch sees no GPU here; --device cpu --tiny tries the command out")
     machine = {"torch": torch.__version__, "device": args.device}
     if args.device == "cuda":
-        machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda or ""}
+        machine |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
     words = ["--device", args.device, *(["--tiny"] if args.tiny else [])]
     words += ["--against", str(Path(args.against).resolve())] if args.against else []
     results: dict[str, Figures] = {}
@@ -404,9 +398,8 @@ def main(argv: list[str] | None = None) -> int:
         results[name] = start_part(name, words, max(1, min(left, patience * PARTS[name].limit)))
         print(f"{name}: {results[name]['error'] or 'holds'} ({results[name]['seconds']} s)", flush=True)
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "gpu.json").write_text(
-            json.dumps({"machine": machine, "parts": results}, indent=1) + "\n"
-        )
+        written = json.dumps({"machine": machine, "parts": results}, indent=1)
+        (args.output / "gpu.json").write_text(written + "\n")
         (args.output / "gpu.md").write_text(table(machine, results))
     return int(any(result["error"] for result in results.values()))
 

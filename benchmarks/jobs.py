@@ -101,12 +101,17 @@ class Tree:
         import models.segmentation
 
         if importlib.util.find_spec("panopticapi") is None:  # what the published post-processor takes from it
-            id2rgb = lambda ids: np.stack([ids >> s & 255 for s in (0, 8, 16)], -1).astype(np.uint8)  # noqa: E731
-            rgb2id = lambda rgb: rgb.astype(np.int32) @ (1, 256, 65536)  # noqa: E731
-            vars(models.segmentation).update(id2rgb=id2rgb, rgb2id=rgb2id)
+            vars(models.segmentation).update(
+                id2rgb=lambda ids: np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(
+                    np.uint8
+                ),
+                rgb2id=lambda rgb: rgb.astype(np.int32) @ (1, 256, 65536),
+            )
         postprocess = self.postprocessors["panoptic"]
         # Of this project's model one asks for the masks of those queries alone that will be drawn.
-        choice = {"select": postprocess.select} if self.precision and hasattr(postprocess, "select") else {}
+        choice = {}
+        if self.precision and hasattr(postprocess, "select"):
+            choice["select"] = self.precision["precision"].outside(postprocess.select)
         found = postprocess(self.infer(samples, **choice), torch.tensor([size]))
         return sorted({segment["category_id"] for segment in found[0]["segments_info"]})
 
@@ -119,9 +124,8 @@ class Transformers:
 
         transformers.logging.set_verbosity_error()
         tiny, self.device = options.tiny, torch.device(options.device)
-        backbone: dict[str, Any] = {
-            "out_features": [f"stage{i}" for i in ((1, 2, 3, 4) if options.masks else (4,))]
-        }
+        stages = ["stage1", "stage2", "stage3", "stage4"] if options.masks else ["stage4"]
+        backbone: dict[str, Any] = {"out_features": stages}
         if tiny and not options.masks:  # ResNet-18
             backbone |= {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
         config = transformers.DetrConfig(
@@ -136,9 +140,8 @@ class Transformers:
         for name, parameter in self.model.named_parameters():
             if "backbone" in name:  # the library freezes all of it; layer2 to layer4 train, as published
                 parameter.requires_grad_(any(f"stages.{stage}." in name for stage in (1, 2, 3)))
-        self.optimizer = torch.optim.AdamW(
-            (p for p in self.model.parameters() if p.requires_grad), lr=1e-4, weight_decay=1e-4
-        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
         self.processor = transformers.DetrImageProcessor()
         if options.masks:
             detector = self.model.detr
@@ -155,10 +158,7 @@ class Transformers:
         return {"pred_logits": outputs.logits, "pred_boxes": outputs.pred_boxes, "all": outputs}
 
     def step(self, samples: Any, wanted: list[dict[str, Any]]) -> None:
-        labels = [
-            {("class_labels" if k == "labels" else k): v.to(self.device) for k, v in w.items()}
-            for w in wanted
-        ]
+        labels = [{**target, "class_labels": target["labels"]} for target in wanted]
         loss = self.model.train()(samples.to(self.device), labels=labels).loss
         self.optimizer.zero_grad()
         loss.backward()
@@ -168,10 +168,7 @@ class Transformers:
 
     def classes_of_segments(self, samples: Any, size: tuple[int, int]) -> list[int]:
         found = self.processor.post_process_panoptic_segmentation(
-            self.infer(samples)["all"],
-            threshold=0.85,
-            label_ids_to_fuse=set(range(91, 250)),
-            target_sizes=[size],
+            self.infer(samples)["all"], 0.85, label_ids_to_fuse=set(range(91, 250)), target_sizes=[size]
         )
         return sorted({segment["label_id"] for segment in found[0]["segments_info"]})
 
