@@ -72,6 +72,7 @@ def deal_out(data: Path, out: Path) -> tuple[Path, Path]:
             target, file = LAYOUTS["coco"].splits[split]
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(json.dumps(new), encoding="utf-8")
+            (folder / target).mkdir(exist_ok=True)
             for image in images:
                 link(pictures / image["file_name"], folder / target / image["file_name"])
     return folders

@@ -470,7 +470,7 @@ def numbers(result: Any) -> list[float]:
     """A result as a list of numbers; of a tensor the mean and the mean magnitude."""
     if isinstance(result, (list, tuple)):
         return [number for one in result for number in numbers(one)]
-    if hasattr(result, "shape"):
+    if isinstance(result, torch.Tensor):
         values = result.detach().double()
         return [values.mean().item(), values.abs().mean().item()] if values.numel() else []
     return [] if result is None else [float(result)]

@@ -45,14 +45,11 @@ def start(tree: Path, data: Path) -> dict[str, float]:
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, stderr=errors, text=True)
-        for line in process.stdout or ():
-            if line.startswith("Epoch: [0]"):
-                break
+        begun = any(line.startswith("Epoch: [0]") for line in process.stdout or ())  # the first one ends it
         taken = time.perf_counter() - begin
-        ended = process.poll()
         process.kill()
         process.communicate()
-        if ended is not None:
+        if not begun:
             errors.seek(0)
             raise RuntimeError(f"{tree}: main.py ended before its first step: {errors.read()[-500:]}")
     return {"start, s": taken}

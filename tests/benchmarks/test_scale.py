@@ -27,5 +27,5 @@ def test_memory_of_a_process_is_read() -> None:
 
 
 def test_a_tree_that_does_not_start_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="ended before its first step: .*No module named"):
+    with pytest.raises(RuntimeError, match="(?s)ended before its first step: .*No module named"):
         scale.start(tmp_path, ROOT)
