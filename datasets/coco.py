@@ -241,15 +241,20 @@ def make_coco_transforms(
     Raises:
         ValueError: another image_set.
     """
-    end = T.Normalize(IMAGENET_MEAN, IMAGENET_STD) if normalize_images else T.NormalizeBoxes()
+    start: list[Any] = []
+    if hasattr(T, "ToByteTensor"):
+        start = [T.ToByteTensor()]
+        end: Any = T.Normalize(IMAGENET_MEAN, IMAGENET_STD) if normalize_images else T.NormalizeBoxes()
+    else:  # a fork's own transforms.py, made for the published code: PIL images until ToTensor
+        end = T.Compose([T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     if image_set == "val":
-        return T.Compose([T.ToByteTensor(), T.RandomResize([eval_scale], max_size=max_size), end])
+        return T.Compose([*start, T.RandomResize([eval_scale], max_size=max_size), end])
     if image_set != "train":
         raise ValueError(f"image_set is 'train' or 'val', not {image_set!r}")
     scales = TRAIN_SCALES if scales is None else tuple(scales)
     whole = T.RandomResize(scales, max_size=max_size)
     if not crop:
-        return T.Compose([T.ToByteTensor(), T.RandomHorizontalFlip(), whole, end])
+        return T.Compose([*start, T.RandomHorizontalFlip(), whole, end])
     ratio = max(scales) / max(TRAIN_SCALES)
     *before_crop, smallest, largest = (max(1, round(side * ratio)) for side in (400, 500, 600, 384, 600))
     part = T.Compose(
@@ -259,7 +264,7 @@ def make_coco_transforms(
             T.RandomResize(scales, max_size=max_size),
         ]
     )
-    return T.Compose([T.ToByteTensor(), T.RandomHorizontalFlip(), T.RandomSelect(whole, part), end])
+    return T.Compose([*start, T.RandomHorizontalFlip(), T.RandomSelect(whole, part), end])
 
 
 def transforms_of(image_set: str, args: Namespace) -> T.Compose:

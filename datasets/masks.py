@@ -32,9 +32,10 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def decode(runs: list[dict[str, Any]], height: int, width: int) -> Tensor:
-    """Masks uint8 [N, height, width], 0 or 1, stored column by column as pycocotools makes them."""
+    """Masks uint8 [N, height, width], 0 or 1."""
     import pycocotools.mask as coco_mask
 
     if not runs:
         return torch.zeros((0, height, width), dtype=torch.uint8)
-    return torch.from_numpy(coco_mask.decode(runs)).permute(2, 0, 1)  # it gives [h, w, N]
+    masks = torch.from_numpy(coco_mask.decode(runs))  # [h, w, N], stored column by column
+    return masks.permute(2, 0, 1).contiguous()
