@@ -39,7 +39,7 @@ def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> Non
         told[action.dest] = text.count("(default")
     assert "learning rate of all but the backbone (default: 0.0001)" in shown
     assert "average" in shown and "0: off (default: 0.0)" in shown
-    for name in ("device", "output_dir", "masks", "aux_loss", "scales"):  # said in words, empty, switches
+    for name in ("output_dir", "masks", "aux_loss", "scales"):  # said in words, empty, switches
         assert told[name] == 0, name
     for name in ("lr_backbone", "backbone", "num_queries", "dist_url", "max_size", "check_data", "seed"):
         assert told[name] == 1, name

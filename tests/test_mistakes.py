@@ -110,10 +110,10 @@ def test_mistakes_are_told_in_one_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_as_typed(coco_root: Path) -> None:
-    answer = command("--coco_path", coco_root, "--device", "cuda")
+    answer = command("--coco_path", coco_root, "--device", "cuda:1")
     assert answer.returncode == 2
     (line,) = answer.stderr.splitlines()
-    assert line.startswith("error: --device cuda") and "--device cpu" in line
+    assert line.startswith("error: --device cuda:1") and "--device cpu" in line
 
 
 def test_an_annotation_file_that_is_no_json(

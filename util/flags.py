@@ -312,6 +312,6 @@ def _distributed_flags(flag: Callable[..., Any]) -> None:
         "--dist_timeout",
         default=10,
         type=at_least(0.0, below=1e6),
-        help="minutes that a process waits for the others. torchrun and srun --kill-on-bad-exit end all "
-        "processes once one has failed; started otherwise, the others end after this time",
+        help="minutes that a process waits for the others. torchrun, and srun with kill-on-bad-exit, end all "
+        "processes once one has failed; started otherwise, they end after this time",
     )

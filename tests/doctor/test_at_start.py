@@ -164,4 +164,4 @@ def test_of_several_processes_one_looks_and_all_end(clean: CleanSet, tmp_path: P
     assert (first, second) == (2, 1)
     (line,) = told
     assert "annotation id 105, image id 12" in line
-    assert lines[0].startswith("Traceback"), "the other one was waiting"
+    assert "Traceback" in lines[0], "the other one was waiting"

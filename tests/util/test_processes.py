@@ -87,7 +87,7 @@ def test_the_rank_that_fails_says_why_and_the_other_does_not_wait(tmp_path: Path
     scenario = "if rank == 1: raise UserError('a.jpg: cut off')\n    barrier()"
     (first, broken, _), (second, lines, _) = play(tmp_path, scenario)
     assert (second, lines) == (2, ["error: a.jpg: cut off"])
-    assert first == 1 and broken[0].startswith("Traceback")
+    assert first == 1 and "Traceback" in broken[0]
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path) -> None:
     scenario = "if rank == 1: {}['missing']\n    barrier()"
     (first, _, _), (second, lines, _) = play(tmp_path, scenario)
     assert first == second == 1
-    assert lines[0].startswith("Traceback") and lines[-1] == "KeyError: 'missing'"
+    assert "Traceback" in lines[0] and lines[-1].endswith("KeyError: 'missing'")
 
 
 @pytest.mark.slow
