@@ -22,8 +22,7 @@ from . import matcher as matching
 from . import segmentation
 from .losses import MatchedPairs, at_one_size, cardinality_error, classification_loss, mask_losses
 from .mask_sampling import covered
-from .matcher import Matches
-from .selection import MatchedQueries, Select, flat_index, masks_of
+from .selection import MatchedQueries, Matches, Select, flat_index, masks_of
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]

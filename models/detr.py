@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from util.flags import completed
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
@@ -111,7 +111,7 @@ class MLP(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x.float())
         for i, layer in enumerate(self.layers):
-            x = layer(x) if i == self.num_layers - 1 else relu(layer(x))
+            x = layer(x) if i == self.num_layers - 1 else F.relu(layer(x))
         return x
 
 

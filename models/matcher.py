@@ -19,8 +19,7 @@ from util.amp import at_least_float32
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.originals import is_original, original
 
-Matches = list[tuple[Tensor, Tensor]]
-"""For each image the matched queries and, in the same order, their objects: int64 vectors on the host."""
+from .selection import Matches
 
 
 class HungarianMatcher(nn.Module):

@@ -18,6 +18,8 @@ from torch import Tensor
 Outputs = dict[str, Any]
 Selection = list[Tensor]
 Select = Callable[[Outputs], Selection]
+Matches = list[tuple[Tensor, Tensor]]
+"""For each image the matched queries and, in the same order, their objects: int64 vectors on the host."""
 
 
 class MatchedQueries:
