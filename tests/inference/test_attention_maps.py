@@ -72,7 +72,7 @@ def test_a_model_that_is_heard_gives_the_same_and_is_left_as_it_was() -> None:
         with listening(model):
             found = model(images())
     for key in ("pred_logits", "pred_boxes"):
-        assert torch.equal(found[key], expected[key])
+        torch.testing.assert_close(found[key], expected[key])
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
