@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from doctor.columns import RawFile, as_integer, shorten
+from doctor.columns import RawFile, shorten
+from doctor.numbering import as_integer
 from doctor.report import Finding, Report
 
 
@@ -50,7 +51,7 @@ def check_ids(raw: RawFile, report: Report) -> None:
 def _meant(raw: RawFile, section: str, valid: np.ndarray) -> list[int]:
     """What ids of the wrong type probably mean: their objects do not lack them, the type is the fault."""
     meant = (as_integer(getattr(raw, section)[row].get("id")) for row in np.flatnonzero(~valid))
-    return [number for number in meant if number is not None and abs(number) < 1 << 63]
+    return [number for number in meant if number is not None]
 
 
 def _named(section: str, describe: Callable[[Any], Finding]) -> Callable[[Any], Finding]:
@@ -71,8 +72,7 @@ def _repeated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _without_name(raw: RawFile) -> list[int]:
-    names = raw.column("images", "file_name")
-    return [row for row, name in enumerate(names) if type(name) is not str or not name]
+    return [row for row, name in enumerate(raw.names) if type(name) is not str or not name]
 
 
 def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> None:
