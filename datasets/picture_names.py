@@ -45,6 +45,12 @@ def picture_name(image: Mapping[str, Any]) -> Any:
     return image.get("file_name") or image.get("coco_url") or image.get("flickr_url")
 
 
+def last_part(name: str) -> str:
+    """What is left of a name without its folders, in one spelling, by which names of two tools compare."""
+    shortest = list(spellings(name))[-1:] or [name]
+    return unicodedata.normalize("NFC", unquote(shortest[0]).rpartition("/")[2])
+
+
 def spellings(name: str) -> Iterator[str]:
     """Other ways to write a file_name, the likeliest first; each with one leading folder after another less.
 

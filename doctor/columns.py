@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.json_file import parse
-from doctor.json_columns import floats, integers, quads
 from datasets.picture_names import picture_name
+from doctor.json_columns import floats, integers, quads
 from doctor.report import Finding, Report
 from util.collector import paused_collector
 

@@ -128,7 +128,15 @@ def note_classes(raw: RawFile, report: Report, num_queries: int | None) -> dict[
     found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     ids, valid = raw.category_ids
     names = {int(i): str(r.get("name")) for i, r, ok in zip(ids, raw.categories, valid, strict=True) if ok}
-    report.add("empty_classes", path, [names[i] for i in sorted(names) if i not in found], _text_finding)
+    crowd_ids, crowd_counts = np.unique(raw.labels[0][raw.labels[1] & raw.crowds], return_counts=True)
+    crowds = dict(zip(crowd_ids.tolist(), crowd_counts.tolist(), strict=True))
+    if crowds and not raw.panoptic:
+        shown = [f"{names.get(i, i)} {count}" for i, count in crowds.items()]
+        report.add("crowds", path, shown, _text_finding)
+        only = [names[i] for i in crowds if i in names and i not in found]
+        report.add("crowds_only", path, only, _text_finding)
+    empty = [names[i] for i in sorted(names) if i not in found and i not in crowds]
+    report.add("empty_classes", path, empty, _text_finding)
     per_image = np.bincount(owners, minlength=len(raw.images))
     report.add("images_without_objects", path, np.flatnonzero(per_image == 0), raw.on_image("file_name"))
     if num_queries is not None:

@@ -13,14 +13,13 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from datasets.picture_names import other_ending, what_lies_there
+from datasets.picture_modes import DEEP_MODES, EXIF_ORIENTATION, TURNING, default_white_level, is_transparent
+from datasets.picture_names import PICTURE_ENDINGS, other_ending, what_lies_there
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report
 from doctor.sources import Source
 from util.file_contents import LONGEST, what_it_is
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNING = range(5, 9)  # its values that exchange width and height
 TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for
 T = TypeVar("T")
@@ -35,19 +34,25 @@ class Picture(NamedTuple):
         orientation: of its EXIF tag, 1 to 8; 1: as stored.
         digest: of the file's bytes; empty where only the header was read.
         error: why it could not be decoded to its end; '' where it could, or only the header was read.
+        transparent: it may be, in places.
+        deep: of more than 8 bits a pixel, one channel.
+        range: the share of the whole range up to its largest value; of those that are deep and read whole.
     """
 
     size: tuple[int, int] | None
     orientation: int
     digest: bytes
     error: str
+    transparent: bool = False
+    deep: bool = False
+    range: float = 1.0
 
     @property
     def frames(self) -> list[tuple[int, int]]:
         """The sizes that annotations may state: as stored, and as shown where the tag exchanges the sides."""
         if self.size is None:
             return []
-        return [self.size, self.size[::-1]] if self.orientation in _TURNING else [self.size]
+        return [self.size, self.size[::-1]] if self.orientation in TURNING else [self.size]
 
 
 def inspect(path: Path) -> Picture:
@@ -80,11 +85,16 @@ def _look(file: IO[bytes], whole: bool) -> Picture:
             if (
                 whole or image.format != "PNG" or "exif" in image.info
             ):  # PIL decodes a PNG to look for the tag
-                orientation = image.getexif().get(_ORIENTATION, 1)
+                orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            deep, share = image.mode in DEEP_MODES, 1.0
+            transparent = is_transparent(image)
             if whole:
                 image.draft("RGB", (1, 1))  # JPEG: all of the file is read, and fewer pixels are computed
                 image.load()
-            return Picture(size, orientation if orientation in range(1, 9) else 1, b"", "")
+                if deep:
+                    share = float(np.asarray(image).max()) / default_white_level(image.mode)
+            orientation = orientation if orientation in range(1, 9) else 1
+            return Picture(size, orientation, b"", "", transparent, deep, share)
     except Image.DecompressionBombError as error:
         return Picture(None, 1, b"", f"{TOO_LARGE}: {error}")
     except Exception as error:  # damaged files make the decoders raise all kinds
@@ -135,6 +145,7 @@ def check_names(raw: RawFile, report: Report, source: Source) -> None:
         return Finding(None, raw.images[place].get("id"), value)
 
     report.add("image_missing", raw.path, missing, describe)
+    note_unlisted(raw, report, folder, filter(None, paths))
 
 
 def check_listing(raw: RawFile, report: Report) -> None:
@@ -175,6 +186,14 @@ def check_pictures(
         name = _fault(picture, raw.sizes[row])
         if name:
             found.setdefault(name, []).append(row)
+    seen = {row: picture for row, picture in by_row.items() if picture.size and not picture.error}
+    found["image_thin"] = [
+        row for row, one in seen.items() if one.size and max(one.size) > 100 * min(one.size)
+    ]
+    found["image_deep"] = [row for row, one in seen.items() if one.deep]
+    found["image_transparent"] = [row for row, one in seen.items() if one.transparent]
+    if found["image_deep"] and max(seen[row].range for row in found["image_deep"]) < 1 / 8:
+        found["image_dark"] = found["image_deep"]
     if not raw.panoptic and not report.doubts_boxes(raw.path):
         _compare_frames(raw, by_row, found)
 
@@ -200,6 +219,16 @@ def check_pictures(
     return first
 
 
+def note_unlisted(raw: RawFile, report: Report, folder: Path, paths: Iterable[Path]) -> None:
+    """Pictures in the folder and below that no entry means."""
+    listed = {os.path.abspath(path) for path in paths}
+    others = []
+    for place, _, files in os.walk(folder):
+        names = [os.path.join(place, name) for name in files if name.lower().endswith(PICTURE_ENDINGS)]
+        others += [os.path.relpath(name, folder) for name in names if os.path.abspath(name) not in listed]
+    report.add("not_listed", raw.path, sorted(others), lambda row: Finding(None, None, row))
+
+
 def _fault(picture: Picture, stated: np.ndarray) -> str:
     """The kind of what is wrong with a picture, or odd about it; '' where nothing is."""
     if picture.size is None:
@@ -212,7 +241,7 @@ def _fault(picture: Picture, stated: np.ndarray) -> str:
     if picture.orientation == 1:
         return ""
     width, height = picture.size
-    if picture.orientation not in _TURNING or width == height or not known:
+    if picture.orientation not in TURNING or width == height or not known:
         return "exif_ambiguous"
     return "exif_as_stored" if tuple(stated) == picture.size else "exif_turned"
 
