@@ -32,7 +32,7 @@ def find_picture(folder: Path, name: str) -> Path | None:
             return folder / part
         if "/" in part and os.path.isfile(folder.parent / part):
             return folder.parent / part
-    for part in tries:
+    for part in [name, *tries]:
         place = folder / part
         alike = [one for one in _names_in(place.parent) if one.casefold() == place.name.casefold()]
         if len(alike) == 1:

@@ -58,6 +58,7 @@ def read(
             raise UserError(f"{file}: a panoptic file; --dataset_file coco_panoptic trains on it as it is")
         if not alone or split == "test":
             split = split or split_of(file.stem) or split_of_folders([file.parent.name])
+        split = split or ("train" if given.get("val") else "")
         lost += joined.add(raw, _locate(raw, file, Path(images) if images else None), "" if share else split)
     splits, said = draw(joined.splits, [record["file_name"] for record in joined.images], share, seed)
     notes += [said] if said else []
