@@ -82,9 +82,10 @@ class CocoDetection(torchvision.datasets.CocoDetection):
                 image, target = self._transforms(image, target)
         return image, target
 
-    def read_image(self, idx: int) -> Image.Image:
-        """The picture at `idx`, in the frame that its entry states."""
-        return self._load_image(self.ids[idx])
+    def stated_size(self, idx: int) -> tuple[Any, Any]:
+        """Width and height of the picture at `idx`, as its entry states them; None where it does not."""
+        image = self._image(self.ids[idx])
+        return image.get("width"), image.get("height")
 
     def _load_image(self, id: int) -> Image.Image:
         image = self._image(id)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -86,7 +85,8 @@ class CocoPanoptic(Dataset):
 
     def __getitem__(self, idx: int) -> tuple[Any, dict[str, Any]]:
         idx = range(len(self))[idx]  # from the end where negative; IndexError beyond
-        image = self.read_image(idx)
+        note, frame = f" (image id {self.ids[idx]})", self.stated_size(idx)
+        image = read_image(self.image_path(idx), note, stated=frame, white_level=self._white_level)
         target = self._target(idx, *image_size(image))
         if self.transforms is not None:
             with self._seeds.of_item(idx):
@@ -151,12 +151,10 @@ class CocoPanoptic(Dataset):
         found = (find_picture(self.img_folder, name) for name in (listed, stem + ".jpg", stem + ".png"))
         return next(filter(None, found), self.img_folder / listed)
 
-    def read_image(self, idx: int) -> Image.Image:
-        """The picture at `idx`, in the frame that its entry states."""
+    def stated_size(self, idx: int) -> tuple[Any, Any]:
+        """Width and height of the picture at `idx`, as its entry states them; None where it does not."""
         image = self._image(idx)
-        stated = image.get("width"), image.get("height")
-        note = f" (image id {self.ids[idx]})"
-        return read_image(self.image_path(idx), note, stated=stated, white_level=self._white_level)
+        return image.get("width"), image.get("height")
 
     def get_height_and_width(self, idx: int) -> tuple[int, int]:
         """Size of an image in pixels, as the file says; KeyError where it does not."""

@@ -44,11 +44,17 @@ def read_image(
     """
     try:
         with Image.open(path) as image:
-            other = stated is not None and image.size != tuple(stated) and image.size[::-1] == tuple(stated)
-            turns = as_shown or (other and image.getexif().get(EXIF_ORIENTATION) in TURNING)
-            return _as_rgb(ImageOps.exif_transpose(image) if turns else image, white_level)
+            seen = ImageOps.exif_transpose(image) if as_shown else in_frame(image, stated)
+            return _as_rgb(seen, white_level)
     except Exception as error:  # Pillow's readers of rarer formats fail in any way on spoiled files
         raise UserError(f"{path}{note}: cannot be read ({_reason(error, path)})") from error
+
+
+def in_frame(image: Image.Image, stated: tuple[Any, Any] | None) -> Image.Image:
+    """A picture, turned by its EXIF orientation where that alone gives the stated width and height."""
+    other = stated is not None and image.size != tuple(stated) and image.size[::-1] == tuple(stated)
+    turns = other and image.getexif().get(EXIF_ORIENTATION) in TURNING
+    return ImageOps.exif_transpose(image) if turns else image
 
 
 def _reason(error: Exception, path: str | os.PathLike) -> str:

@@ -135,11 +135,11 @@ def _rename_categories(correction: Correction, group: Group) -> str:
     raw = correction.raw
     split = next(name for name, one in correction.raws.items() if one.path == raw.path)
     train = correction.raws[split.replace("val", "train").replace("test", "train")]
-    ids = {record.get("name"): record["id"] for record in train.categories}
+    ids = {str(record.get("name")): record["id"] for record in train.categories}
     following = max(ids.values(), default=0) + 1
     moved: dict[int, int] = {}
     for record in raw.categories:
-        number = ids.get(record.get("name"))
+        number = ids.get(str(record.get("name")))
         if number is None:
             number, following = following, following + 1
         moved[record["id"]] = number
