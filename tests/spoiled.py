@@ -225,7 +225,7 @@ def _damage(change: Callable[[bytes], bytes | None]) -> Callable[[CleanSet], Non
 
 
 def _other_ending(made: CleanSet) -> None:
-    made.picture(1).rename(made.picture(1).with_suffix(".JPG"))
+    made.picture(1).rename(made.picture(1).with_suffix(".jpeg"))
 
 
 def _half_size(made: CleanSet) -> None:
@@ -336,7 +336,7 @@ SPOILED: dict[str, Spoiled] = {
     "image without size": Spoiled(
         lambda made: made.train["images"][1].pop("width"), "image_size_missing", None, 12),
     "picture missing": Spoiled(_damage(lambda data: None), "image_missing", None, 12, "train_12.jpg"),
-    "picture of another ending": Spoiled(_other_ending, "image_missing", None, 12, "there is train_12.JPG"),
+    "picture of another ending": Spoiled(_other_ending, "image_missing", None, 12, "there is train_12.jpeg"),
     "no picture": Spoiled(_damage(lambda data: b"<html>404</html>"), "image_unreadable", None, 12),
     "picture truncated": Spoiled(
         _damage(lambda data: data[: len(data) * 3 // 4]), "image_truncated", None, 12),
