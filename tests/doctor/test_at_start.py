@@ -14,7 +14,7 @@ from doctor.at_start import check_at_start, training_sources
 from tests.helpers import TINY
 from tests.spoiled import SPOILED, TRAIN, CleanSet, put, spoil, write_clean, write_files
 from tests.spoiled_panoptic import PANOPTIC, spoil_panoptic, write_clean_panoptic
-from tests.util.test_failures import start
+from tests.util.test_processes import start
 from util.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_a_fault_that_training_survives(
 def test_what_makes_training_wrong_is_always_refused(mode: str, clean: CleanSet, tmp_path: Path) -> None:
     made = spoil("boxes x1 y1 x2 y2", clean, tmp_path / "set")
     with pytest.raises(
-        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*datasets\.check"
+        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*python -m doctor"
     ) as error:
         check_at_start(mode, "coco", made.root)
     assert "\n" not in error.value.one_line()
@@ -143,7 +143,7 @@ def test_panoptic_sets(tmp_path: Path) -> None:
             shutil.copytree(root / name, root / name.replace("train", "val"))
         shutil.copy(clean.root / PANOPTIC, root / PANOPTIC.replace("train", "val"))
     check_at_start("error", "coco_panoptic", clean.root, clean.root, num_classes=250, masks=True)
-    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*doctor.check {made.root}"):
+    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*python -m doctor {made.root}"):
         check_at_start("warn", "coco_panoptic", clean.root, made.root)
     with pytest.raises(UserError, match="--coco_panoptic_path"):
         check_at_start("warn", "coco_panoptic", clean.root, tmp_path / "none")
