@@ -124,14 +124,14 @@ def test_fix_is_recommended_only_where_it_helps(
         check_at_start("warn", "coco", made.root)
 
 
-def test_headers_are_read_in_small_sets_only(
+def test_headers_are_read_of_large_sets_those_of_a_sample(
     clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = spoil("picture resized", clean, tmp_path / "set")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
     with pytest.raises(UserError, match=r"of another size.*image id 12.*50 x 39"):
         check_at_start("warn", "coco", made.root)
-    monkeypatch.setattr(at_start, "HEADERS_UP_TO", 5)
+    monkeypatch.setattr(at_start, "HEADERS", 2)  # the first and the last; the resized one is the second
     check_at_start("warn", "coco", made.root)
 
 
