@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.layouts import LAYOUTS, find_split
-from doctor.links import link
+from doctor.new_folder import link
 from util.errors import UserError, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]

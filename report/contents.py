@@ -55,6 +55,9 @@ class Source(Protocol):
     def picture_file(self, image_id: int) -> Path:
         """The file of a picture."""
 
+    def stated_size(self, image_id: int) -> tuple[int | None, int | None]:
+        """Width and height of a picture as its entry states them, which say how it is seen."""
+
     def truth(self, image_id: int) -> list[Region]:
         """What is to be found in a picture."""
 

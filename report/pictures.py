@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from datasets.images import in_frame
+
 LONGEST = 560  # pixels of an embedded picture
 CROP = 168  # pixels of an embedded crop
 CONTEXT = 1.6  # side of a crop over that of its box
@@ -24,13 +26,17 @@ class Picture(NamedTuple):
     address: str
 
 
-def read_picture(path: Path, longest: int = LONGEST) -> Picture:
-    """Read a picture and shrink it. EXIF orientation is left alone: annotations refer to pixels as stored.
+Size = tuple[int | None, int | None]
+
+
+def read_picture(path: Path, longest: int = LONGEST, stated: Size | None = None) -> Picture:
+    """Read a picture in the frame whose width and height are stated, as training does, and shrink it.
 
     Raises:
         OSError: it is missing or damaged.
     """
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image = in_frame(opened, stated)
         width, height = image.size
         image.draft("RGB", (longest, longest))  # a JPEG is decoded at a half, a quarter or an eighth
         small = image.convert("RGB")
@@ -38,11 +44,14 @@ def read_picture(path: Path, longest: int = LONGEST) -> Picture:
     return Picture(width, height, _webp(small))
 
 
-def read_crop(path: Path, box: Sequence[float]) -> tuple[Picture, tuple[float, float, float, float]]:
+def read_crop(
+    path: Path, box: Sequence[float], stated: Size | None = None
+) -> tuple[Picture, tuple[float, float, float, float]]:
     """What surrounds a box.
 
     Args:
         box: x, y, width, height in pixels.
+        stated: see read_picture.
 
     Returns:
         The crop (its width and height in pixels of the file), and its left, top, right and bottom there.
@@ -50,7 +59,8 @@ def read_crop(path: Path, box: Sequence[float]) -> tuple[Picture, tuple[float, f
     Raises:
         OSError: the picture is missing or damaged.
     """
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image = in_frame(opened, stated)
         width, height = image.size
         left, top, right, bottom = _surroundings(box, width, height)
         scale = min(1.0, CROP / max(right - left, bottom - top))

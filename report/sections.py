@@ -109,7 +109,7 @@ def _crops(mistakes: Sequence[Mistake], source: Source) -> list[tuple[Mistake, s
         if time.perf_counter() > end:
             break
         path = source.picture_file(mistake.image_id)
-        crop, place = read_crop(path, mistake.box.tolist())
+        crop, place = read_crop(path, mistake.box.tolist(), source.stated_size(mistake.image_id))
         remark = tag("figcaption", escape(mistake.remark), title=f"{path.name}, id {mistake.image_id}")
         crops.append((mistake, tag("figure", marked_crop(crop, place, mistake), remark)))
     return crops
