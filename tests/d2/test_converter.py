@@ -73,6 +73,15 @@ def test_names_are_those_of_detectron2() -> None:
     assert "detr.backbone.0.backbone.body.layer1.0.downsample.1.weight" in own
 
 
+def test_a_box_model_to_start_a_mask_model_from() -> None:
+    boxes, masks = state_of(MODELS["boxes"]), state_of(MODELS["masks"])
+    names = set(to_detectron2(masks))
+    detector = set(to_detectron2(boxes, masks=True))
+    assert detector < names
+    assert all(name.startswith(("detr.bbox_attention.", "detr.mask_head.")) for name in names - detector)
+    assert set(to_detectron2(masks, masks=True)) == names
+
+
 def test_coco_classes_become_contiguous_and_spread_again() -> None:
     state = state_of(MODELS["COCO"])
     converted = to_detectron2(state)
