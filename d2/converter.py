@@ -19,7 +19,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the project, fro
 import torch
 from torch import Tensor
 
-from util.checkpoint import load_checkpoint, model_state, save_checkpoint
+from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError, exit_status
 

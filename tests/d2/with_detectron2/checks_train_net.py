@@ -116,11 +116,14 @@ def test_the_panoptic_evaluator_finds_the_truth_perfect(shapes: Path) -> None:
         ids = torch.from_numpy(colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2])
         segments = [{k: one[k] for k in ("id", "category_id", "isthing")} for one in record["segments_info"]]
         evaluator.process([record], [{"panoptic_seg": (ids, segments)}])
-    figures = evaluator.evaluate()["panoptic_seg"]
+    result = evaluator.evaluate()
+    assert result is not None
+    figures = result["panoptic_seg"]
     assert figures["PQ"] == figures["PQ_th"] == figures["PQ_st"] == 100
     evaluator.reset()
     evaluator.process([record], [{"panoptic_seg": (torch.zeros_like(ids), [])}])
-    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 0
+    nothing = evaluator.evaluate()
+    assert nothing is not None and nothing["panoptic_seg"]["PQ"] == 0
 
 
 def test_coco_panoptic_evaluator_of_detectron2_reads_the_same_metadata(shapes: Path) -> None:
@@ -144,7 +147,11 @@ def test_mistakes_are_told_in_one_line(
     mistakes = {
         "write NAME=annotations.json:images": [*config, "--register", "mine=a.json"],
         "there is no file": [*config, "--register", "mine=a.json:b"],
-        "there is no folder": [*config, "--register", f"mine={boxes[3].split('=')[1].split(':')[0]}:none"],
+        "there is no folder": [
+            *config,
+            "--register",
+            f"mine={str(boxes[3]).split('=')[1].split(':')[0]}:none",
+        ],
         "registered already": [*boxes, "--register", boxes[3]],
         "no such file": ["--config-file", tmp_path / "none.yaml"],
         "both set": [*boxes, *small, "MODEL.WEIGHTS", "a.pth", "MODEL.DETR.FROZEN_WEIGHTS", "b.pth"],
