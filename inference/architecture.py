@@ -80,7 +80,7 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, depth in RESNETS.items()
-        if (depth.block is resnet.Bottleneck) == bottleneck
+        if issubclass(depth.block, resnet.Bottleneck) == bottleneck
         and depth.blocks[:stages] == blocks[:stages]
         and tuple(first.shape[:2]) == _middle_channels(depth)
     ]
