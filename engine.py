@@ -241,7 +241,7 @@ def _forward(
 def _takes(module: nn.Module, argument: str) -> bool:
     """Whether forward has an argument of this name: a user's own has those of the published code alone."""
     wrapped = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-    inner = module.module if wrapped else module
+    inner: Any = module.module if wrapped else module
     return argument in inspect.signature(inner.forward).parameters
 
 

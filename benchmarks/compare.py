@@ -81,10 +81,10 @@ def compare(name: str, against: str, options: dict[str, Any], rounds: int) -> It
         for _ in range(rounds if not any("error" in one for one in first) else 0):
             for side, one in zip((ours, theirs), first, strict=True):
                 turns.append(side.ask(calls=1 + int(shortest / one["seconds"])))
-    for side, answers in (("ours", [first[0], *turns[::2]]), ("theirs", [first[1], *turns[1::2]])):
+    for who, answers in (("ours", [first[0], *turns[::2]]), ("theirs", [first[1], *turns[1::2]])):
         failed = [one["error"] for one in answers if "error" in one]
         if failed:
-            yield {**row, "error": f"{side}: {failed[0]}"}
+            yield {**row, "error": f"{who}: {failed[0]}"}
             return
     times = [one["seconds"] * 1e3 for one in turns]
     a, b = (one["result"] for one in first)

@@ -91,9 +91,9 @@ def mixed_precision(options: SimpleNamespace, kind: str, allowed: float) -> Figu
         figures[amp] = boxes, losses
     apart = (figures["off"][0] - figures[kind][0]).abs().max().item()
     must(apart < allowed, f"boxes lie {apart:.3g} apart, allowed {allowed}")
-    losses = {f"loss, {amp}": round(found[1][-1], 4) for amp, found in figures.items()}
-    must(all(loss == loss for loss in losses.values()), f"a loss is not a number: {losses}")
-    return {"boxes apart": apart, **losses}
+    last = {f"loss, {amp}": round(found[1][-1], 4) for amp, found in figures.items()}
+    must(all(loss == loss for loss in last.values()), f"a loss is not a number: {last}")
+    return {"boxes apart": apart, **last}
 
 
 def found_inf(options: SimpleNamespace) -> Figures:

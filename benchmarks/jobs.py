@@ -49,6 +49,7 @@ class Tree:
         vars(models.backbone)["is_main_process"] = lambda: False
         self.args = arguments(options)
         self.device = torch.device(options.device)
+        self.model: Any
         self.model, self.criterion, self.postprocessors = models.build_model(self.args)
         weights = options.folder / ("segmenter.pth" if options.masks else "detector.pth")
         if not weights.exists():  # those of the side that comes first are both sides'
@@ -128,15 +129,15 @@ class Transformers:
         backbone: dict[str, Any] = {"out_features": stages}
         if tiny and not options.masks:  # ResNet-18
             backbone |= {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
-        config = transformers.DetrConfig(
+        config = transformers.DetrConfig(  # type: ignore[call-arg]
             use_timm_backbone=False,
             backbone_config=transformers.ResNetConfig(**backbone),
             num_labels=250 if options.masks else 91,
             auxiliary_loss=True,
-            **({"num_queries": 12, "d_model": 128, "encoder_layers": 1, "decoder_layers": 2} if tiny else {}),
+            **({"num_queries": 12, "d_model": 128, "encoder_layers": 1, "decoder_layers": 2} if tiny else {}),  # type: ignore[arg-type]
         )
         kind = transformers.DetrForSegmentation if options.masks else transformers.DetrForObjectDetection
-        self.model = kind(config).to(self.device)
+        self.model: Any = kind(config).to(self.device)  # type: ignore[arg-type]
         for name, parameter in self.model.named_parameters():
             if "backbone" in name:  # the library freezes all of it; layer2 to layer4 train, as published
                 parameter.requires_grad_(any(f"stages.{stage}." in name for stage in (1, 2, 3)))
@@ -368,7 +369,7 @@ def evaluate_segments(options: SimpleNamespace) -> Run:
             evaluator = PanopticEvaluator(str(root / "truth.json"), str(root / "truth"), out)
             evaluator.update([dict(entry) for entry in found])
             evaluator.synchronize_between_processes()
-            figures = evaluator.summarize()
+            figures: Any = evaluator.summarize()
         return [figures[group]["pq"] for group in ("All", "Things", "Stuff")]
 
     return run

@@ -36,7 +36,7 @@ class PackedRecords(Sequence):
         """A new copy of one record."""
         index = range(len(self))[index]
         start, end = self._ends[index : index + 2].tolist()
-        return pickle.loads(memoryview(self._buffer[start:end].numpy()))
+        return pickle.loads(self._buffer[start:end].numpy().data)
 
     @property
     def nbytes(self) -> int:

@@ -99,7 +99,7 @@ class MLP(nn.Module):
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def under_autocast(self) -> bool:
         """Whether autocast is on. TorchScript asks once, for its constant."""

@@ -5,7 +5,9 @@ from torch.nn.modules import module as torch_module
 
 from .frozen_norm import FrozenBatchNorm2d
 
-ORIGINAL_FORWARD = {kind: kind.forward for kind in (nn.Conv2d, nn.MultiheadAttention, FrozenBatchNorm2d)}
+ORIGINAL_FORWARD: dict[type[nn.Module], object] = {
+    kind: kind.forward for kind in (nn.Conv2d, nn.MultiheadAttention, FrozenBatchNorm2d)
+}
 """Captured at import, so that a `forward` put on the class later is seen."""
 
 

@@ -224,7 +224,7 @@ class _Layer(nn.Module):
         self.activation = _get_activation_fn(activation)
         self.normalize_before = normalize_before
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def plain_self_attn(self) -> bool:
         """Whether self_attn may use torch's fused kernel. TorchScript asks once, for its constant."""
@@ -383,7 +383,7 @@ class TransformerDecoderLayer(_Layer):
         tgt = tgt + self.dropout2(attended)
         return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def plain_multihead_attn(self) -> bool:
         """As plain_self_attn."""

@@ -379,7 +379,7 @@ def test_a_wrapped_model_is_called_as_published() -> None:
 
     class Around(Wrapper):
         def forward(self, samples: Any) -> Any:
-            return self.inner(samples)
+            return self.inner(samples)  # type: ignore[operator]
 
     model = Around(Masks())
     model.inner = make_detector()

@@ -150,8 +150,8 @@ def panoptic(folder: Path, pictures: int) -> list[Path]:
     train("shapes_panoptic_boxes", folder / "boxes")
     boxes = os.path.relpath(folder / "boxes" / "checkpoint.pth", ROOT)
     train("shapes_panoptic", folder / "run", "--frozen_weights", boxes)
-    pictures = draw_detections_beside_truth(folder / "run", folder / "panoptic.png")
-    return [pictures, draw_curves([folder / "boxes", folder / "run"], folder / "curves.png")]
+    drawn = draw_detections_beside_truth(folder / "run", folder / "panoptic.png")
+    return [drawn, draw_curves([folder / "boxes", folder / "run"], folder / "curves.png")]
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_a_failure_and_a_time_limit_are_reported() -> None:
 
 
 def test_the_table_names_failures() -> None:
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "one": {"figures": {"apart": 0.123456}, "error": None, "seconds": 1.0},
         "two": {"figures": {}, "error": "out | of memory", "seconds": 2.0},
     }

@@ -5,6 +5,7 @@ import pickle
 import random
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -136,7 +137,12 @@ def test_a_list_without_the_first_transform_stays_pil_to_the_end(root):
     assert isinstance(image, Image.Image) and image.mode == "RGB"
     assert target["boxes"][0].tolist() == [3, 5, 23, 30] and "masks" not in target
     sees = Sees()
-    others = [T.RandomHorizontalFlip(1.0), T.RandomResize([50]), T.RandomSizeCrop(30, 40), T.RandomPad(3)]
+    others: list[Any] = [
+        T.RandomHorizontalFlip(1.0),
+        T.RandomResize([50]),
+        T.RandomSizeCrop(30, 40),
+        T.RandomPad(3),
+    ]
     dataset = plain(root, T.Compose([sees, *others, sees]), masks=True)
     image, target = dataset[0]
     assert isinstance(image, Image.Image) and [kind for kind, _ in sees.seen] == [Image.Image] * 2
@@ -176,7 +182,7 @@ def test_inside_super_gives_a_pil_image_and_the_annotations(root):
             image, annotations = super(CocoDetection, self).__getitem__(idx)
             seen.append((image, annotations))
             image, target = self.prepare(image, {"image_id": self.ids[idx], "annotations": annotations})
-            return self._transforms(image, target)
+            return self._transforms(image, target)  # type: ignore[misc]
 
     val = make_coco_transforms("val", eval_scale=40, max_size=80)
     assert equal(plain(root, val, kind=Published)[1], plain(root, val)[1])

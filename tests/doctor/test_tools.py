@@ -490,10 +490,10 @@ def test_training_and_prediction_see_the_same(kind: str, tmp_path: Path) -> None
             assert (read_picture(path, view).permute(1, 2, 0).numpy() == trained).all()
         assert views[path][0] == dataset.ids[place] and trained.std() > 5
     report = check_dataset(find_sources(root))
-    names = {group.name for group in report.groups}
+    found = {group.name for group in report.groups}
     assert report.status == 0
-    assert ("image_deep" in names) == (kind in ("16 bits", "32 bits", "floats"))
-    assert ("image_transparent" in names) == (kind in ("grey and alpha", "palette"))
+    assert ("image_deep" in found) == (kind in ("16 bits", "32 bits", "floats"))
+    assert ("image_transparent" in found) == (kind in ("grey and alpha", "palette"))
 
 
 def test_deep_pictures_that_use_little_of_their_range(tmp_path: Path) -> None:

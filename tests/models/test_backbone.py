@@ -53,7 +53,7 @@ def test_a_folded_convolution_equals_convolution_then_norm():
     x = torch.randn(2, 6, 9, 11, dtype=torch.float64, requires_grad=True)
     scale = (norm.weight / (norm.running_var + 1e-5).sqrt())[:, None, None]
     plain = (conv(x) - norm.running_mean[:, None, None]) * scale + norm.bias[:, None, None]
-    ours = folded(x, conv.weight, norm.affine(), conv.stride, conv.padding, conv.dilation, conv.groups)
+    ours = folded(x, conv.weight, norm.affine(), (2, 2), (2, 2), (2, 2), 2)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(norm(conv(x)), plain)
     weighting = torch.randn_like(plain)

@@ -175,6 +175,7 @@ def test_a_mask_model_takes_what_its_backbone_takes() -> None:
 
 def test_a_mask_edited_in_any_way_counts(model: Any) -> None:
     batch = nested_tensor_from_tensor_list([torch.randn(3, 64, 128)])
+    assert batch.mask is not None
     batch.mask.numpy()[..., 64:] = True
     mask = torch.zeros(1, 64, 128, dtype=torch.bool)
     mask[..., 64:] = True

@@ -391,4 +391,4 @@ def test_keep_leaves_that_many_earlier_versions(coco_root: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize(("kills", "processes"), [(3, 1), (2, 2)])
 def test_sigkill_at_random_moments(tmp_path: Path, kills: int, processes: int) -> None:
-    assert kill_and_resume.main(kills, processes, tmp_path) == 0
+    assert kill_and_resume.main(kills, processes, tmp_path, []) == 0
