@@ -12,14 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from report.contents import Region, Source
-from report.errors import ClassCounts, count
-from report.figures import class_table, curves, data_table, flag_tables, headline
+from report.curves import curves, headline
 from report.html import tag
-from report.matching import DEFAULT_THRESHOLD, match
+from report.mistakes import DEFAULT_THRESHOLD, ClassCounts, count, match
 from report.page import Section, page
 from report.pictures import Picture, read_picture
 from report.sections import Shown, mistakes_section, pictures_section
+from report.source import Region, ReportSource
+from report.tables import class_table, data_table, flag_tables
 from run.summary import Split
 from util.errors import UserError
 from util.files import write_whole
@@ -50,7 +50,7 @@ class Report:
     def __init__(
         self,
         folder: Path,
-        source: Source,
+        source: ReportSource,
         categories: Mapping[int, str],
         splits: Sequence[Split],
         args: Mapping[str, Any],
@@ -113,7 +113,7 @@ class Report:
         shown: Sequence[Shown],
         threshold: float,
     ) -> None:
-        from report.board import add_classes, add_pictures
+        from report.tensorboard import add_classes, add_pictures
 
         add_classes(self.board, epoch, figures, self.categories)
         add_pictures(self.board, epoch, shown, self.categories, threshold)

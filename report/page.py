@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from inference.visualize import class_colour
 from report.html import escape, tag
-from report.marks import class_rgb
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -57,5 +57,5 @@ def _section(section: Section) -> str:
 
 
 def _class_colours(labels: set[int]) -> str:
-    colours: Mapping[int, tuple[int, int, int]] = {label: class_rgb(label) for label in sorted(labels)}
+    colours: Mapping[int, tuple[int, int, int]] = {label: class_colour(label) for label in sorted(labels)}
     return "".join(f".c{label}{{--class:rgb{colour}}}" for label, colour in colours.items())

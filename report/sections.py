@@ -6,13 +6,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from report.contents import Boxes, Region, Source
-from report.errors import Mistake, count_kinds, false_positives, misses
 from report.html import escape, tag
-from report.marks import definition, marked, marked_crop
-from report.matching import RIGHT, Matches
+from report.mistakes import RIGHT, Matches, Mistake, count_kinds, false_positives, misses
 from report.page import Section
-from report.pictures import Picture, read_crop
+from report.pictures import Picture, definition, marked, marked_crop, read_crop
+from report.source import Boxes, Region, ReportSource
 
 CROPS = 120  # of both kinds, shared out among the classes
 MOST_CROPS_EACH = 5  # of a class and kind
@@ -66,7 +64,7 @@ def _slider(threshold: float) -> str:
 
 
 def mistakes_section(
-    found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], source: Source
+    found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], source: ReportSource
 ) -> Section:
     """Crops of the worst mistakes, class by class."""
     each = max(1, min(MOST_CROPS_EACH, CROPS // (2 * max(1, len(names)))))
@@ -101,7 +99,7 @@ def _mistakes_note(found: Boxes, truth: Boxes, matches: Matches) -> str:
     )
 
 
-def _crops(mistakes: Sequence[Mistake], source: Source) -> list[tuple[Mistake, str]]:
+def _crops(mistakes: Sequence[Mistake], source: ReportSource) -> list[tuple[Mistake, str]]:
     """Mistakes with their crops, in their order, as many as time allows."""
     end = time.perf_counter() + SECONDS_FOR_CROPS
     crops: list[tuple[Mistake, str]] = []

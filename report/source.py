@@ -1,4 +1,4 @@
-"""What the training report (report) shows of a data set and of an evaluation on it."""
+"""What a report shows, as plain values, and what reads it from a data set and an evaluation on it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,51 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_png import read_ids
-from report.contents import Boxes, Region, thinned
 from util.box_ops import box_cxcywh_to_xyxy
+
+LONGEST_MASK = 320  # pixels of a mask in the page
+
+
+class Region(NamedTuple):
+    """Something marked in a picture: an object, a detection or a segment.
+
+    label: category id.
+    box: x0 y0 x1 y1, relative to the picture, each in [0, 1].
+    score: in [0, 1]; None for ground truth and for segments.
+    mask: bool [h, w] over the whole picture, at any resolution; None where there is none.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    mask: np.ndarray | None = None
+
+
+def thinned(mask: np.ndarray, longest: int = LONGEST_MASK) -> np.ndarray:
+    """Every n-th row and column of a mask [h, w], so that its longer side is about `longest` or below."""
+    step = max(1, round(max(mask.shape) / longest))
+    return mask[::step, ::step]
+
+
+class Boxes(NamedTuple):
+    """Boxes of many images as columns of length N.
+
+    image_id, label: int64; box: float64 [N, 4], x, y, width, height in pixels; score: float64, nan for ground
+    truth; crowd: bool, of ground truth.
+    """
+
+    image_id: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+    score: np.ndarray
+    crowd: np.ndarray
+
 
 MOST_MASKS = 20  # detections with masks in a picture: each is decoded at the picture's full size
 

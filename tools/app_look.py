@@ -1,6 +1,6 @@
 """A picture that somebody gives to the page of tools/app.py: checked, read, and shown to the model once.
 
-Everything that is asked of it later is answered from what the model said then; see tools/app_found.py.
+Everything that is asked of it later is answered from what the model said then; see tools/app_results.py.
 """
 
 from __future__ import annotations

@@ -42,14 +42,13 @@ def to_hf(trained: TrainedModel, folder: Path) -> dict[str, float]:
         folder: is made if missing; files of those names in it are replaced.
 
     Returns:
-        The largest differences between both; see hf_compare.differences.
+        The largest differences between both; see hf_models.differences.
 
     Raises:
         UserError: transformers has no such model, or computes something else; nothing is written.
     """
-    from tools.hf_compare import checked
     from tools.hf_config import processor_of
-    from tools.hf_models import hf_model, import_transformers, load_hf
+    from tools.hf_models import checked, hf_model, import_transformers, load_hf
 
     import_transformers()
     with _beside(folder) as scratch:
@@ -79,15 +78,14 @@ def from_hf(source: str, path: Path) -> dict[str, float]:
         path: of the checkpoint; `.safetensors` gives one in that format.
 
     Returns:
-        The largest differences between both; see hf_compare.differences.
+        The largest differences between both; see hf_models.differences.
 
     Raises:
         UserError: there is no such model, it is none of ours, or ours computes something else; nothing is
             written.
     """
     from inference.trained import load_trained
-    from tools.hf_compare import checked
-    from tools.hf_models import import_transformers, load_hf
+    from tools.hf_models import checked, import_transformers, load_hf
     from util.checkpoint_file import save_checkpoint
 
     import_transformers()
@@ -185,8 +183,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Convert, and tell how far both models are apart."""
-    from tools.hf_compare import told
-    from tools.hf_models import import_transformers
+    from tools.hf_models import import_transformers, told
 
     if args.command == "from-hf":
         found, written = from_hf(args.folder, args.checkpoint), args.checkpoint

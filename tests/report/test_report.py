@@ -14,11 +14,11 @@ from PIL import Image
 
 from report import Report
 from report.charts import Series, chart, value_axis
-from report.contents import Region, thinned
-from report.figures import class_table, curves, headline
+from report.curves import curves, headline
 from report.html import tag
-from report.marks import marked
-from report.pictures import CROP, LONGEST, read_crop, read_picture
+from report.pictures import CROP, LONGEST, marked, read_crop, read_picture
+from report.source import Region, thinned
+from report.tables import class_table
 from run.summary import Split
 
 NAMES = {1: "cat", 2: "dog", 3: "hen"}

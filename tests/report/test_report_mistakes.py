@@ -7,9 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from report.contents import Boxes
-from report.errors import count, count_kinds, false_positives, misses
-from report.matching import (
+from report.mistakes import (
     CONFUSED,
     DOUBLE,
     IGNORED,
@@ -17,9 +15,14 @@ from report.matching import (
     NOTHING,
     RIGHT,
     best_threshold,
+    count,
+    count_kinds,
+    false_positives,
     match,
+    misses,
     pairwise_iou,
 )
+from report.source import Boxes
 
 
 def boxes_of(rows: list[tuple], scored: bool) -> Boxes:

@@ -14,7 +14,7 @@ import torch
 from inference.trained import load_trained
 from tests.helpers import assert_one_line, files
 from tests.tools.exchange import MODELS, Exported, convert, transformers, written
-from tools import hf_compare, hf_config, hf_models, hf_names
+from tools import hf_config, hf_models, hf_names
 from util.errors import UserError
 
 
@@ -40,9 +40,9 @@ def test_models_that_differ_are_not_kept(
 
 
 def test_a_difference_that_is_no_number_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_compare, "differences", lambda *models: {"logits": 0.0, "boxes": float("nan")})
+    monkeypatch.setattr(hf_models, "differences", lambda *models: {"logits": 0.0, "boxes": float("nan")})
     with pytest.raises(UserError, match="boxes nan"):
-        hf_compare.checked(torch.nn.Identity(), None, "there")
+        hf_models.checked(torch.nn.Identity(), None, "there")
 
 
 OURS_ALONE = {

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from inference.visualize import draw_detections, side_by_side, to_pil
-from report.contents import Region
 from report.pictures import Picture
 from report.sections import Shown
+from report.source import Region
 
 PAIRS_IN_A_ROW = 2
 CELL = 300  # pixels
@@ -31,7 +31,7 @@ def add_classes(
 
     Args:
         board: a SummaryWriter.
-        figures: see contents.Source.class_figures.
+        figures: see source.ReportSource.class_figures.
         names: of categories.
     """
     keys = {"bbox": "AP", "segm": "AP", "panoptic": "pq"}
