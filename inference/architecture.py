@@ -63,7 +63,13 @@ def settings_from_weights(state: Mapping[str, Tensor], source: str) -> dict[str,
         settings["nheads"] = len(state["mask_head.lay1.weight"]) - width  # a channel for each head's map
     panoptic = masks and num_classes == default_num_classes("coco_panoptic")
     settings["dataset_file"] = "coco_panoptic" if panoptic else "coco"
-    return settings | _backbone(detector)
+    fitting = fitting_resnets(detector)
+    if fitting:
+        counters = any(name.startswith(BODY) and name.endswith("num_batches_tracked") for name in detector)
+        settings["backbone"] = fitting[0]
+        settings["backbone_norm"] = "batch" if counters else "frozen"
+        settings["backbone_stages"] = sum(count > 0 for count in _blocks(detector))
+    return settings
 
 
 def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
@@ -84,18 +90,6 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
         and depth.blocks[:stages] == blocks[:stages]
         and tuple(first.shape[:2]) == _middle_channels(depth)
     ]
-
-
-def _backbone(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    fitting = fitting_resnets(state)
-    if not fitting:
-        return {}
-    counters = any(name.startswith(BODY) and name.endswith("num_batches_tracked") for name in state)
-    return {
-        "backbone": fitting[0],
-        "backbone_norm": "batch" if counters else "frozen",
-        "backbone_stages": sum(count > 0 for count in _blocks(state)),
-    }
 
 
 def _blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:

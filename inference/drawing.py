@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from inference.attention_maps import Attention
-from inference.picture_text import MIN_FONT_SIZE, Colour, Rectangle, fitted, load_font
+from inference.picture_text import MIN_FONT_SIZE, Rectangle, fitted, load_font
 from inference.predicting import Found
 from inference.visualize import (
     READABLE_SIDE,
@@ -124,11 +124,21 @@ def attention_sheet(image: Tensor, rows: Sequence[AttentionRow]) -> Tensor:
     Returns:
         uint8 [3, H, W], on white.
     """
+    # Two rows of heads, with the gap, are as high as the whole.
+    height, width = image.shape[1:]
+    half_height = (height - GAP) // HEADS_IN_ROWS
+    half = half_height, max(1, round(width * half_height / height))
     pictures = []
     for row in rows:
         mean = heat(image, row.maps.mean(0))
-        small = _half(image)
-        pictures.append([row.marked, mean, tiled([heat(small, _half_map(head)) for head in row.maps])])
+        small = interpolate(image[None].float(), half, mode="area")[0].round().to(torch.uint8)
+        pictures.append(
+            [
+                row.marked,
+                mean,
+                tiled([heat(small, head) for head in interpolate(row.maps[None], half, mode="area")[0]]),
+            ]
+        )
     titles = ["picture", "mean attention", f"attention of each of {len(rows[0].maps)} heads"]
     largest = max(max(picture.shape[1:]) for row in pictures for picture in row)
     return side_by_side(pictures, titles, [row.caption for row in rows], cell=largest)
@@ -175,21 +185,6 @@ def tiled(pictures: Sequence[Tensor]) -> Tensor:
     return sheet
 
 
-def _half(image: Tensor) -> Tensor:
-    return interpolate(image[None].float(), _half_size(image), mode="area")[0].round().to(torch.uint8)
-
-
-def _half_map(values: Tensor) -> Tensor:
-    return interpolate(values[None, None], _half_size(values), mode="area")[0, 0]
-
-
-def _half_size(image: Tensor) -> tuple[int, int]:
-    """So that two rows of them, with the gap, are as high as the whole."""
-    height, width = image.shape[-2:]
-    half = (height - GAP) // HEADS_IN_ROWS
-    return half, max(1, round(width * half / height))
-
-
 # --- Panoptic segments ----------------------------------------------------------------------------------
 
 SEARCH_SIDE = 240  # pixels of the longer side of the map in which the place of a name is looked for
@@ -222,10 +217,9 @@ def draw_panoptic(
     canvas = enlarged(image.cpu(), factor)
     if not segments:
         return canvas
-    numbers, places = torch.unique(
-        ids.cpu(), return_inverse=True
-    )  # ids -> 0, 1, ..., small enough to look up
-    colours = _colours(numbers.tolist(), segments)
+    numbers, places = torch.unique(ids.cpu(), return_inverse=True)  # ids -> 0, 1, ..., to look up
+    classes = {segment["id"]: segment["category_id"] for segment in segments}
+    colours = [class_colour(classes[id_]) if id_ in classes else None for id_ in numbers.tolist()]
     regions = places.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     tint = torch.tensor([colour or (0, 0, 0) for colour in colours], dtype=torch.float32)[regions].permute(
         2, 0, 1
@@ -237,12 +231,7 @@ def draw_panoptic(
     inner = _near_borders(regions, max(1, width // 2))
     tinted = torch.where(border, 0.35 * tinted, tinted)  # a dark rim shows a bright line on any tint
     tinted = torch.where(inner, 255.0, tinted).round().to(torch.uint8)
-    return from_pil(_with_names(to_pil(tinted), regions, numbers.tolist(), segments, names or {}))
-
-
-def _colours(numbers: list[int], segments: Sequence[Mapping[str, Any]]) -> list[Colour | None]:
-    classes = {segment["id"]: segment["category_id"] for segment in segments}
-    return [class_colour(classes[number]) if number in classes else None for number in numbers]
+    return from_pil(with_names(to_pil(tinted), regions, numbers.tolist(), segments, names or {}))
 
 
 def _near_borders(regions: Tensor, radius: int) -> Tensor:
@@ -254,7 +243,7 @@ def _near_borders(regions: Tensor, radius: int) -> Tensor:
     return (highest != lowest)[0, 0]
 
 
-def _with_names(
+def with_names(
     picture: Image.Image,
     regions: Tensor,
     numbers: list[int],
@@ -277,7 +266,7 @@ def _with_names(
         width = math.ceil(font.getlength(text)) + 2 * margin
         if areas[place] < width * height and not segment["isthing"]:
             continue
-        x, y = _middle(regions, place)
+        x, y = innermost_pixel(regions, place)
         left = max(0, min(round(x - width / 2), picture.width - width))
         top = max(0, min(round(y - height / 2), picture.height - height))
         plate = Rectangle(left, top, left + width, top + height)
@@ -289,7 +278,7 @@ def _with_names(
     return picture
 
 
-def _middle(regions: Tensor, place: int) -> tuple[float, float]:
+def innermost_pixel(regions: Tensor, place: int) -> tuple[float, float]:
     """The pixel (x, y) of a region that is farthest from its border and from the picture's."""
     from scipy.ndimage import distance_transform_edt
 

@@ -61,8 +61,7 @@ def curves(lines: Sequence[Line]) -> list[str]:
     """The charts of a run, those that have something to show."""
     both = [_series(lines, "train", "train_loss", 0), _series(lines, "validation", "test_loss", 1)]
     charts = [chart("Loss", both)]
-    for title, figures in FIGURE_CHARTS.items():
-        charts.append(_figure_chart(lines, title, figures))
+    charts += [figure_chart(lines, title, figures) for title, figures in FIGURE_CHARTS.items()]
     terms = []
     for i, term in enumerate(TERMS):
         name = TERM_NAMES[term]
@@ -80,7 +79,7 @@ def curves(lines: Sequence[Line]) -> list[str]:
     return [one for one in charts if one]
 
 
-def _figure_chart(lines: Sequence[Line], title: str, figures: Sequence[Figure]) -> str:
+def figure_chart(lines: Sequence[Line], title: str, figures: Sequence[Figure]) -> str:
     """Figures over epochs, and in dashes those of the averaged weights (`--ema`)."""
     averaged = [f._replace(key=f.key.replace("test_", "test_ema_"), name=f.name + AVERAGED) for f in figures]
     series = []

@@ -50,9 +50,9 @@ def match(found: Boxes, truth: Boxes) -> Matches:
     count, objects = len(found.label), len(truth.label)
     kind, about = np.full(count, NOTHING), np.full(count, -1)
     overlap, score = np.zeros(count), np.full(objects, -1.0)
-    for rows, columns in _by_image(found, truth):
+    for rows, columns in rows_by_image(found, truth):
         rows = rows[np.argsort(-found.score[rows], kind="stable")]
-        of_image = _match_image(found, truth, rows, columns)
+        of_image = match_image(found, truth, rows, columns)
         kind[rows], about[rows], overlap[rows] = of_image
         right = rows[kind[rows] == RIGHT]
         score[about[right]] = found.score[right]
@@ -84,7 +84,7 @@ def pairwise_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = 
     return np.divide(both, divisor, out=np.zeros_like(both), where=divisor > 0)
 
 
-def _by_image(found: Boxes, truth: Boxes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def rows_by_image(found: Boxes, truth: Boxes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of detections and of objects, image by image, where there are detections."""
     order, objects = (np.argsort(boxes.image_id, kind="stable") for boxes in (found, truth))
     sorted_ids = truth.image_id[objects]
@@ -95,7 +95,7 @@ def _by_image(found: Boxes, truth: Boxes) -> Iterator[tuple[np.ndarray, np.ndarr
         yield order[start:end], objects[low:high]
 
 
-def _match_image(
+def match_image(
     found: Boxes, truth: Boxes, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """kind, object and iou of the detections of an image, which come in the order of their scores."""
@@ -204,7 +204,13 @@ def false_positives(
     for rank, row in _first_of_each(found.label, wrong, each):
         label, image_id = int(found.label[row]), int(found.image_id[row])
         others = truth.box[(truth.image_id == image_id) & ~truth.crowd]
-        remark = f"{found.score[row]:.2f}, {_what_is_wrong(row, truth, matches, names)}"
+        kind = int(matches.kind[row])
+        wrong_in = KINDS[kind]
+        if kind == CONFUSED:
+            wrong_in = f"is {_name(truth.label[matches.object[row]], names)}"
+        elif kind == MISPLACED:
+            wrong_in += f", IoU {matches.iou[row]:.2f}"
+        remark = f"{found.score[row]:.2f}, {wrong_in}"
         mistakes.append(Mistake(False, rank, label, image_id, found.box[row], others, remark))
     return mistakes
 
@@ -218,12 +224,12 @@ def misses(
     mistakes = []
     for rank, row in _first_of_each(truth.label, missed, each):
         label, image_id = int(truth.label[row]), int(truth.image_id[row])
-        others, remark = _about(row, found, truth, matches, names)
+        others, remark = why_missed(row, found, truth, matches, names)
         mistakes.append(Mistake(True, rank, label, image_id, truth.box[row], others, remark))
     return mistakes
 
 
-def _about(
+def why_missed(
     row: int, found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str]
 ) -> tuple[np.ndarray, str]:
     """The detections [M, 4] above the threshold that lie near a missed object, and why they do not count."""
@@ -241,15 +247,6 @@ def _about(
     else:
         remark = "not seen"
     return found.box[here[near | instead]], remark
-
-
-def _what_is_wrong(row: int, truth: Boxes, matches: Matches, names: Mapping[int, str]) -> str:
-    kind = int(matches.kind[row])
-    if kind == CONFUSED:
-        return f"is {_name(truth.label[matches.object[row]], names)}"
-    if kind == MISPLACED:
-        return f"{KINDS[kind]}, IoU {matches.iou[row]:.2f}"
-    return KINDS[kind]
 
 
 def _missed(truth: Boxes, matches: Matches) -> np.ndarray:

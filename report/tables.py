@@ -25,13 +25,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], **attributes: obj
     ]
     kinds = ["number" if is_numeric else "text" for is_numeric in numeric]
     titles = [tag("th", escape(text), scope="col", class_=k) for text, k in zip(head, kinds, strict=True)]
-    body = [tag("tr", *(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
+    body = []
+    for row in rows:
+        cells = [
+            tag("td", cell.html, class_=kind, data_value="" if cell.value is None else cell.value)
+            for cell, kind in zip(row, kinds, strict=True)
+        ]
+        body.append(tag("tr", *cells))
     top = tag("thead", tag("tr", *titles))
     return tag("div", tag("table", top, tag("tbody", *body), **attributes), class_="scroll")
-
-
-def _cell(cell: Cell, kind: str) -> str:
-    return tag("td", cell.html, class_=kind, data_value="" if cell.value is None else cell.value)
 
 
 def number(value: float | None, digits: int = 3) -> Cell:
