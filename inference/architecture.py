@@ -1,4 +1,4 @@
-"""Settings of a DETR read off its weights: what a file that holds nothing else still tells.
+"""Settings of a DETR read off its weights: what a file with nothing else in it still says.
 
 The names and shapes of the tensors fix everything that changes the function, but for three things: dilation
 leaves no trace; the number of heads shows only in a mask head; and what kind of data a model was trained for

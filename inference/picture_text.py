@@ -53,7 +53,7 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def draw_plates(
     picture: Image.Image, boxes: Sequence[Rectangle], texts: Sequence[str], colours: Sequence[Colour]
 ) -> Image.Image:
-    """Write each box's text on a plate beside it -> a new picture; see `arrange_plates`."""
+    """Write each box's text on a plate next to it -> a new picture; see `arrange_plates`."""
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     font = load_font(max(MIN_FONT_SIZE, round(0.028 * math.sqrt(picture.width * picture.height))))

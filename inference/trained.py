@@ -39,7 +39,7 @@ from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
 
 SETTINGS: dict[str, Any] = {
-    # What weights may not tell, as published; everything else is read off them.
+    # What weights may not show, as published; everything else is read off them.
     "nheads": 8, "dilation": False, "dropout": 0.1, "backbone_norm": "frozen", "backbone_stages": 4,
     # How pictures are prepared for evaluation.
     "eval_scale": 800, "max_size": 1333,

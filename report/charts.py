@@ -28,7 +28,7 @@ class Series(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis: the values at its ends and those that are written beside it."""
+    """An axis: the values at its ends and the ticks written next to it."""
 
     low: float
     high: float

@@ -102,7 +102,7 @@ def data_address(image: Image.Image, kind: str, **options: int | bool) -> str:
 
 VIEW = 280
 LETTERS = 12  # units high
-MOST_PLATES = 12  # in a picture; the colours tell the rest
+MOST_PLATES = 12  # in a picture; the colours identify the rest
 
 
 def marked(
@@ -230,7 +230,7 @@ def _plates(
 ) -> dict[int, Rectangle]:
     """Where the labels of the chosen regions may stand; those without a place are left out.
 
-    Of segments they stand in the middle, of boxes beside them.
+    Of segments they stand in the middle, of boxes next to them.
     """
     font = load_font(round(LETTERS))  # as wide as any that browsers take, so that the text fits
     lengths = {i: font.getlength(_text(regions[i], names)) for i in chosen}

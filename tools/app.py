@@ -5,7 +5,7 @@
 
 It shows boxes, masks or panoptic segments, whatever the model gives; a slider for the threshold and a choice
 of classes act without running the model again; a click on an object shows the attention it was found with, a
-click beside all objects where the encoder looks from that place. The numbers, and the JSON file to download,
+click outside every object where the encoder looks from that place. The numbers, and the JSON file to download,
 are those of predict.py.
 
 The page works without a network. It is served to this machine alone unless --host says otherwise: everybody
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def prepare_gradio(host: str) -> None:
-    """Import gradio, told to keep to itself.
+    """Import gradio, with its reports to its makers turned off.
 
     Raises:
         UserError: it is not installed.

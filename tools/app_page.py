@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from tools.app_results import (
     in_words,
     kinds_of,
     table,
-    timed,
     to_shown,
     written,
 )
@@ -58,7 +58,7 @@ class Results:
     """What they see."""
 
     drawn: gr.Image
-    told: gr.Textbox
+    words: gr.Textbox
     rows: gr.Dataframe
     explained: gr.Column
     attention: gr.Image
@@ -79,7 +79,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
                 controls = _controls(trained, limits)
             with gr.Column(scale=5, min_width=400):
                 drawn = _picture("drawn")
-                told = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="told")
+                words = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="words")
         with gr.Column(visible=False) as explained:
             attention = _picture("attention")
         rows = gr.Dataframe(
@@ -89,7 +89,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
             interactive=False,
             elem_id="rows",
         )
-        results = Results(drawn, told, rows, explained, attention)
+        results = Results(drawn, words, rows, explained, attention)
         _connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
     return page
 
@@ -142,7 +142,7 @@ def _connect(answers: Answers, look: gr.State, controls: Controls, results: Resu
     """Say what answers which component; the buttons' files are made after the picture is shown."""
     choice = [look, controls.kind, controls.threshold, controls.classes]
     buttons = [controls.json, controls.png]
-    shown = [results.drawn, results.told, results.rows, *buttons]
+    shown = [results.drawn, results.words, results.rows, *buttons]
     explained = [results.explained, results.attention]
     loud: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = {**loud, "show_progress": "hidden"}
@@ -251,8 +251,10 @@ class Answers:
         waiting = gr.DownloadButton(interactive=False)
         if look is None:
             return None, reason, [], waiting, waiting
-        found, milliseconds = timed(find, look, _choice(kind, threshold, classes))
-        drawn = self._stored(draw(look.shown, found, self.trained.names), f"{Path(look.name).stem}.jpg")
+        started = time.perf_counter()
+        found = find(look, _choice(kind, threshold, classes))
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        drawn = self._saved(draw(look.shown, found, self.trained.names), f"{Path(look.name).stem}.jpg")
         return drawn, in_words(look, found, milliseconds), table(look, found), waiting, waiting
 
     def files(self, look: Look | None, kind: str, threshold: float, classes: Sequence[int]) -> Values:
@@ -298,9 +300,9 @@ class Answers:
         except UserError as error:
             gr.Info(html.escape(str(error)))
             return _no_attention()
-        return gr.Column(visible=True), self._stored(sheet, "attention.jpg")
+        return gr.Column(visible=True), self._saved(sheet, "attention.jpg")
 
-    def _stored(self, picture: Tensor, name: str) -> str:
+    def _saved(self, picture: Tensor, name: str) -> str:
         path = Path(tempfile.mkdtemp(dir=self.cache)) / name
         save_picture(picture, path)
         return str(path)
@@ -315,7 +317,7 @@ def _choice(kind: str, threshold: float, classes: Sequence[int]) -> Choice:
 
 
 def uploaded(payload: Any) -> tuple[str, str] | None:
-    """What gradio knows of an uploaded file -> its path, and its name at home."""
+    """What gradio knows of an uploaded file -> its path, and the name it had."""
     return None if payload is None or not payload.path else (payload.path, file_name(payload.orig_name))
 
 

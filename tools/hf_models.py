@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from util.errors import UserError
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
@@ -23,7 +23,7 @@ TIMM = "this backbone is timm's in transformers: pip install timm"
 
 
 def import_transformers() -> Any:
-    """transformers, told to keep its progress bars to itself.
+    """transformers, without its progress bars.
 
     The folder `datasets` here has the name of a library that transformers looks for. Only its Trainer and its
     model cards use that; nothing that is imported here does.
@@ -73,13 +73,13 @@ def load_hf(source: str) -> Any:
     """transformers' model in float32 and evaluation mode.
 
     Raises:
-        UserError: there is none, it is damaged or none of ours, or weights are missing in it.
+        UserError: there is none, it is damaged or not a DETR, or weights are missing in it.
     """
     if not os.path.isdir(source) and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(f"{source}: neither a folder nor a name on the model hub (OWNER/NAME)")
     try:
-        with _silence():
-            model, report = _loaded(source)
+        with without_notices():
+            model, report = load_with_report(source)
     except ImportError as error:
         raise UserError(f"{source}: {TIMM}") from error
     except UserError:
@@ -93,8 +93,8 @@ def load_hf(source: str) -> Any:
     return model.eval()
 
 
-def _loaded(source: str) -> tuple[Any, dict[str, Any]]:
-    """A model and what became of its weights; one that is none of ours is refused before they are read."""
+def load_with_report(source: str) -> tuple[Any, dict[str, Any]]:
+    """A model and what became of its weights; one that is not a DETR is refused before they are read."""
     import transformers
 
     from tools.hf_config import settings_of
@@ -110,7 +110,7 @@ def _loaded(source: str) -> tuple[Any, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def without_notices() -> Iterator[None]:
     """Without transformers' table of weights that do not fit: one line says it."""
     from transformers.utils import logging
 
@@ -135,7 +135,11 @@ def differences(ours: nn.Module, theirs: Any) -> dict[str, float]:
     single precision a trained model's mask logits, which reach 100, lie 3e-4 from their own exact values: a
     limit would judge rounding, not the function.
     """
-    batch = nested_tensor_from_tensor_list([_picture(*size, seed) for seed, size in enumerate(SIZES)])
+    images = []
+    for seed, size in enumerate(SIZES):
+        coarse = torch.randn(1, 3, 7, 9, generator=torch.Generator().manual_seed(seed))
+        images.append(nn.functional.interpolate(coarse, size, mode="bicubic")[0])  # smooth colours
+    batch = nested_tensor_from_tensor_list(images)
     assert batch.mask is not None
     pixels = batch.tensors.double()
     with torch.no_grad():
@@ -145,12 +149,6 @@ def differences(ours: nn.Module, theirs: Any) -> dict[str, float]:
     if "pred_masks" in here:
         pairs["masks"] = here["pred_masks"], there.pred_masks
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
-
-
-def _picture(height: int, width: int, seed: int) -> Tensor:
-    """Smooth colours as a normalised image [3, height, width]."""
-    colours = torch.randn(1, 3, 7, 9, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(colours, (height, width), mode="bicubic")[0]
 
 
 def checked(ours: nn.Module, theirs: Any, target: str) -> dict[str, float]:
@@ -164,10 +162,10 @@ def checked(ours: nn.Module, theirs: Any, target: str) -> dict[str, float]:
     """
     found = differences(ours, theirs)
     if not all(value <= TOLERANCE for value in found.values()):  # not a number differs, too
-        raise UserError(f"{target}: not written, because both models differ: {told(found)}")
+        raise UserError(f"{target}: not written, because both models differ: {in_words(found)}")
     return found
 
 
-def told(found: dict[str, float]) -> str:
+def in_words(found: dict[str, float]) -> str:
     """Differences in words."""
     return ", ".join(f"{name} {value:.1e}" for name, value in found.items())

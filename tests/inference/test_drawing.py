@@ -158,9 +158,9 @@ def test_names_that_would_cover_others_and_those_of_small_stuff_are_left_out() -
     small[small == 7] = 70_000  # a thing is named however small it is
     drawn = draw_panoptic(picture, small, segments, NAMES)
     assert (drawn == torch.tensor(class_colour(1))[:, None, None]).all(0).any()
-    beside = torch.zeros_like(ids)
-    beside[300:306, 300:306], beside[300:306, 308:314] = 70_000, 70_001
-    drawn = draw_panoptic(picture, beside, [*segments, {**segments[2], "id": 70_001}], NAMES)
+    apart = torch.zeros_like(ids)
+    apart[300:306, 300:306], apart[300:306, 308:314] = 70_000, 70_001
+    drawn = draw_panoptic(picture, apart, [*segments, {**segments[2], "id": 70_001}], NAMES)
     plate = (drawn == torch.tensor(class_colour(1))[:, None, None]).all(0)
     height = sum(load_font(round(0.028 * SIDE)).getmetrics())
     assert plate.any(1).sum() < 1.5 * height  # one plate

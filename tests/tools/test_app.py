@@ -273,7 +273,7 @@ def test_attention_is_that_of_the_detection(kind: str, look: Look, trained: Trai
     assert torch.equal(app_results.draw_where(look, found, None, (30.5, 20.5)), from_place)
 
 
-def test_no_encoder_is_told(folder: Path, tmp_path: Path) -> None:
+def test_no_encoder_is_reported(folder: Path, tmp_path: Path) -> None:
     torch.save({"model": build(f"{TINY_MODEL} --enc_layers 0", 0)[0].state_dict()}, tmp_path / "a.pth")
     trained = load_trained(tmp_path / "a.pth", nheads=4, eval_scale=64, max_size=128)
     look = look_at(trained, folder / "7.png", "7.png", Limits())
@@ -438,9 +438,9 @@ def upload(seen: Visit, path: Path) -> None:
 def wait_for_words(seen: Visit, text: str) -> str:
     """Until the page says so -> all that it says."""
     seen.page.wait_for_function(
-        "text => document.querySelector('#told textarea')?.value.includes(text)", arg=text
+        "text => document.querySelector('#words textarea')?.value.includes(text)", arg=text
     )
-    return str(seen.page.locator("#told textarea").input_value())
+    return str(seen.page.locator("#words textarea").input_value())
 
 
 def model_time(words: str) -> str:

@@ -1,4 +1,4 @@
-"""What cannot be exchanged with transformers: told in one line, and nothing is kept."""
+"""What cannot be exchanged with transformers: one line says so, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_what_is_none_of_ours_is_refused(
     edit(folder)
     capsys.readouterr()
     assert convert("from-hf", folder, tmp_path / "back.pth") == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: {folder}: ") and message in told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder}: ") and message in line
     assert [found.name for found in tmp_path.iterdir()] == ["there"]
 
 
@@ -165,7 +165,7 @@ def test_a_target_that_cannot_be_written(
     assert files(tmp_path) == {"file": b"mine"}
 
 
-def test_images_that_are_prepared_otherwise_are_told(
+def test_images_that_are_prepared_differently_are_reported(
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = transformers.DetrImageProcessor.from_pretrained(exported.folder)
