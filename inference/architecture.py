@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torchvision.models import resnet
 
 from models import default_num_classes
-from models.resnet import RESNETS, STAGES, Depth
+from models.resnet import RESNETS, STAGES, Bottleneck, Depth
 from util.errors import UserError
 
 BODY = "backbone.0.body."
@@ -86,7 +85,7 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, depth in RESNETS.items()
-        if (depth.block is resnet.Bottleneck) == bottleneck
+        if (depth.block is Bottleneck) == bottleneck
         and depth.blocks[:stages] == blocks[:stages]
         and tuple(first.shape[:2]) == _middle_channels(depth)
     ]

@@ -5,7 +5,7 @@
 
 It shows boxes, masks or panoptic segments, whatever the model gives; a slider for the threshold and a choice
 of classes act without running the model again; a click on an object shows the attention it was found with, a
-click outside every object where the encoder looks from that place. The numbers, and the JSON file to download,
+click where no object is shows where the encoder looks from there. The numbers, and the JSON file to download,
 are those of predict.py.
 
 The page works without a network. It is served to this machine alone unless --host says otherwise: everybody

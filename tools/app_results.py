@@ -1,4 +1,4 @@
-"""What is shown of a picture that a model has seen: found again for every choice, without another run of the model.
+"""What is shown of a picture that a model has seen: found again for every choice, without running it again.
 
 look = look_at(trained, "photo.jpg", "photo.jpg", Limits())
 found = find(look, Choice("boxes", 0.5))

@@ -82,8 +82,8 @@ def from_hf(source: str, path: Path) -> dict[str, float]:
         The largest differences between both; see hf_models.differences.
 
     Raises:
-        UserError: there is no such model, it is not a DETR as built here, or ours computes something else; nothing is
-            written.
+        UserError: there is no such model, it is not a DETR as built here, or the two compute something else;
+            nothing is written.
     """
     from inference.trained import load_trained
     from tools.hf_models import checked, import_transformers, load_hf

@@ -86,9 +86,7 @@ def config_of(
 
 def backbone_config(args: argparse.Namespace) -> dict[str, Any]:
     """transformers' own ResNet where it computes the same; otherwise timm's."""
-    from torchvision.models import resnet
-
-    from models.resnet import RESNETS
+    from models.resnet import RESNETS, BasicBlock
 
     if args.backbone not in RESNETS:
         raise UserError(f"--backbone {args.backbone}: exchanged are {', '.join(RESNETS)}")
@@ -104,7 +102,7 @@ def backbone_config(args: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "model_type": "resnet",
-        "layer_type": "basic" if depth.block is resnet.BasicBlock else "bottleneck",
+        "layer_type": "basic" if depth.block is BasicBlock else "bottleneck",
         "depths": list(depth.blocks[: args.backbone_stages]),
         "hidden_sizes": [64 * 2**i * depth.block.expansion for i in range(args.backbone_stages)],
         "out_features": [f"stage{stage}" for stage in stages],
