@@ -36,9 +36,7 @@ from tools.app_results import (
 from util.errors import UserError
 
 COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
-SESSIONS = 32  # visitors whose pictures are kept; the one who came first is forgotten first
 HOUR = 3600  # seconds after which a visitor's picture, and whatever was drawn of it, is forgotten
-CSS = "#drawn img, #attention img { max-height: 75vh; }"
 
 
 @dataclass
@@ -167,42 +165,6 @@ def _connect(answers: Answers, look: gr.State, controls: Controls, results: Resu
         event.then(answers.files, choice, buttons, **quiet)
     results.drawn.select(answers.clicked, choice, explained, **loud)
     results.rows.select(answers.chosen, choice, explained, **loud)
-
-
-def serve(page: gr.Blocks, host: str, port: int, megabytes: float) -> str:
-    """Serve the page in threads of its own -> its address.
-
-    Args:
-        megabytes: larger uploads are refused while they arrive.
-
-    Raises:
-        UserError: the port is taken.
-    """
-    # Fonts that every machine has: gradio's may come from the network.
-    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            max_file_size=round(2**20 * megabytes),
-            state_session_capacity=SESSIONS,
-            theme=theme,
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            num_workers=0,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be listened on ({error})") from error
-    return address
 
 
 # --- Answers --------------------------------------------------------------------------------------------
