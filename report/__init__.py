@@ -33,7 +33,7 @@ MOST_IMAGES = 5000  # that mistakes are looked for in, so that this takes a seco
 CURVES_NOTE = "Over epochs. Values show under the pointer, or epoch by epoch with the arrow keys."
 
 
-class Report:
+class RunReport:
     """Writes the report of one run.
 
     Args:
