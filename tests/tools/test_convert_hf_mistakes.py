@@ -173,7 +173,7 @@ def test_images_that_are_prepared_differently_are_reported(
     assert capsys.readouterr().err == ""
     processor.image_mean = (0.5, 0.5, 0.5)
     assert hf_config.image_settings_of(processor, "there") == {"eval_scale": 96, "max_size": 160}
-    assert "warning: there: preprocessor_config.json prepares images otherwise" in capsys.readouterr().err
+    assert "warning: there: preprocessor_config.json prepares images differently" in capsys.readouterr().err
 
 
 def test_without_a_preprocessor_the_sizes_are_the_defaults(exported: Exported, tmp_path: Path) -> None:
