@@ -90,6 +90,13 @@ def get_args_parser() -> RecipeParser:
         help="with --attention encoder: a place in pixels of the picture; may be given several times",
     )
     flag("--json", action="store_true", help="write what was found as JSON too")
+    flag(
+        "--gt",
+        metavar="FILE",
+        help="an annotation file that lists the pictures: they are seen as main.py --eval sees them, and "
+        "have the file's image ids",
+    )
+    flag("--as_stored", "--as-stored", action="store_true", help="do not turn pictures by their EXIF tag")
     flag("--no_pictures", action="store_true", help="draw no detections (with --json, --attention)")
     flag("--format", default="jpg", choices=("jpg", "png"), help="of the drawn pictures")
     flag(
@@ -123,25 +130,30 @@ def main(args: argparse.Namespace) -> int:
     """Predict as the flags say -> how many complaints about single pictures were printed."""
     from tqdm import tqdm
 
-    from inference.pictures import find_pictures, read_pictures
+    from inference.pictures import View, find_pictures, listed_views, read_pictures
     from inference.predicting import kind_of, summary
     from inference.prediction_output import Output
     from inference.trained import load_trained
 
     check(args)
     paths = find_pictures(args.pictures)
-    output = Output(args, paths)
-    settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
+    listed = listed_views(args.gt, paths) if args.gt else {}
+    output = Output(args, paths, {path: number for path, (number, _) in listed.items()} if args.gt else None)
+    names = ("dilation", "nheads", "eval_scale", "max_size", "white_level")
+    settings = {name: getattr(args, name) for name in names}
     trained = load_trained(args.resume, args.device, ema=args.ema, **settings)
     kind = kind_of(trained, args.kind)
     if args.attention == "encoder" and not trained.args.enc_layers:
         raise UserError(f"--attention encoder: the model of {trained.source} has no encoder")
     scales = trained.args.eval_scale, trained.args.max_size
+    usual = 0, View(as_shown=not args.as_stored)
+    views = {path: listed.get(path, usual)[1] for path in paths}
+    views = {path: view._replace(white_level=trained.args.white_level) for path, view in views.items()}
     complaints = 0
     records: list[list[dict[str, Any]]] = []  # of each picture, in order
     writing: deque[Future] = deque()
     with tqdm(total=len(paths), unit="picture", disable=None) as bar, ThreadPoolExecutor(2) as threads:
-        for batch in read_pictures(paths, *scales, args.batch_size, args.num_workers):
+        for batch in read_pictures(paths, *scales, args.batch_size, args.num_workers, views):
             whole = []
             for read in batch:
                 reason = read.error or _point_outside(args.point, read)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.layouts import LAYOUTS, find_split
-from doctor.links import link
+from doctor.new_folder import link
 from util.errors import UserError, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +46,8 @@ def deal_out(data: Path, out: Path) -> tuple[Path, Path]:
     """
     contents = {}
     for split in ("train", "val"):
-        images, annotations = find_split(data, split)
-        contents[split] = images, json.loads(annotations.read_text(encoding="utf-8"))
+        pictures, annotations = find_split(data, split)
+        contents[split] = pictures, json.loads(annotations.read_text(encoding="utf-8"))
     names = {one["id"]: one["name"] for one in contents["train"][1]["categories"]}
     counts = dict.fromkeys(names, 0)
     for one in contents["train"][1]["annotations"]:

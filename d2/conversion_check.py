@@ -42,7 +42,7 @@ def compare(ours: State, theirs: State, dilation: bool, nheads: int) -> dict[str
     )
     detr = _detr(settings, ours)
     wrapped = _wrapped(options, theirs)
-    image = torch.randn(3, 192, 256, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mine = detr([image])
         other = wrapped.detr(wrapped.preprocess_image([{"image": image}]))
@@ -66,12 +66,13 @@ def compare(ours: State, theirs: State, dilation: bool, nheads: int) -> dict[str
 def options_of(settings: Mapping[str, Any], theirs: State) -> list[Any]:
     """The options of detectron2's configuration, key by key, that describe a model."""
     depth = RESNETS[settings["backbone"]]
+    stages = [f"res{i + 2}" for i in range(settings["backbone_stages"])]
     options = {
         "MODEL.META_ARCHITECTURE": "Detr",
         "MODEL.MASK_ON": settings["masks"],
         "MODEL.RESNETS.DEPTH": int(re.findall(r"\d+", settings["backbone"])[0]),
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.RESNETS.OUT_FEATURES": [f"res{i + 2}" for i in range(settings["backbone_stages"])],
+        "MODEL.RESNETS.OUT_FEATURES": stages if settings["masks"] else stages[-1:],
         "MODEL.DETR.NUM_CLASSES": len(_tensor(theirs, "class_embed.bias")) - 1,
         "MODEL.DETR.NUM_OBJECT_QUERIES": settings["num_queries"],
         "MODEL.DETR.HIDDEN_DIM": settings["hidden_dim"],
@@ -101,7 +102,7 @@ def _detr(settings: Mapping[str, Any], state: State) -> nn.Module:
     return model.eval()
 
 
-def _wrapped(options: list[Any], state: State) -> nn.Module:
+def _wrapped(options: list[Any], state: State) -> Any:
     cfg = get_cfg()
     add_detr_config(cfg)
     cfg.merge_from_list(options)

@@ -19,7 +19,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the project, fro
 import torch
 from torch import Tensor
 
-from util.checkpoint import load_checkpoint, model_state, save_checkpoint
+from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError, exit_status
 
@@ -57,13 +57,16 @@ def resnet_names() -> dict[str, str]:
     return names
 
 
-def to_detectron2(state: State, backbone: str = "resnet", keep_classes: bool = False) -> dict[str, Tensor]:
+def to_detectron2(
+    state: State, backbone: str = "resnet", keep_classes: bool = False, masks: bool = False
+) -> dict[str, Tensor]:
     """The state_dict of a DETR or DETRsegm -> that of the wrapper's `Detr`.
 
     Args:
         state: ours.
         backbone: `resnet` for detectron2's own, `detr` for build_detr_resnet_backbone.
         keep_classes: leave class_embed as it is, instead of taking COCO's classes out of 91 or 250 ids.
+        masks: give the tensors of a box model the names that they have in a mask model.
 
     Raises:
         UserError: a tensor that has no counterpart.
@@ -77,7 +80,9 @@ def to_detectron2(state: State, backbone: str = "resnet", keep_classes: bool = F
             return OF_WRAPPER + name if name in names else None
         return OF_DETECTRON2 + names[name] if name in names else None
 
-    renamed = {"detr." + new: tensor for new, tensor in _renamed(state, OURS, body)}
+    is_boxes = not any(name.startswith(MASK_HEAD) for name in state)
+    prefix = "detr.detr." if masks and is_boxes else "detr."
+    renamed = {prefix + new: tensor for new, tensor in _renamed(state, OURS, body)}
     return renamed if keep_classes else _with_rows(renamed, _without_gaps)
 
 
@@ -189,6 +194,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="of --to detectron2: detectron2's own ResNet, or build_detr_resnet_backbone, which DC5 needs",
     )
     flag(
+        "--masks",
+        action="store_true",
+        help="of --to detectron2: the names of a box model under MODEL.MASK_ON, to start masks from",
+    )
+    flag(
         "--keep_classes",
         action="store_true",
         help="leave the classes as they are; otherwise a head of 91 or 250 ids is taken for one of COCO's, "
@@ -209,8 +219,8 @@ def convert(args: argparse.Namespace) -> None:
     source = model_state(checkpoint)
     if args.to == "detectron2":
         dilation = check_dilation(checkpoint, args.source_model, args.backbone)
-        converted = to_detectron2(source, args.backbone, args.keep_classes)
-        ours, theirs = source, converted
+        converted = to_detectron2(source, args.backbone, args.keep_classes, args.masks)
+        ours, theirs = source, to_detectron2(source, args.backbone, args.keep_classes)
     else:
         dilation = "dc5" in Path(args.source_model).name.lower()
         converted = to_detr(source, args.keep_classes)

@@ -101,6 +101,16 @@ class Trainer(DefaultTrainer):
             optimizer.register_step_pre_hook(clip_gradients)
         return optimizer
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of training: the optimizer too, which detectron2 0.6 leaves out."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written."""
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
 
 def check_classes(dataset_name: str, num_classes: int) -> None:
     """Compare the classes of a data set that has been read with those of the model.

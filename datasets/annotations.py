@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.json_file import read_json
 from datasets.packed import PackedRecords
+from datasets.picture_names import picture_name
 from util.collector import paused_collector
 from util.errors import UserError
 
@@ -65,7 +66,9 @@ class AnnotationFile:
         named = sorted(content["categories"], key=lambda category: category["id"])
         self.categories: dict[int, str] = {c["id"]: str(c.get("name", c["id"])) for c in named}
         self._check_ids(content["images"], "image")
-        self._check(content["images"], "image", "file_name", lambda _: True, "a path")
+        for place, image in enumerate(content["images"]):
+            if not isinstance(picture_name(image), str):
+                raise self._fault(f"image {image['id']} has no 'file_name', number {place} of the images")
         images = sorted(content["images"], key=lambda image: image["id"])
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self.images = PackedRecords(images)

@@ -20,6 +20,7 @@ from datasets.images import image_size, read_image
 from datasets.json_file import read_json
 from datasets.layouts import find_split
 from datasets.masks import decode, run_lengths
+from datasets.picture_names import find_picture, picture_name
 from datasets.seeding import ItemSeeds
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
@@ -42,6 +43,7 @@ class CocoDetection(torchvision.datasets.CocoDetection):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
+        white_level: of pictures of more than 8 bits, see read_image.
 
     Attributes:
         ids: image ids, ascending.
@@ -60,6 +62,7 @@ class CocoDetection(torchvision.datasets.CocoDetection):
         return_masks: bool,
         *,
         seed: int = 0,
+        white_level: float | None = None,
     ):
         torchvision.datasets.VisionDataset.__init__(self, img_folder)  # CocoDetection's would read the file
         self.annotations: CocoAnnotations = load_annotations(ann_file)
@@ -67,6 +70,7 @@ class CocoDetection(torchvision.datasets.CocoDetection):
         self.prepare = ConvertCocoPolysToMask(return_masks)
         self._transforms = transforms
         self._seeds = ItemSeeds(seed)
+        self._white_level = white_level
         self._coco: Any = None
 
     def __getitem__(self, idx: int) -> tuple[Any, dict[str, Any]]:
@@ -78,14 +82,22 @@ class CocoDetection(torchvision.datasets.CocoDetection):
                 image, target = self._transforms(image, target)
         return image, target
 
+    def stated_size(self, idx: int) -> tuple[Any, Any]:
+        """Width and height of the picture at `idx`, as its entry states them; None where it does not."""
+        image = self._image(self.ids[idx])
+        return image.get("width"), image.get("height")
+
     def _load_image(self, id: int) -> Image.Image:
-        return read_image(self._path(id), f" (image id {id})")
+        image = self._image(id)
+        stated = image.get("width"), image.get("height")
+        return read_image(self._path(id), f" (image id {id})", stated=stated, white_level=self._white_level)
 
     def _load_target(self, id: int) -> list[dict[str, Any]]:
         return self.annotations.annotations_of(id) if self._coco is None else super()._load_target(id)
 
     def _path(self, image_id: int) -> Path:
-        return Path(self.root) / self._image(image_id)["file_name"]
+        root, name = Path(self.root), picture_name(self._image(image_id))
+        return find_picture(root, name) or root / name
 
     def _image(self, image_id: int) -> dict[str, Any]:
         """What the file says of an image."""
@@ -277,7 +289,8 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
     """The data set below `args.coco_path`; see `datasets.build_dataset`."""
     img_folder, ann_file = find_coco_files(args.coco_path, image_set, args.dataset_file)
     transforms = transforms_of(image_set, args)
-    return CocoDetection(img_folder, ann_file, transforms, args.masks, seed=args.seed)
+    settings = {"seed": args.seed, "white_level": args.white_level}
+    return CocoDetection(img_folder, ann_file, transforms, args.masks, **settings)
 
 
 def find_coco_files(

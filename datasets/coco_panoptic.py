@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from datasets.images import image_size, read_image
 from datasets.json_file import read_json
 from datasets.panoptic_annotations import PanopticAnnotations
 from datasets.panoptic_png import read_ids, run_starts
+from datasets.picture_names import find_picture, picture_name
 from datasets.seeding import ItemSeeds
 from util.box_ops import masks_to_boxes
 from util.errors import UserError
@@ -45,6 +47,7 @@ class CocoPanoptic(Dataset):
         transforms: called with (image, target); None for the image and target as they are.
         return_masks: give masks too.
         seed: of the random transforms.
+        white_level: of pictures of more than 8 bits, see datasets.images.read_image.
 
     Attributes:
         ids: image ids, ascending.
@@ -65,6 +68,7 @@ class CocoPanoptic(Dataset):
         return_masks: bool = True,
         *,
         seed: int = 0,
+        white_level: float | None = None,
     ):
         self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
         self.annotations: PanopticAnnotations = load_annotations(ann_file, PanopticAnnotations)
@@ -73,6 +77,7 @@ class CocoPanoptic(Dataset):
         self.transforms = transforms
         self.return_masks = return_masks
         self._seeds = ItemSeeds(seed)
+        self._white_level = white_level
         self._coco: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -80,7 +85,8 @@ class CocoPanoptic(Dataset):
 
     def __getitem__(self, idx: int) -> tuple[Any, dict[str, Any]]:
         idx = range(len(self))[idx]  # from the end where negative; IndexError beyond
-        image = read_image(self.image_path(idx), f" (image id {self.ids[idx]})")
+        note, frame = f" (image id {self.ids[idx]})", self.stated_size(idx)
+        image = read_image(self.image_path(idx), note, stated=frame, white_level=self._white_level)
         target = self._target(idx, *image_size(image))
         if self.transforms is not None:
             with self._seeds.of_item(idx):
@@ -140,9 +146,15 @@ class CocoPanoptic(Dataset):
 
     def image_path(self, idx: int) -> Path:
         """The file of the picture at `idx`; the one listed, where none of its names exists."""
-        path = self.img_folder / self._image(idx)["file_name"]
-        names = (path, path.with_suffix(".jpg"), path.with_suffix(".png"))
-        return next((name for name in names if name.exists()), path)
+        listed = picture_name(self._image(idx))
+        stem = os.path.splitext(listed)[0]
+        found = (find_picture(self.img_folder, name) for name in (listed, stem + ".jpg", stem + ".png"))
+        return next(filter(None, found), self.img_folder / listed)
+
+    def stated_size(self, idx: int) -> tuple[Any, Any]:
+        """Width and height of the picture at `idx`, as its entry states them; None where it does not."""
+        image = self._image(idx)
+        return image.get("width"), image.get("height")
 
     def get_height_and_width(self, idx: int) -> tuple[int, int]:
         """Size of an image in pixels, as the file says; KeyError where it does not."""
@@ -167,7 +179,8 @@ def segment_masks(ids: np.ndarray, segment_ids: list[int]) -> Tensor:
 def build(image_set: str, args: Namespace) -> CocoPanoptic:
     """The data set below `args.coco_path` and `args.coco_panoptic_path`; see `datasets.build_dataset`."""
     files = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)
-    return CocoPanoptic(*files, transforms_of(image_set, args), args.masks, seed=args.seed)
+    settings = {"seed": args.seed, "white_level": args.white_level}
+    return CocoPanoptic(*files, transforms_of(image_set, args), args.masks, **settings)
 
 
 def find_panoptic_files(

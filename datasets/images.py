@@ -3,64 +3,81 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from datasets.picture_modes import DEEP_MODES, EXIF_ORIENTATION, TURNING, default_white_level, is_transparent
+from datasets.picture_names import what_lies_there
 from util.errors import UserError
+from util.file_contents import LONGEST, what_it_is
 
-DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits a pixel, one channel
 
+def read_image(
+    path: str | os.PathLike,
+    note: str = "",
+    *,
+    stated: tuple[Any, Any] | None = None,
+    as_shown: bool = False,
+    white_level: float | None = None,
+) -> Image.Image:
+    """A picture in RGB, 8 bits a channel; of several frames or pages the first.
 
-def read_image(path: str | os.PathLike, note: str = "", *, as_shown: bool = False) -> Image.Image:
-    """A picture in RGB.
+    An annotated picture is seen in the frame whose width and height its annotation states: turned by its EXIF
+    orientation where that alone gives them, else as it is stored. What is transparent lies on white. A single
+    channel of more than 8 bits is scaled, the same in all pictures: `white_level` becomes 255. All others
+    are what PIL's `convert("RGB")` gives.
 
     Args:
         path: the file.
         note: what a message adds to the file's name.
-        as_shown: turned as its EXIF orientation says; what is deeper than 8 bits is scaled, and what is
-            transparent lies on white. False: the pixels as they are stored, by PIL's `convert("RGB")`, for
-            annotations of data sets refer to those. Of several frames or pages the first is taken.
+        stated: width and height of the annotation; None: as stored.
+        as_shown: turned as its EXIF orientation says, whatever is stated.
+        white_level: None: 65535 of integers, 1 of floating point numbers.
 
     Raises:
         UserError: the picture is missing, damaged or of no known format; the file is named.
     """
     try:
         with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image)) if as_shown else image.convert("RGB")
+            seen = ImageOps.exif_transpose(image) if as_shown else in_frame(image, stated)
+            return _as_rgb(seen, white_level)
     except Exception as error:  # Pillow's readers of rarer formats fail in any way on spoiled files
-        raise UserError(f"{path}{note}: cannot be read ({_reason(error)})") from error
+        raise UserError(f"{path}{note}: cannot be read ({_reason(error, path)})") from error
 
 
-def _reason(error: Exception) -> str:
+def in_frame(image: Image.Image, stated: tuple[Any, Any] | None) -> Image.Image:
+    """A picture, turned by its EXIF orientation where that alone gives the stated width and height."""
+    other = stated is not None and image.size != tuple(stated) and image.size[::-1] == tuple(stated)
+    turns = other and image.getexif().get(EXIF_ORIENTATION) in TURNING
+    return ImageOps.exif_transpose(image) if turns else image
+
+
+def _reason(error: Exception, path: str | os.PathLike) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture of a known format, or damaged"
+        with open(path, "rb") as file:
+            found = what_it_is(file.read(LONGEST))
+        return found or "not a picture of a known format, or damaged"
+    if isinstance(error, FileNotFoundError):
+        folder, name = os.path.split(path)
+        return f"no such file; {what_lies_there(Path(folder), name)}"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return reason.splitlines()[0] if reason else type(error).__name__
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB."""
+def _as_rgb(image: Image.Image, white_level: float | None) -> Image.Image:
     if image.mode in DEEP_MODES:
-        image = _as_eight_bits(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
+        scale = 255 / (white_level or default_white_level(image.mode))
+        values = np.nan_to_num(np.asarray(image).astype(np.float64) * scale)
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if is_transparent(image):
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
     return image.convert("RGB")
-
-
-def _as_eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of one deep channel as a grey one: 65535, or 1 of a float picture within [0, 1], is white."""
-    values = np.asarray(image).astype(np.float64)
-    largest = float(values.max(initial=0))
-    if image.mode == "F" and largest <= 1:
-        scale = 255.0
-    else:
-        whole_range = not image.mode.startswith("I;16") and largest <= 255  # 8 bits in a wider type
-        scale = 1.0 if whole_range else 255 / 65535
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 
 def pil_to_tensor(image: Image.Image) -> Tensor:

@@ -36,6 +36,7 @@ LAYOUTS = {
         {
             "train": ("train2017", "annotations/instances_train2017.json"),
             "val": ("val2017", "annotations/instances_val2017.json"),
+            "test": ("test2017", "annotations/instances_test2017.json"),
         },
     ),
     "custom": Layout(
@@ -43,6 +44,7 @@ LAYOUTS = {
         {
             "train": ("train2017", "annotations/custom_train.json"),
             "val": ("val2017", "annotations/custom_val.json"),
+            "test": ("test2017", "annotations/custom_test.json"),
         },
     ),
     "roboflow": Layout(

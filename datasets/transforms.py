@@ -97,7 +97,7 @@ def resized_size(height: int, width: int, size: int | Sequence[int], max_size: i
         return size[1], size[0]
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
-        size = round(max_size * short / long)
+        size = max(1, round(max_size * short / long))
     if short == size:
         return height, width
     other = int(size * long / short)

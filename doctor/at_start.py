@@ -1,6 +1,6 @@
 """The doctor at the start of a training: what needs no pixels, told in a few lines or refused in one.
 
-The headers of pictures are read in sets that are small, as one's own are.
+The headers of pictures are read, of large sets those of a sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from doctor.sources import Source
 from util.errors import UserError, warn
 
 MODES = ("warn", "error", "off")
-HEADERS_UP_TO = 5_000  # pictures whose headers are read, about a second's worth
+HEADERS = 5_000  # pictures of a file whose headers are read, about a second's worth
 LARGE = 32 << 20  # bytes of annotations; fewer are checked within a second
 _SHOWN = 5  # kinds of faults
 
@@ -104,7 +104,7 @@ def _verdict(sources: Mapping[str, Source], num_classes: int | None, masks: bool
 
     if sum(map(_size, sources.values())) >= LARGE:
         print("data: checking the annotation files (--check_data off leaves it out)", flush=True)
-    report = check_dataset(sources, num_classes, decode=False, headers_up_to=HEADERS_UP_TO, masks=masks)
+    report = check_dataset(sources, num_classes, decode=False, headers=HEADERS, masks=masks)
     return summarise(report)
 
 

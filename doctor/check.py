@@ -20,12 +20,13 @@ from typing import Any
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
 from doctor.boxes import check_areas_and_crowds, check_boxes
 from doctor.columns import RawFile, read_raw
+from doctor.files import Files
 from doctor.ids import check_categories, check_ids, note_classes
 from doctor.masks import check_masks, measure
 from doctor.panoptic import check_pngs, check_segments
 from doctor.pictures import check_across, check_listing, check_names, check_pictures
 from doctor.report import Finding, Report
-from doctor.sources import Files, Source
+from doctor.sources import Source
 from util.collector import paused_collector
 from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
@@ -54,7 +55,7 @@ def check_dataset(
     num_classes: int | None = None,
     num_queries: int | None = None,
     decode: bool = True,
-    headers_up_to: int = 0,
+    headers: int = 0,
     masks: bool = False,
 ) -> Report:
     """All checks of the splits of a data set.
@@ -63,14 +64,14 @@ def check_dataset(
         sources: name of the split -> its files; 'train' and 'val' are compared with each other.
         num_classes, num_queries: as of check_annotations.
         decode: read every picture and panoptic PNG too.
-        headers_up_to: where they are not decoded, read at least the headers of the pictures of files that
-            list at most so many: their size and their orientation.
+        headers: where they are not decoded, read at least the headers of so many pictures of each file:
+            their size and their orientation.
         masks: masks are to be trained, so that objects need good ones.
     """
     report = Report(masks=masks)
-    raws = {split: read_raw(source.annotations, report) for split, source in sources.items()}
+    raws = {split: read_raw(source.annotations, report, split) for split, source in sources.items()}
     readable = {split: raw for split, raw in raws.items() if raw is not None}
-    files = Files() if decode else Files(headers_up_to=headers_up_to) if headers_up_to else None
+    files = Files() if decode else Files(headers) if headers else None
     check_raw(readable, sources, report, num_classes, num_queries, files)
     return report
 
@@ -92,20 +93,20 @@ def check_raw(
     """
     counts: dict[str, dict[str, int]] = {}
     digests: dict[str, dict[bytes, int]] = {}
-    whole = files is not None and not files.headers_up_to
     for split, raw in raws.items():
         source = sources[split]
         counts[split] = _check_file(raw, report, num_classes, num_queries, scored=split == "val")
         if source.images is not None:
             if not raw.panoptic:  # there, pictures may end in .jpg where the file says .png
-                check_names(raw, report, source.images)
-            if files is not None and (whole or len(raw.images) <= files.headers_up_to):
-                digests[split] = check_pictures(raw, report, source.images, files.pictures, whole)
-        if source.pngs is not None and files is not None and whole and raw.panoptic:
+                check_names(raw, report, source)
+            if files is not None:
+                digests[split] = check_pictures(raw, report, source, files.pictures, files.headers)
+        if source.pngs is not None and files is not None and not files.headers and raw.panoptic:
             check_pngs(raw, report, source.pngs, files.maps)
-    for one, other in (("train", "val"), ("panoptic train", "panoptic val")):
+    pairs = [(f"{form}train", f"{form}{other}") for form in ("", "panoptic ") for other in ("val", "test")]
+    for one, other in pairs:
         if {one, other} <= raws.keys():
-            _compare_categories(report, raws[one], raws[other], counts[one], counts[other])
+            _compare_categories(report, raws[one], raws[other], counts[one], counts[other], split=other)
         if {one, other} <= digests.keys():
             check_across(report, (raws[one], digests[one]), (raws[other], digests[other]))
 
@@ -129,11 +130,16 @@ def _check_file(
 
 
 def _compare_categories(
-    report: Report, train: RawFile, val: RawFile, trained: Mapping[str, int], scored: Mapping[str, int]
+    report: Report,
+    train: RawFile,
+    val: RawFile,
+    trained: Mapping[str, int],
+    scored: Mapping[str, int],
+    split: str,
 ) -> None:
-    """Ids that mean one class in train and another in val; classes with objects in one of them only.
+    """Ids that mean one class in train and another in val or test; classes with objects in train or val only.
 
-    `trained` and `scored` are the objects of each class in train and in val.
+    `trained` and `scored` are the objects of each class in train and in the other, which is called `split`.
     """
     names: list[dict[int, Any]] = [{}, {}]
     for raw, name_of in zip((train, val), names, strict=True):
@@ -143,10 +149,12 @@ def _compare_categories(
     ids = sorted(i for i in names[0].keys() & names[1].keys() if names[0][i] != names[1][i])
 
     def describe(row: int) -> Finding:
-        value = f"category {row} is {names[0][row]!r} in train and {names[1][row]!r} in val"
+        value = f"category {row} is {names[0][row]!r} in train and {names[1][row]!r} in {split.split()[-1]}"
         return Finding(None, None, value)
 
     report.add("categories_differ", val.path, ids, describe)
+    if split.endswith("test"):
+        return
     for raw, here, there in ((train, trained, scored), (val, scored, trained)):
         only = sorted(name for name, n in here.items() if n and not there.get(name))
         report.add("one_split_only", raw.path, only, lambda name: Finding(None, None, str(name)))
@@ -199,6 +207,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_decode", action="store_true", help="do not open pictures")
     parser.add_argument("--json", metavar="OUT", help="write all findings to this file")
     parser.add_argument("--fix", metavar="OUT_DIR", help="write a corrected copy to this new folder")
+    parser.add_argument("--drop", action="store_true", help="with --fix: drop what cannot be mended, "
+                        "even more than a tenth of a split")  # fmt: skip
     return parser
 
 
@@ -214,7 +224,10 @@ def run(words: Sequence[str] | None = None) -> int:
     if args.fix:
         from doctor.fix import write_corrected
 
-        print("\n" + "\n".join(write_corrected(sources, args.fix, args.num_classes, decode, args.masks)))
+        print(
+            "\n"
+            + "\n".join(write_corrected(sources, args.fix, args.num_classes, decode, args.masks, args.drop))
+        )
     return report.status
 
 

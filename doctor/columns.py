@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from datasets.json_file import parse
+from datasets.picture_names import picture_name
 from doctor.json_columns import floats, integers, quads
 from doctor.report import Finding, Report
 from util.collector import paused_collector
@@ -33,11 +34,9 @@ def shorten(text: str, length: int = 70) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def as_integer(value: Any) -> int | None:
-    """The integer that '7' or 7.0 means; None for what means none."""
-    if type(value) is str and value.strip().lstrip("-").isdecimal():
-        return int(value)
-    return int(value) if type(value) is float and value.is_integer() else None
+def means_crowd(value: Any) -> bool:
+    """Whether an iscrowd says that it is one, in whatever type."""
+    return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
 
 
 class RawFile:
@@ -64,6 +63,11 @@ class RawFile:
     def column(self, section: str, key: str) -> list[Any]:
         """The values of a key; None where an entry lacks it."""
         return [record.get(key) for record in getattr(self, section)]
+
+    @cached_property
+    def names(self) -> list[Any]:
+        """What each image's picture is called: its file_name, or LVIS's URL; None where there is neither."""
+        return list(map(picture_name, self.images))
 
     def lacks(self, section: str, key: str) -> np.ndarray:
         """bool [entries]: the entry has no such key, or null."""
@@ -102,7 +106,7 @@ class RawFile:
     @cached_property
     def crowds(self) -> np.ndarray:
         """bool [N]: the annotation is a crowd."""
-        return np.array([record.get("iscrowd") in (1, True) for record in self.annotations], dtype=bool)
+        return np.array([means_crowd(record.get("iscrowd")) for record in self.annotations], dtype=bool)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -159,13 +163,17 @@ class RawFile:
         return Finding(None, None, f"category id {show(record.get('id'))} ({show(record.get('name'))})")
 
 
-def read_raw(path: str | Path, report: Report) -> RawFile | None:
-    """The file, or None where it is unusable; what is wrong with it as a whole goes to the report."""
+def read_raw(path: str | Path, report: Report, split: str = "") -> RawFile | None:
+    """The file, or None where it is unusable; what is wrong with it as a whole goes to the report.
+
+    Args:
+        split: its name; a test split may be without objects.
+    """
     path = Path(path)
     report.files.append(path)
     with paused_collector():
         content = _parse(path, report)
-    if content is _MISSING or not _has_sections(path, content, report):
+    if content is _MISSING or not _has_sections(path, content, report, split):
         return None
     for section in SECTIONS:
         rows = [row for row, record in enumerate(content[section]) if type(record) is not dict]
@@ -189,13 +197,14 @@ def _parse(path: Path, report: Report) -> Any:
     return _MISSING
 
 
-def _has_sections(path: Path, content: Any, report: Report) -> bool:
+def _has_sections(path: Path, content: Any, report: Report, split: str) -> bool:
     if not isinstance(content, dict):
         report.tell("not_coco", path, f"the file holds {type(content).__name__} {show(content, 40)}")
         return False
     usable = True
     for section in SECTIONS:
-        if isinstance(content.get(section), list) and content[section]:
+        here = content.get(section)
+        if isinstance(here, list) and (here or (section == "annotations" and split.endswith("test"))):
             continue
         usable = False
         if section not in content:

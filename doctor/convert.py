@@ -1,102 +1,76 @@
-"""Other annotation formats to COCO's, with pictures linked and the result checked.
+"""Other annotation formats to the layout that training reads, with pictures linked and the result checked.
 
-    python -m doctor.convert voc VOC_FOLDER OUT              Pascal VOC, one XML file a picture
-    python -m doctor.convert yolo YOLO_FOLDER OUT            YOLO, one text file a picture
+    python -m doctor.convert yolo FOLDER_OR_DATA_YAML OUT    YOLO: boxes, outlines, poses
+    python -m doctor.convert voc FOLDER OUT                  Pascal VOC, one XML file a picture
     python -m doctor.convert via PROJECT.json OUT            VGG Image Annotator
+    python -m doctor.convert coco FILE_OR_FOLDER OUT         COCO's JSON of any tool; several are joined
 
-The last line says what to do next. Splits of the source are kept; where it has none, a share of the pictures
-is drawn for training. The exit status is that of `doctor.check`.
+Splits of the source are kept; what is drawn is announced. A summary counts pictures and objects before and
+after; the last line says what to do next. The exit status is that of `python -m doctor`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.layouts import LAYOUTS
 from doctor.check import check_dataset, find_sources
-from doctor.fix import MENDED
-from doctor.formats import via, voc, yolo
-from doctor.formats.record import Picture
-from doctor.links import link
+from doctor.columns import SECTIONS, RawFile
+from doctor.correction import tally_of
+from doctor.fix import MENDED, write_set
+from doctor.formats import coco, via, voc, yolo
+from doctor.formats.record import Picture, Reading
+from doctor.new_folder import NewFolder
 from doctor.report import Report
+from doctor.sources import Source
+from doctor.splits import SPLITS, draw
+from doctor.summary import Summary, Tally
 from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 from util.hub_models import HUB_MODELS, PUBLISHED
 
-_SHARE = 0.8  # of the pictures, for training
 _WEIGHTS = PUBLISHED + HUB_MODELS["detr_resnet50"].file  # as in recipes/finetune.args
 
 
-def divide(pictures: Sequence[Picture], share: float | None, seed: int) -> list[Picture]:
-    """The pictures, each with a split, in the same order.
-
-    Args:
-        share: of the pictures that go to train, drawn at random; None: the splits of the source, and where a
-            picture has none, a share of 0.8 of those.
-        seed: of the draw, which depends on the names of the pictures and not on their order.
-    """
-    open_ones = [place for place, picture in enumerate(pictures) if share is not None or not picture.split]
-    open_ones.sort(key=lambda place: pictures[place].path.name)
-    random.Random(seed).shuffle(open_ones)
-    count = round((share if share is not None else _SHARE) * len(open_ones))
-    splits = {place: "train" if rank < count else "val" for rank, place in enumerate(open_ones)}
-    return [one._replace(split=splits.get(place, one.split)) for place, one in enumerate(pictures)]
-
-
-def to_coco(pictures: Iterable[Picture], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Split -> the contents of its instances file.
+def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
+    """Split -> the contents of its instances file; file names are the paths of the pictures.
 
     Image ids are the numbers that the files are called by, where all are called by different numbers;
-    otherwise 1, 2, … by name. Categories are 1, 2, … in the order of `names`; classes that are not
-    among them follow, by name. Annotation ids are 1, 2, … in each file.
+    otherwise 1, 2, … by name. Categories are 1, 2, … in the order of the names. Annotation ids are 1, 2, … in
+    each file.
     """
-    ordered = sorted(pictures, key=lambda picture: (picture.path.name, str(picture.path)))
+    ordered = sorted(reading.pictures, key=lambda picture: (picture.path.name, str(picture.path)))
     found = {one.name for picture in ordered for one in picture.objects}
-    classes = {name: number for number, name in enumerate([*names, *sorted(found - set(names))], 1)}
-    new_names, image_ids = file_names(ordered), _image_ids(ordered)
+    names = [*reading.names, *sorted(found - set(reading.names))]
+    classes = {name: number for number, name in enumerate(names, 1)}
     content: dict[str, dict[str, Any]] = {}
-    for split in ("train", "val"):
-        categories = [{"id": number, "name": name} for name, number in classes.items()]
-        content[split] = {"images": [], "annotations": [], "categories": categories}
-    for picture, image_id in zip(ordered, image_ids, strict=True):
-        images, objects = (content[picture.split][name] for name in ("images", "annotations"))
+    for picture, image_id in zip(ordered, _image_ids(ordered), strict=True):
+        part = content.setdefault(picture.split, {name: [] for name in SECTIONS})
         width, height = picture.size
-        name = new_names[picture.path]
-        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        entry = {"id": image_id, "file_name": str(picture.path), "width": width, "height": height}
+        part["images"].append(entry)
         for one in picture.objects:
-            objects.append(
-                {
-                    "id": len(objects) + 1,
-                    "image_id": image_id,
-                    "category_id": classes[one.name],
-                    "bbox": [round(number, 3) for number in one.box],
-                    "area": round(_area(one.polygon) if one.polygon else one.box[2] * one.box[3], 3),
-                    "iscrowd": 0,
-                    "segmentation": [[round(number, 3) for number in one.polygon]] if one.polygon else [],
-                }
-            )
+            record = {
+                "id": len(part["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": classes[one.name],
+                "bbox": [round(number, 3) for number in one.box],
+                "area": round(_area(one.polygon) if one.polygon else one.box[2] * one.box[3], 3),
+                "iscrowd": 0,
+                "segmentation": [[round(number, 3) for number in one.polygon]] if one.polygon else [],
+            }
+            if one.keypoints:
+                seen = sum(number > 0 for number in one.keypoints[2::3])
+                record.update(keypoints=list(one.keypoints), num_keypoints=seen)
+            part["annotations"].append(record)
+    for part in content.values():
+        part["categories"] = [{"id": number, "name": name} for name, number in classes.items()]
     return content
-
-
-def file_names(pictures: Sequence[Picture]) -> dict[Path, str]:
-    """Path of each picture -> its new name: the old one, numbered where several are called alike."""
-    taken: set[str] = set()
-    names: dict[Path, str] = {}
-    for picture in pictures:
-        name, number = picture.path.name, 1
-        while name in taken:
-            number += 1
-            name = f"{picture.path.stem}_{number}{picture.path.suffix}"
-        taken.add(name)
-        names[picture.path] = name
-    return names
 
 
 def _image_ids(pictures: Sequence[Picture]) -> list[int]:
@@ -115,40 +89,50 @@ def _area(polygon: Sequence[float]) -> float:
     return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in turns)) / 2
 
 
-def write(pictures: Sequence[Picture], names: Sequence[str], out: str | Path) -> None:
-    """Write annotation files and links to the pictures, in COCO's layout, to a new folder.
+def _with_splits(reading: Reading, share: float | None, seed: int) -> Reading:
+    """The same pictures, each in a split; what was drawn is noted."""
+    before = [picture.split for picture in reading.pictures]
+    splits, said = draw(before, [picture.path.name for picture in reading.pictures], share, seed)
+    pictures = [one._replace(split=split) for one, split in zip(reading.pictures, splits, strict=True)]
+    return Reading(pictures, reading.names, [*reading.notes, *filter(None, [said])], reading.lost)
+
+
+def write(contents: dict[str, dict[str, Any]], out: str | Path) -> Summary:
+    """Write annotation files, and links to the pictures, to a new folder -> what the files hold.
 
     Args:
-        pictures: each with a split.
-        names: the order of the classes; those that are missing follow.
+        contents: split -> the contents of its file; file names are the paths of the pictures.
 
     Raises:
         UserError: the folder holds something already.
     """
-    root = Path(out)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} holds something already; name a new folder")
-    (root / "annotations").mkdir(parents=True)
-    places = LAYOUTS["coco"].splits
-    new_names = file_names(sorted(pictures, key=lambda picture: (picture.path.name, str(picture.path))))
-    for split, content in to_coco(pictures, names).items():
-        folder, file = places[split]
-        (root / folder).mkdir()
-        if content["images"]:
-            (root / file).write_text(json.dumps(content), encoding="utf-8")
-    for picture in pictures:
-        link(picture.path, root / places[picture.split][0] / new_names[picture.path])
+    raws = {split: RawFile(Path(split), contents[split]) for split in SPLITS if split in contents}
+    sources = {}
+    for split, raw in raws.items():
+        names = raw.column("images", "file_name")
+        sources[split] = Source(Path(split), placed={name: Path(name) for name in names})
+    write_set(NewFolder(out), raws, sources)
+    return Summary(after={split: tally_of(raw) for split, raw in raws.items()})
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = OneLineParser("python -m doctor.convert", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("format", choices=["voc", "yolo", "via"])
-    parser.add_argument("source", help="folder, or VIA's JSON file")
+    parser.add_argument("format", choices=["coco", "voc", "yolo", "via"])
+    parser.add_argument(
+        "source", nargs="+", help="folder, data.yaml, or JSON file; of coco several are joined"
+    )
     parser.add_argument("out", help="new folder, in COCO's layout")
     parser.add_argument("--split", type=float, help="share of the pictures for training, drawn at random")
     parser.add_argument("--seed", type=int, default=42, help="of that draw")
     parser.add_argument("--names", nargs="+", default=[], help="the classes, in the order of their ids")
+    parser.add_argument("--images", help="coco: the folder of the pictures")
+    parser.add_argument(
+        "--val", nargs="+", default=[], metavar="FILE", help="coco: JSON files for validation"
+    )
+    parser.add_argument(
+        "--test", nargs="+", default=[], metavar="FILE", help="coco: JSON files of a test split"
+    )
     parser.add_argument(
         "--one_based", action="store_true", help="voc: coordinates count from 1, as in the published VOC sets"
     )
@@ -160,27 +144,48 @@ def run(words: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args(words)
     if args.split is not None and not 0 < args.split <= 1:
         raise UserError(f"--split {args.split:g}: a share of the pictures, above 0 and at most 1")
-    source = Path(args.source)
-    if not source.exists():
-        raise UserError(f"{source}: there is no such file or folder")
-    names = args.names
-    if args.format == "voc":
-        pictures = voc.read(source, args.one_based)
-    elif args.format == "via":
-        pictures = via.read(source, names)
+    sources = [Path(source) for source in args.source]
+    for source in [*sources, *map(Path, [*args.val, *args.test])]:
+        if not source.exists():
+            raise UserError(f"{source}: there is no such file or folder")
+    if args.format == "coco":
+        given = {"": sources, "val": list(map(Path, args.val)), "test": list(map(Path, args.test))}
+        contents, before, notes, lost = coco.read(given, args.images, args.split, args.seed)
     else:
-        known = dict(enumerate(names)) if names else yolo.class_names(source)
-        pictures, names = yolo.read(source, known), list(known.values())
-    if not pictures:
-        raise UserError(f"{source}: no pictures there")
-    classes = [*names, *(found.name for picture in pictures for found in picture.objects)]
-    _refuse_garbled([args.source, args.out, *(picture.path.name for picture in pictures), *classes])
-    pictures = divide(pictures, args.split, args.seed)
-    write(pictures, names, args.out)
+        if len(sources) > 1 or args.val or args.test or args.images:
+            raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
+        reading = _with_splits(_read(args.format, sources[0], args), args.split, args.seed)
+        before = {split: Tally() for split in SPLITS if split in {one.split for one in reading.pictures}}
+        for picture in reading.pictures:
+            before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
+        contents, notes, lost = to_coco(reading), reading.notes, reading.lost
+    _refuse_garbled([str(sources[0]), args.out, *_texts(contents)])
+    summary = write(contents, args.out)
+    summary.before, summary.notes = before, notes
     report = check_dataset(find_sources(args.out))
-    print("\n".join(report.lines()))
-    print("\n" + _next_step(args.source, args.out, report))
+    left_out = [f"left out: {tally}: {reason}" for reason, tally in lost]
+    print("\n".join([*report.lines(), "", *left_out, *summary.lines()]))
+    print("\n" + _next_step(str(sources[0]), args.out, report))
     return report.status
+
+
+def _read(form: str, source: Path, args: argparse.Namespace) -> Reading:
+    if form == "voc":
+        reading = voc.read(source, args.one_based)
+    elif form == "via":
+        reading = via.read(source, args.names)
+    else:
+        reading = yolo.read(source, dict(enumerate(args.names)) if args.names else None)
+    if not reading.pictures:
+        raise UserError(f"{source}: no pictures there")
+    reading.names = args.names or reading.names
+    return reading
+
+
+def _texts(contents: dict[str, dict[str, Any]]) -> Iterable[str]:
+    for content in contents.values():
+        yield from (str(image["file_name"]) for image in content["images"])
+        yield from (str(category.get("name")) for category in content["categories"])
 
 
 def _refuse_garbled(names: Iterable[str]) -> None:

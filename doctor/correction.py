@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,18 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from doctor.columns import SECTIONS, RawFile
+from doctor.columns import SECTIONS, RawFile, means_crowd, show
+from doctor.files import Files
+from doctor.numbering import Numbering
 from doctor.report import Group
-from doctor.sources import Files, Source
-
-
-@dataclass
-class Target:
-    """Where the corrected files of a split go: the new annotation file, and the new folders."""
-
-    annotations: Path
-    images: Path
-    pngs: Path
+from doctor.sources import Source
+from doctor.summary import Summary, Tally
 
 
 @dataclass
@@ -28,55 +23,106 @@ class Correction:
     """One round of corrections of a file; its entries are edited, for they were read for this.
 
     Attributes:
+        split: its name.
         raw: the file.
         raws: the files of all splits.
-        source, target: where its pictures are, and where corrected ones go.
+        source: where its pictures are.
         files: what is known of pictures and PNGs; None: they are not looked at.
         num_classes: of the model, None if it does not matter.
-        dropped: places in each list that the result leaves out.
+        may_drop: drop what training survives too.
+        dropped: for each list, the places that the result leaves out, and why: (reason, another entry stands
+            for it). `drop` adds to it.
+        dropped_segments: (annotation, place) of panoptic segments -> why.
     """
 
+    split: str
     raw: RawFile
     raws: Mapping[str, RawFile]
     source: Source
-    target: Target
     files: Files | None
     num_classes: int | None
-    dropped: dict[str, set[int]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
-    dropped_segments: set[tuple[int, int]] = field(default_factory=set)
+    may_drop: bool = False
+    dropped: dict[str, dict[int, tuple[str, bool]]] = field(
+        default_factory=lambda: {name: {} for name in SECTIONS}
+    )
+    dropped_segments: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def drop_images(self, rows: Iterable[int]) -> None:
+    def drop(self, section: str, rows: Iterable[Any], why: str, merged: bool = False) -> None:
+        """Leave out entries of a list."""
+        for row in rows:
+            self.dropped[section].setdefault(int(row), (why, merged))
+
+    def drop_images(self, rows: Iterable[Any], why: str) -> None:
         """Leave out images with all that belongs to them."""
-        rows = {int(row) for row in rows if row >= 0}
-        self.dropped["images"] |= rows
-        owners = np.flatnonzero(np.isin(self.raw.image_rows, list(rows)))
-        self.dropped["annotations"] |= set(owners.tolist())
+        chosen = [int(row) for row in rows if row >= 0]
+        self.drop("images", chosen, why)
+        self.drop("annotations", np.flatnonzero(np.isin(self.raw.image_rows, chosen)), why)
 
-    def path(self, row: int) -> Path:
+    def picture(self, row: int) -> Path | None:
         """The picture of an image."""
-        assert self.source.images is not None
-        return self.source.images / self.raw.images[row]["file_name"]
+        return self.source.picture(self.raw.names[row])
 
-    def result(self) -> RawFile:
-        """The file as corrected."""
-        lists: dict[str, Any] = dict(self.raw.rest)
-        for annotation, place in sorted(self.dropped_segments, reverse=True):
-            del self.raw.annotations[annotation]["segments_info"][place]
+    def result(self, summary: Summary) -> RawFile:
+        """The file as corrected; what it lacks goes to the summary."""
+        raw, labels = self.raw, labels_of(self.raw)
+        for why, merged in self.dropped["images"].values():
+            summary.lose(self.split, why, Tally(1), merged)
+        for row, (why, merged) in self.dropped["annotations"].items():
+            summary.lose(self.split, why, Tally(0, Counter(labels(raw.annotations[row]))), merged)
+        for (row, place), why in sorted(self.dropped_segments.items(), reverse=True):
+            segments = raw.annotations[row]["segments_info"]
+            if row not in self.dropped["annotations"]:
+                one = {"segments_info": [segments[place]]}
+                summary.lose(self.split, why, Tally(0, Counter(labels(one))))
+            del segments[place]
+        lists: dict[str, Any] = dict(raw.rest)
         for section in SECTIONS:
             gone = self.dropped[section]
-            lists[section] = [r for row, r in enumerate(getattr(self.raw, section)) if row not in gone]
-        return RawFile(self.raw.path, lists)
+            lists[section] = [r for row, r in enumerate(getattr(raw, section)) if row not in gone]
+        return RawFile(raw.path, lists)
+
+
+def labels_of(raw: RawFile) -> Callable[[dict[str, Any]], list[str]]:
+    """annotation -> the names of the classes of its objects: one, or one for each segment."""
+    ids, names = raw.column("categories", "id"), raw.column("categories", "name")
+    numbering = Numbering(ids, raw.column("annotations", "category_id"), [(name,) for name in names])
+    known = dict(zip(numbering.numbers[::-1], names[::-1], strict=True))  # the first of an id counts
+
+    def label(record: Any) -> str:
+        category = record.get("category_id") if isinstance(record, dict) else None
+        number = category if category in known and type(category) is int else numbering(category)
+        name = str(known[number]) if number in known else f"category {show(category, 20)}"
+        crowd = isinstance(record, dict) and means_crowd(record.get("iscrowd"))
+        return f"{name} (crowd)" if crowd else name
+
+    def labels(annotation: dict[str, Any]) -> list[str]:
+        if "segments_info" not in annotation:
+            return [label(annotation)]
+        segments = annotation["segments_info"]
+        return [label(one) for one in segments] if isinstance(segments, list) else []
+
+    return labels
+
+
+def tally_of(raw: RawFile) -> Tally:
+    """What a file holds."""
+    labels = labels_of(raw)
+    return Tally(len(raw.images), Counter(name for record in raw.annotations for name in labels(record)))
 
 
 Action = Callable[[Correction, Group], str]
 """Mends the findings of a group -> what was done, in a few words; '' where nothing could be."""
 
 
-def drop(section: str) -> Action:
-    """The action that leaves out the entries of a list."""
+def drop(section: str, merged: bool = False) -> Action:
+    """The action that leaves out the entries of a list.
+
+    Args:
+        merged: another entry stands for each.
+    """
 
     def action(correction: Correction, group: Group) -> str:
-        correction.dropped[section] |= {int(row) for row in group.rows}
+        correction.drop(section, group.rows, group.kind.title, merged)
         return "dropped"
 
     return action

@@ -1,21 +1,26 @@
 """Writing a corrected copy of a data set: what `doctor.check` finds is mended or left out, and listed.
 
-The original is never written to. Pictures are linked, not copied, but for those that have to change.
+The original is never written to: all writing goes through doctor.new_folder. Pictures are linked, not copied.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from datasets.picture_names import picture_name
 from doctor import mend_ids, mend_objects, mend_pictures
 from doctor.check import check_raw
 from doctor.columns import SECTIONS, RawFile, read_raw
-from doctor.correction import Correction, Target
-from doctor.links import link
+from doctor.correction import Correction, tally_of
+from doctor.files import Files
+from doctor.new_folder import NewFolder, names_inside
 from doctor.report import EXAMPLES, Group, Report, finding_line
-from doctor.sources import Files, Source
+from doctor.sources import Source
+from doctor.splits import split_of
+from doctor.summary import Summary
 from util.errors import UserError
 
 ACTIONS = {**mend_ids.ACTIONS, **mend_objects.ACTIONS, **mend_pictures.ACTIONS}
@@ -24,6 +29,7 @@ MENDED = {*ACTIONS, "broken_record"}  # the kinds of faults that a corrected cop
 STAGES = {
     "id_type": 0,
     "file_name_missing": 0,
+    "exif_other_frame": 2,
     "duplicate_image_id": 1,
     "duplicate_category_id": 1,
     "duplicate_annotation_id": 1,
@@ -41,7 +47,6 @@ STAGES = {
 }
 _USUAL_STAGE = 3
 _ROUNDS = 12  # mending one fault may uncover another: a picture dropped, an object without image
-_ENDINGS = ("", ".jpg", ".png")  # of the pictures of panoptic files, which the file may call otherwise
 
 
 def write_corrected(
@@ -50,6 +55,7 @@ def write_corrected(
     num_classes: int | None = None,
     decode: bool = True,
     masks: bool = False,
+    drop: bool = False,
 ) -> list[str]:
     """Write a corrected copy in COCO's layout to a new folder -> lines that list what was done.
 
@@ -59,33 +65,49 @@ def write_corrected(
         num_classes: of the model, None if it does not matter.
         decode: read the pictures too; False: only the annotations are corrected.
         masks: masks are to be trained: objects without one are dropped, where others of the file have one.
+        drop: drop whatever cannot be mended, however much it is.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder holds something already; more than a tenth of a split's pictures or objects
+            would be dropped, without `drop`; or all of them.
     """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--fix {folder}: it holds something already; name a new folder")
-    first = Report()
-    read = {split: read_raw(source.annotations, first) for split, source in sources.items()}
+    folder = NewFolder(out)
+    first, summary = Report(), Summary()
+    read = {split: read_raw(source.annotations, first, split) for split, source in sources.items()}
     raws = {split: raw for split, raw in read.items() if raw is not None}
     lost = [f"{s.annotations}: cannot be corrected" for split, s in sources.items() if split not in raws]
     if not raws:
         return lost
-    targets = {split: _target(folder, split, sources[split]) for split in raws}
-    for place in {t.annotations.parent for t in targets.values()}:
-        place.mkdir(parents=True, exist_ok=True)
     changes: dict[str, list[str]] = {}
+    summary.before = {split: tally_of(raw) for split, raw in raws.items()}
     for group in first.groups:
         if group.name == "broken_record":
-            _add(changes, f"{group.file}: {group.kind.title}: left out", [f.value for f in group.findings()])
+            findings = [finding.value for finding in group.findings()]
+            _add(changes, f"{group.file}: {group.kind.title}: left out", findings)
+            summary.notes += [f"left out: {finding}" for finding in findings]
     files = Files() if decode else None
-    report = _correct(raws, sources, targets, changes, num_classes, files, masks)
+    report = _correct(raws, sources, summary, changes, num_classes, files, masks, drop)
+    _refuse(raws, summary, drop)
+    write_set(folder, raws, sources, files)
+    summary.after = {split: tally_of(raw) for split, raw in raws.items()}
+    said = [*lost, "", *summary.lines()]
+    folder.write("CHANGES.txt", "\n".join([*_listing(changes, None), *said, ""]))
+    copy = f"the corrected copy in {folder.path}{', which lacks what cannot be corrected,' if lost else ''}"
+    return [*_listing(changes, EXAMPLES), *said, f"{copy} {_outcome(report)}"]
+
+
+def _refuse(raws: Mapping[str, RawFile], summary: Summary, drop: bool) -> None:
+    """A copy that lacks too much is not written."""
     for split, raw in raws.items():
-        _write(raw, sources[split], targets[split])
-    (folder / "CHANGES.txt").write_text("\n".join([*lost, *_listing(changes, None), ""]), encoding="utf-8")
-    copy = f"the corrected copy in {folder}{', which lacks what cannot be corrected,' if lost else ''}"
-    return [*lost, *_listing(changes, EXAMPLES), f"{copy} {_outcome(report)}"]
+        total = sum(summary.before[split].objects.values())
+        if not raw.images or (total and not raw.annotations):
+            reasons = "; ".join(
+                f"{loss.reason}: {loss.tally}" for loss in summary.losses if loss.split == split
+            )
+            raise UserError(f"--fix: nothing of {raw.path} would be left ({reasons}): mend the source")
+    if not drop and (lines := summary.too_much()):
+        more = "nothing was written; mend that, or pass --drop to leave it out"
+        raise UserError(f"--fix: {'; '.join(lines)}: {more}")
 
 
 def _outcome(report: Report) -> str:
@@ -102,24 +124,15 @@ def _outcome(report: Report) -> str:
     return f"still has {report.tally}, which --fix cannot mend: {' '.join(left)}"
 
 
-def _target(folder: Path, split: str, source: Source) -> Target:
-    name = split.removeprefix("panoptic ")
-    if not name:  # a file by itself
-        pictures = source.images.name if source.images else "images"
-        return Target(folder / source.annotations.name, folder / pictures, folder / "panoptic")
-    form = "panoptic" if split.startswith("panoptic ") else "instances"
-    file = folder / "annotations" / f"{form}_{name}2017.json"
-    return Target(file, folder / f"{name}2017", folder / f"panoptic_{name}2017")
-
-
 def _correct(
     raws: dict[str, RawFile],
     sources: Mapping[str, Source],
-    targets: Mapping[str, Target],
+    summary: Summary,
     changes: dict[str, list[str]],
     num_classes: int | None,
     files: Files | None,
     masks: bool,
+    drop: bool,
 ) -> Report:
     """Mend the annotations in `raws`, which are replaced, and list the changes -> the report on the rest."""
     tried: set[tuple[Path, str]] = set()  # in vain
@@ -130,7 +143,7 @@ def _correct(
             return report
         stage = min(STAGES.get(group.name, _USUAL_STAGE) for group in groups)
         for split, raw in list(raws.items()):
-            correction = Correction(raw, raws, sources[split], targets[split], files, num_classes)
+            correction = Correction(split, raw, raws, sources[split], files, num_classes, drop)
             for group in groups:
                 if group.file == raw.path and STAGES.get(group.name, _USUAL_STAGE) == stage:
                     findings = [finding_line(finding) for finding in group.findings()]
@@ -138,7 +151,7 @@ def _correct(
                         _add(changes, f"{raw.path}: {group.kind.title}: {done}", findings)
                     else:
                         tried.add((group.file, group.name))
-            raws[split] = correction.result()
+            raws[split] = correction.result(summary)
     return _check(raws, sources, num_classes, files, masks)
 
 
@@ -150,9 +163,9 @@ def _check(
     masks: bool,
 ) -> Report:
     report = Report(files=[raw.path for raw in raws.values()], masks=masks)
-    for raw in raws.values():
+    for split, raw in raws.items():
         for section in SECTIONS:
-            if not getattr(raw, section):
+            if not getattr(raw, section) and not (split.endswith("test") and section == "annotations"):
                 report.tell("empty_section", raw.path, f"'{section}' is empty: all of it was dropped")
     if not report.faults:
         check_raw(raws, sources, report, num_classes, None, files)
@@ -173,17 +186,58 @@ def _listing(changes: Mapping[str, list[str]], limit: int | None) -> list[str]:
     return lines
 
 
-def _write(raw: RawFile, source: Source, target: Target) -> None:
-    """The annotation file, and links to the pictures and PNGs that it names."""
-    content = {**raw.rest, **{section: getattr(raw, section) for section in SECTIONS}}
-    target.annotations.write_text(json.dumps(content), encoding="utf-8")
-    names = [name for name in raw.column("images", "file_name") if isinstance(name, str)]
-    if source.images is not None:
-        endings = _ENDINGS if raw.panoptic else _ENDINGS[:1]
+def write_set(
+    folder: NewFolder, raws: Mapping[str, RawFile], sources: Mapping[str, Source], files: Files | None = None
+) -> None:
+    """Write annotation files in COCO's layout, and links to the pictures and PNGs that they name.
+
+    Args:
+        raws: name of the split -> its annotations; pictures get new names where theirs lead elsewhere.
+        files: what stands in place of some PNGs.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in raws:
+        split = name.removeprefix("panoptic ") or split_of(sources[name].annotations.stem) or "train"
+        by_split.setdefault(split, []).append(name)
+    for split, names in by_split.items():
+        found = {
+            name: [_picture(sources[name], record, raws[name].panoptic) for record in raws[name].images]
+            for name in names
+        }
+        pairs = [(path, sources[name].images) for name in names for path in found[name] if path is not None]
+        inside = names_inside(pairs)
+        for picture, new in inside.items():
+            folder.link(picture, f"{split}2017/{new}")
         for name in names:
-            for ending in endings:
-                path = Path(name).with_suffix(ending) if ending else Path(name)
-                link(source.images / path, target.images / path)
-    if source.pngs is not None:
-        for name in raw.column("annotations", "file_name"):
-            link(source.pngs / str(name), target.pngs / str(name))
+            raw, form = raws[name], "panoptic" if raws[name].panoptic else "instances"
+            for record, path in zip(raw.images, found[name], strict=True):
+                if path is not None:
+                    new = inside[path]
+                    ending = os.path.splitext(picture_name(record))[1]  # panoptic files keep theirs
+                    record["file_name"] = os.path.splitext(new)[0] + ending if raw.panoptic else new
+            pngs = sources[name].pngs
+            if raw.panoptic and pngs is not None:
+                _write_pngs(folder, f"panoptic_{split}2017", raw, pngs, files)
+            content = {**raw.rest, **{section: getattr(raw, section) for section in SECTIONS}}
+            folder.write(f"annotations/{form}_{split}2017.json", json.dumps(content))
+
+
+def _picture(source: Source, record: dict, panoptic: bool) -> Path | None:
+    """The picture of an image; panoptic files may call it by another ending."""
+    name = picture_name(record)
+    path = source.picture(name)
+    if path is None and panoptic and isinstance(name, str):
+        others = (source.picture(os.path.splitext(name)[0] + ending) for ending in (".jpg", ".png"))
+        path = next(filter(None, others), None)
+    return path
+
+
+def _write_pngs(folder: NewFolder, place: str, raw: RawFile, pngs: Path, files: Files | None) -> None:
+    paths = [pngs / str(record.get("file_name")) for record in raw.annotations]
+    inside = names_inside((path, pngs) for path in paths)
+    for record, path in zip(raw.annotations, paths, strict=True):
+        record["file_name"] = inside[path]
+        if files is not None and path in files.painted:
+            folder.write(f"{place}/{inside[path]}", files.painted[path])
+        elif path.is_file():
+            folder.link(path, f"{place}/{inside[path]}")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from doctor.columns import RawFile, as_integer, shorten
+from doctor.columns import RawFile, shorten
+from doctor.numbering import as_integer
 from doctor.report import Finding, Report
 
 
@@ -50,7 +51,7 @@ def check_ids(raw: RawFile, report: Report) -> None:
 def _meant(raw: RawFile, section: str, valid: np.ndarray) -> list[int]:
     """What ids of the wrong type probably mean: their objects do not lack them, the type is the fault."""
     meant = (as_integer(getattr(raw, section)[row].get("id")) for row in np.flatnonzero(~valid))
-    return [number for number in meant if number is not None and abs(number) < 1 << 63]
+    return [number for number in meant if number is not None]
 
 
 def _named(section: str, describe: Callable[[Any], Finding]) -> Callable[[Any], Finding]:
@@ -71,8 +72,7 @@ def _repeated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _without_name(raw: RawFile) -> list[int]:
-    names = raw.column("images", "file_name")
-    return [row for row, name in enumerate(names) if type(name) is not str or not name]
+    return [row for row, name in enumerate(raw.names) if type(name) is not str or not name]
 
 
 def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> None:
@@ -128,7 +128,15 @@ def note_classes(raw: RawFile, report: Report, num_queries: int | None) -> dict[
     found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     ids, valid = raw.category_ids
     names = {int(i): str(r.get("name")) for i, r, ok in zip(ids, raw.categories, valid, strict=True) if ok}
-    report.add("empty_classes", path, [names[i] for i in sorted(names) if i not in found], _text_finding)
+    crowd_ids, crowd_counts = np.unique(raw.labels[0][raw.labels[1] & raw.crowds], return_counts=True)
+    crowds = dict(zip(crowd_ids.tolist(), crowd_counts.tolist(), strict=True))
+    if crowds and not raw.panoptic:
+        shown = [f"{names.get(i, i)} {count}" for i, count in crowds.items()]
+        report.add("crowds", path, shown, _text_finding)
+        only = [names[i] for i in crowds if i in names and i not in found]
+        report.add("crowds_only", path, only, _text_finding)
+    empty = [names[i] for i in sorted(names) if i not in found and i not in crowds]
+    report.add("empty_classes", path, empty, _text_finding)
     per_image = np.bincount(owners, minlength=len(raw.images))
     report.add("images_without_objects", path, np.flatnonzero(per_image == 0), raw.on_image("file_name"))
     if num_queries is not None:

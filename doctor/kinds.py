@@ -37,7 +37,7 @@ _JSON = "Export the file anew, or correct the place that is named."
 # What training with masks refuses: errors, however few, where masks are to be trained.
 NEEDED_BY_MASKS = {
     "segmentation_malformed", "polygon_points", "polygon_not_finite", "polygon_far", "rle_misfit",
-    "no_segmentation", "no_masks",
+    "no_segmentation", "no_masks", "image_size_missing",
 }  # fmt: skip
 
 # Order within a level is the order of the report.
@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
     # ---- ids
     "id_type": Kind(_E, "an id that is missing or no integer",
                     "'1' and 1 are different ids: objects would silently lose their picture or class.",
-                    _FIX + "turns it into an integer, everywhere alike."),
+                    _FIX + "makes all ids integers, everywhere alike."),
     "duplicate_image_id": Kind(_E, "an image id that occurs twice",
                                "The objects of several pictures become those of one.",
                                _FIX + "merges entries of one picture and drops those of several."),
@@ -102,10 +102,10 @@ KINDS: dict[str, Kind] = {
                            _FIX + "computes it from mask or box."),
     "iscrowd_malformed": Kind(_E, "an iscrowd that is neither 0 nor 1",
                               "Crowds are not trained on; nobody can tell whether this is one.",
-                              _FIX + "makes it 0, or 1 for true."),
+                              _FIX + "makes it 1 for true, else 0."),
     "file_name_missing": Kind(_E, "an image without file_name", _STOPS, _FIX + "drops it and its objects."),
     "image_missing": Kind(_E, "a picture that is not there", "Training stops where it is first needed.",
-                          _FIX + "uses a file whose name differs in case or ending only; otherwise it drops "
+                          _FIX + "uses a file whose name differs in its ending only; otherwise it drops "
                           "image and objects."),
     "image_unreadable": Kind(_E, "a file that is no picture", "Training stops where it is first needed.",
                              _FIX + "drops image and objects."),
@@ -114,9 +114,11 @@ KINDS: dict[str, Kind] = {
     "image_size": Kind(_E, "a picture of another size than its entry says",
                        "Boxes were probably drawn on a picture of another size and lie wrong.",
                        _FIX + "takes the picture's size; it scales the objects where its shape is the same."),
-    "exif_turned": Kind(_E, "annotations are for the picture turned by its EXIF tag",
-                        "DETR reads pixels as they are stored: boxes lie elsewhere.",
-                        _FIX + "writes the picture turned."),
+    "exif_other_frame": Kind(_E, "boxes that leave the frame which their entry states, and fit the picture "
+                             "turned by its EXIF tag", "Boxes lie elsewhere.",
+                             _FIX + "states the other frame: it swaps width and height."),
+    "image_too_large": Kind(_E, "a picture of more pixels than Pillow reads", "Training stops at it.",
+                            "Scale it down, and its boxes. " + _FIX + "drops image and objects."),
     # ---- panoptic
     "isthing_missing": Kind(_E, "a category without isthing", "Things and stuff are scored apart.",
                             "Add isthing 1 or 0. " + _FIX + "calls it a thing."),
@@ -164,11 +166,19 @@ KINDS: dict[str, Kind] = {
                         "The objects of either entry are background in the other.",
                         _FIX + "merges the entries."),
     "image_in_both_splits": Kind(_W, "a picture that is in train and in val", "AP on it measures memory.",
-                                 _FIX + "drops it from train."),
-    "exif_ignored": Kind(_W, "a picture with an EXIF rotation that its entry ignores",
-                         "DETR reads the pixels as stored, as the entry does; who labelled it in a viewer "
-                         "saw it turned.",
-                         "Look at its boxes. " + _FIX + "writes the picture without the tag."),
+                                 _FIX + "with --drop leaves it out of train."),
+    "exif_ambiguous": Kind(_W, "a picture with an EXIF rotation that its size does not tell (square, upside "
+                           "down or mirrored)",
+                           "It is seen as stored; who labelled it in a viewer saw it turned.",
+                           "Look at its boxes; where they lie wrong, write the picture upright."),
+    "crowds_only": Kind(_W, "a class of crowds alone",
+                        "Crowds are not trained on: the class is never learned.",
+                        "Where they are single objects, set their iscrowd to 0."),
+    "image_thin": Kind(_W, "a picture with one side over 100 times the other",
+                       "Resized to --max_size, its shorter side nearly vanishes.", "Cut it into pieces."),
+    "image_dark": Kind(_W, "pictures of more than 8 bits that use less than an eighth of their range",
+                       "They are seen nearly black, since all are scaled alike.",
+                       "Pass --white_level with the value that is white."),
     "duplicate_object": Kind(_W, "an object that is there twice (same image, category and box)",
                              "Two queries are asked for one object: duplicates in the predictions.",
                              _FIX + "drops the later one."),
@@ -202,5 +212,12 @@ KINDS: dict[str, Kind] = {
     "no_segmentation": Kind(_N, "objects without a mask", "Training with --masks refuses them.",
                             "Add polygons, or train without --masks. With --masks, " + _FIX
                             + "drops the object."),
+    "crowds": Kind(_N, "crowds", "They are not trained on; in evaluation they excuse detections.", ""),
+    "image_deep": Kind(_N, "pictures of more than 8 bits", "They are scaled to 8, see --white_level.", ""),
+    "image_transparent": Kind(_N, "pictures with transparency", "They are seen on white.", ""),
+    "not_listed": Kind(_N, "pictures in the folder that the file does not list", "They are not used.", ""),
+    "exif_turned": Kind(_N, "pictures seen turned by their EXIF tag, as their entries state", "", ""),
+    "exif_as_stored": Kind(_N, "pictures with an EXIF rotation seen as stored, as their entries state",
+                           "", ""),
     "images_without_objects": Kind(_N, "images without objects", "They are trained on as background.", ""),
 }  # fmt: skip

@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from doctor.columns import RawFile, as_integer
+from doctor.columns import RawFile
 from doctor.correction import Action, Correction, drop
+from doctor.numbering import Numbering, as_integer, is_id
 from doctor.report import Group
 
 
 def _mend_ids(correction: Correction, group: Group) -> str:
-    raw = correction.raw
-    section, key = group.about.split(".")
-    records = getattr(raw, section)
-    taken = [record[key] for record in records if type(record.get(key)) is int]
-    following = max(taken, default=0) + 1
-    renamed: dict[str, int] = {}  # by the value's text, for values of any type
-    for row in group.rows:
-        record, value = records[row], records[row].get(key)
-        number = as_integer(value)
-        if number is None and key == "id":
-            number, following = following, following + 1
-        if number is None:
-            correction.dropped[section].add(int(row))
-            continue
-        record[key] = number
-        if value is not None:
-            renamed[repr(value)] = number
-    reference = {"images": "image_id", "categories": "category_id"}.get(section)
-    if reference and key == "id":
-        for record in raw.annotations:
-            if repr(record.get(reference)) in renamed and type(record.get(reference)) is not int:
-                record[reference] = renamed[repr(record[reference])]
-    return "made integers" if key == "id" else "made integers, or dropped"
+    """All ids of the file at once, whichever of them the group is about."""
+    lost = number_ids(correction.raw)
+    correction.drop("annotations", lost, "an object whose image or category names none of the file")
+    return "made integers, everywhere alike"
+
+
+def number_ids(raw: RawFile) -> list[int]:
+    """Give images, categories and annotations integers for ids, and follow every reference to them.
+
+    References may be the id, what the id means, the name of a category, the file name of an image, or that
+    without its ending.
+
+    Returns:
+        the places of the annotations whose image or category is none of these, nor an integer.
+    """
+    names = [(name, os.path.splitext(name)[0] if isinstance(name, str) else None)
+             for name in raw.column("images", "file_name")]  # fmt: skip
+    image_ids, owners = raw.column("images", "id"), raw.column("annotations", "image_id")
+    labelled = [one for record in raw.annotations for one in _labelled(record)]
+    images = Numbering(image_ids, owners, names)
+    categories = Numbering(
+        raw.column("categories", "id"),
+        [one.get("category_id") for one in labelled],
+        [(name,) for name in raw.column("categories", "name")],
+    )
+    _set_ids(raw.images, images.numbers)
+    _set_ids(raw.categories, categories.numbers)
+    if not raw.panoptic:  # there, an annotation is known by its image
+        _set_ids(raw.annotations, Numbering(raw.column("annotations", "id")).numbers)
+    lost = []
+    for row, record in enumerate(raw.annotations):
+        _follow(record, "image_id", images)
+        for one in _labelled(record):
+            _follow(one, "category_id", categories)
+        if not is_id(record.get("image_id")) or not (raw.panoptic or is_id(record.get("category_id"))):
+            lost.append(row)
+    return lost
+
+
+def _labelled(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What has a category: the annotation itself, or its segments."""
+    segments = record.get("segments_info", [record])
+    return [one for one in segments if isinstance(one, dict)] if isinstance(segments, list) else []
+
+
+def _set_ids(records: list[dict[str, Any]], numbers: list[int]) -> None:
+    for record, number in zip(records, numbers, strict=True):
+        record["id"] = number
+
+
+def _follow(record: dict[str, Any], key: str, numbering: Numbering) -> None:
+    number = numbering(record.get(key))
+    record[key] = as_integer(record.get(key)) if number is None else number
 
 
 def _new_annotation_ids(correction: Correction, group: Group) -> str:
@@ -43,8 +75,8 @@ def _new_annotation_ids(correction: Correction, group: Group) -> str:
         return drop("annotations")(correction, group)
     records = correction.raw.annotations
     # Not from the column of ids: two kinds of fault end here, and both may come in one round.
-    highest = max((record["id"] for record in records if type(record.get("id")) is int), default=0)
-    for number, row in enumerate(group.rows, highest + 1):
+    highest = max((record["id"] for record in records if is_id(record.get("id"))), default=0)
+    for number, row in enumerate(group.rows, max(highest, 0) + 1):
         records[row]["id"] = number
     return f"given new ids from {highest + 1} on"
 
@@ -55,29 +87,32 @@ def _mend_duplicate_images(correction: Correction, group: Group) -> str:
     for row in group.rows:
         same = np.flatnonzero(ids == ids[row]).tolist()
         if len({raw.images[one].get("file_name") for one in same}) == 1:
-            correction.dropped["images"] |= set(same[1:])
+            correction.drop("images", same[1:], group.kind.title, merged=True)
         else:  # nobody can tell which picture the objects belong to
-            correction.dropped["images"] |= set(same)
+            correction.drop("images", same, group.kind.title)
             owners = np.flatnonzero(raw.owners[1] & (raw.owners[0] == ids[row]))
-            correction.dropped["annotations"] |= set(owners.tolist())
+            correction.drop("annotations", owners, group.kind.title)
     return "merged where they name one picture, dropped with their objects where they name several"
 
 
 def _merge_images(correction: Correction, group: Group) -> str:
     raw = correction.raw
+    rows = set(map(int, group.rows))
     first: dict[Any, int] = {}
-    for row, record in enumerate(raw.images):
-        keys = [record.get("file_name")]
-        if correction.files and correction.source.images and isinstance(keys[0], str):
-            picture = correction.files.pictures.get(correction.path(row))
-            keys += [picture.digest] if picture and picture.size else []
-        same = min(first.get(key, row) for key in keys)
+    for row in range(len(raw.images)):
+        path = correction.picture(row)
+        keys: list[Any] = [raw.images[row].get("file_name"), path]
+        if correction.files and path is not None:
+            picture = correction.files.pictures.get(path)
+            keys.append(picture.digest if picture and picture.size and picture.digest else None)
+        keys = [key for key in keys if key is not None]
+        same = min((first.get(key, row) for key in keys), default=row)
         for key in keys:
             first.setdefault(key, same)
-        if same != row and row in set(map(int, group.rows)):
+        if same != row and row in rows:
             for annotation in np.flatnonzero(raw.image_rows == row):
                 raw.annotations[annotation]["image_id"] = raw.images[same]["id"]
-            correction.dropped["images"].add(row)
+            correction.drop("images", [row], group.kind.title, merged=True)
     return "merged with the first entry"
 
 
@@ -89,7 +124,7 @@ def _move_categories(correction: Correction, group: Group) -> str:
     for row in group.rows:
         old, new = raw.categories[row]["id"], next(free, None)
         if new is None:
-            correction.dropped["categories"].add(int(row))
+            correction.drop("categories", [row], group.kind.title)
         else:
             raw.categories[row]["id"] = moved[old] = new
     _relabel(raw, moved)
@@ -99,12 +134,12 @@ def _move_categories(correction: Correction, group: Group) -> str:
 def _rename_categories(correction: Correction, group: Group) -> str:
     raw = correction.raw
     split = next(name for name, one in correction.raws.items() if one.path == raw.path)
-    train = correction.raws[split.replace("val", "train")]
-    ids = {record.get("name"): record["id"] for record in train.categories}
+    train = correction.raws[split.replace("val", "train").replace("test", "train")]
+    ids = {str(record.get("name")): record["id"] for record in train.categories}
     following = max(ids.values(), default=0) + 1
     moved: dict[int, int] = {}
     for record in raw.categories:
-        number = ids.get(record.get("name"))
+        number = ids.get(str(record.get("name")))
         if number is None:
             number, following = following, following + 1
         moved[record["id"]] = number
@@ -116,16 +151,15 @@ def _rename_categories(correction: Correction, group: Group) -> str:
 def _relabel(raw: RawFile, moved: Mapping[int, int]) -> None:
     """Give objects and segments of some categories other ids."""
     for record in raw.annotations:
-        segments = record.get("segments_info") if raw.panoptic else [record]
-        for one in segments if isinstance(segments, list) else ():
-            if isinstance(one, dict) and type(one.get("category_id")) is int:
+        for one in _labelled(record):
+            if is_id(one.get("category_id")):
                 one["category_id"] = moved.get(one["category_id"], one["category_id"])
 
 
 def _drop_dangling(correction: Correction, group: Group) -> str:
     if not correction.raw.panoptic:
         return drop("annotations")(correction, group)
-    correction.dropped_segments |= {tuple(segment) for segment in group.rows}
+    correction.dropped_segments.update({tuple(segment): group.kind.title for segment in group.rows})
     return "dropped the segment"
 
 
@@ -140,6 +174,6 @@ ACTIONS: dict[str, Action] = {
     "category_range": _move_categories,
     "categories_differ": _rename_categories,
     "image_twice": _merge_images,
-    "duplicate_object": drop("annotations"),
+    "duplicate_object": drop("annotations", merged=True),
 }
 """Kind of fault -> its correction."""

@@ -8,10 +8,13 @@ import numpy as np
 
 from datasets.polygons import is_usable
 from doctor.boxes import to_corners
+from doctor.columns import means_crowd
 from doctor.correction import Action, Correction, drop
 from doctor.json_columns import is_number
 from doctor.masks import apart, is_polygons, measure, sound
 from doctor.report import Group
+
+_BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
 
 def _good_polygons(record: dict[str, Any], limit: np.ndarray) -> list[list[float]]:
@@ -32,7 +35,7 @@ def _box_from_elsewhere(correction: Correction, group: Group) -> str:
             low, high = points.min(axis=0), points.max(axis=0)
             box = [*low.tolist(), *(high - low).tolist()]
         if box is None:
-            correction.dropped["annotations"].add(int(row))
+            correction.drop("annotations", [row], group.kind.title)
         else:
             record["bbox"] = box
     return "read as numbers, taken from the polygons, or dropped with the object"
@@ -47,17 +50,37 @@ def _box_of_mask(correction: Correction, group: Group) -> str:
             low, high = extents[row, :2], extents[row, 2:]
             raw.annotations[row]["bbox"] = [*low.round(3).tolist(), *(high - low).round(3).tolist()]
         else:
-            correction.dropped["annotations"].add(int(row))
+            correction.drop("annotations", [row], group.kind.title)
     return "taken from the mask, or dropped with the object"
 
 
 def _as_numbers(value: Any) -> list[float] | None:
-    """['1', '2', '3', '4'] as numbers; None for what gives no four finite ones."""
+    """['1', '2', '3', '4'], '1, 2, 3, 4' or a dict of x, y, width, height as numbers; None for others."""
+    if isinstance(value, str):
+        value = value.strip(" []()").replace(",", " ").split()
+    if isinstance(value, dict):
+        sides = next((keys for keys in _BOX_KEYS if value.keys() >= set(keys)), None)
+        value = [value[key] for key in sides] if sides else None
     try:
         numbers = [float(number) for number in value]
     except (TypeError, ValueError):
         return None
     return numbers if len(numbers) == 4 and np.isfinite(numbers).all() else None
+
+
+def make_plain(record: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose box, crowd flag and area are written as COCO writes them, where that is plain.
+
+    Boxes as text or dicts, crowd flags of any type or none, areas that are missing. What is not plain stays.
+    """
+    box, crowd = record.get("bbox"), record.get("iscrowd")
+    regular = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    made = dict(record) if regular else {**record, "bbox": _as_numbers(box) or box}
+    made["iscrowd"] = int(means_crowd(crowd))
+    sides = _as_numbers(made["bbox"])
+    if not is_number(made.get("area")) and sides is not None:
+        made["area"] = sides[2] * sides[3]
+    return made
 
 
 def _convert(correction: Correction, group: Group) -> str:
@@ -120,7 +143,7 @@ def _mask_area(record: dict[str, Any], limit: np.ndarray) -> float:
 def _crowd(correction: Correction, group: Group) -> str:
     for row in group.rows:
         record = correction.raw.annotations[row]
-        record["iscrowd"] = int(record.get("iscrowd") in (True, "1"))
+        record["iscrowd"] = int(means_crowd(record.get("iscrowd")))
     return "1 where it said so, 0 otherwise"
 
 

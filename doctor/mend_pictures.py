@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from doctor.correction import Action, Correction, drop
 from doctor.masks import is_polygons
-from doctor.panoptic import read_map
-from doctor.pictures import inspect
+from doctor.panoptic import map_of
 from doctor.report import Group
 
 
 def _drop_images(correction: Correction, group: Group) -> str:
-    correction.drop_images(group.rows)
+    correction.drop_images(group.rows, group.kind.title)
     return "dropped the image and what belongs to it"
 
 
+def _drop_from_train(correction: Correction, group: Group) -> str:
+    return _drop_images(correction, group) if correction.may_drop else ""
+
+
 def _drop_images_of(correction: Correction, group: Group) -> str:
-    correction.dropped["annotations"] |= set(map(int, group.rows))
-    images = correction.raw.image_rows[np.asarray(group.rows)]
-    correction.drop_images(images[images >= 0])
+    correction.drop("annotations", group.rows, group.kind.title)
+    correction.drop_images(correction.raw.image_rows[np.asarray(group.rows)], group.kind.title)
     return "dropped the image and what belongs to it"
 
 
@@ -31,31 +32,28 @@ def _mend_missing(correction: Correction, group: Group) -> str:
         if meant:
             correction.raw.images[row]["file_name"] = meant
         else:
-            correction.drop_images([row])
+            correction.drop_images([row], group.kind.title)
     return "took the file of nearly that name, or dropped the image and what belongs to it"
 
 
 def _take_size(correction: Correction, group: Group) -> str:
     raw, mended = correction.raw, False
     for row in group.rows:
-        size = _size(correction, row)
-        if size is None:
+        path = correction.picture(row)
+        picture = correction.files.pictures.get(path) if correction.files and path else None
+        if picture is None or picture.size is None:
             continue
-        stated, record = raw.sizes[row], raw.images[row]
-        ratio = np.array(size) / stated  # NaN where the file does not say
-        if np.isfinite(ratio).all() and abs(math.log(ratio[0] / ratio[1])) < 0.01:
-            for annotation in np.flatnonzero(raw.image_rows == row):
-                _scale(raw.annotations[annotation], ratio)
+        stated, record, size = raw.sizes[row], raw.images[row], picture.size
+        for frame in picture.frames:
+            ratio = np.array(frame) / stated  # NaN where the file does not say
+            if np.isfinite(ratio).all() and abs(math.log(ratio[0] / ratio[1])) < 0.01:
+                for annotation in np.flatnonzero(raw.image_rows == row):
+                    _scale(raw.annotations[annotation], ratio)
+                size = frame
+                break
         record["width"], record["height"] = size
         mended = True
     return "" if not mended else "took the picture's size; objects were scaled where its shape is the same"
-
-
-def _size(correction: Correction, row: int) -> tuple[int, int] | None:
-    if correction.files is None or correction.source.images is None:
-        return None
-    picture = correction.files.pictures.get(correction.path(row))
-    return picture.size if picture else None
 
 
 def _scale(record: dict, ratio: np.ndarray) -> None:
@@ -73,31 +71,11 @@ def _scale(record: dict, ratio: np.ndarray) -> None:
         record["segmentation"] = []
 
 
-def _write_turned(correction: Correction, group: Group) -> str:
-    from PIL import ImageOps
-
-    _rewrite(correction, group, ImageOps.exif_transpose, quality=95)
-    return "wrote the picture turned"
-
-
-def _write_without_tag(correction: Correction, group: Group) -> str:
-    _rewrite(correction, group, lambda image: image, quality="keep")
-    return "wrote the picture without the tag"
-
-
-def _rewrite(correction: Correction, group: Group, change, quality: int | str) -> None:
-    """Write pictures to the new folder, changed and without EXIF data."""
-    from PIL import Image
-
-    assert correction.files is not None
+def _swap_sides(correction: Correction, group: Group) -> str:
     for row in group.rows:
-        path = correction.path(row)
-        target = correction.target.images / correction.raw.images[row]["file_name"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as image:
-            options = {"quality": quality} if image.format == "JPEG" else {}
-            change(image).save(target, format=image.format, exif=b"", **options)
-        correction.files.pictures[path] = inspect(target)
+        record = correction.raw.images[row]
+        record["width"], record["height"] = record["height"], record["width"]
+    return "stated the other frame: swapped width and height, so that the boxes lie where they fit"
 
 
 # ---- panoptic
@@ -112,9 +90,9 @@ def _call_things(correction: Correction, group: Group) -> str:
 def _drop_segments(correction: Correction, group: Group) -> str:
     for annotation, place in group.rows:
         if place < 0:  # there is no list of segments
-            correction.drop_images([correction.raw.image_rows[annotation]])
+            correction.drop_images([correction.raw.image_rows[annotation]], group.kind.title)
         else:
-            correction.dropped_segments.add((annotation, place))
+            correction.dropped_segments[annotation, place] = group.kind.title
     return "dropped the segment, or the image where it has no list of them"
 
 
@@ -127,13 +105,11 @@ def _paint_void(correction: Correction, group: Group) -> str:
         if annotation not in correction.dropped["annotations"]:
             unknown.setdefault(annotation, []).append(number)
     for annotation, numbers in unknown.items():
-        name = Path(correction.raw.annotations[annotation]["file_name"])
-        target = correction.target.pngs / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        original = correction.source.pngs / name
-        ids = read_ids(target if target.exists() else original)
-        target.write_bytes(encode_png(np.where(np.isin(ids, numbers), 0, ids)))
-        correction.files.maps[original] = read_map(target)
+        path = correction.source.pngs / correction.raw.annotations[annotation]["file_name"]
+        ids = read_ids(path)
+        ids = np.where(np.isin(ids, numbers), 0, ids)
+        correction.files.painted[path] = encode_png(ids)
+        correction.files.maps[path] = map_of(ids)
     return "painted 0, which is no segment"
 
 
@@ -141,12 +117,12 @@ ACTIONS: dict[str, Action] = {
     "file_name_missing": _drop_images,
     "image_missing": _mend_missing,
     "image_unreadable": _drop_images,
+    "image_too_large": _drop_images,
     "image_truncated": _drop_images,
     "image_size": _take_size,
     "image_size_missing": _take_size,
-    "exif_turned": _write_turned,
-    "exif_ignored": _write_without_tag,
-    "image_in_both_splits": _drop_images,
+    "exif_other_frame": _swap_sides,
+    "image_in_both_splits": _drop_from_train,
     "isthing_missing": _call_things,
     "segments_malformed": _drop_segments,
     "segment_id": _drop_segments,

@@ -97,6 +97,11 @@ def read_map(path: Path) -> Map:
         ids = read_ids(path)
     except UserError as error:
         return Map((0, 0), np.zeros(0), np.zeros(0), str(error))
+    return map_of(ids)
+
+
+def map_of(ids: np.ndarray) -> Map:
+    """What a map of ids [h, w] holds."""
     values, counts = np.unique(ids, return_counts=True)
     return Map((ids.shape[1], ids.shape[0]), values, counts, "")
 

@@ -6,18 +6,21 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from doctor.columns import RawFile
+from datasets.picture_modes import DEEP_MODES, EXIF_ORIENTATION, TURNING, default_white_level, is_transparent
+from datasets.picture_names import PICTURE_ENDINGS, other_ending, what_lies_there
+from doctor.columns import RawFile, show
 from doctor.report import Finding, Report
+from doctor.sources import Source
+from util.file_contents import LONGEST, what_it_is
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNING = range(5, 9)  # its values that exchange width and height
+TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,51 +31,76 @@ class Picture(NamedTuple):
 
     Attributes:
         size: (width, height) as stored, in pixels; None where it is no picture.
-        orientation: of its EXIF tag; 1: as stored.
+        orientation: of its EXIF tag, 1 to 8; 1: as stored.
         digest: of the file's bytes; empty where only the header was read.
         error: why it could not be decoded to its end; '' where it could, or only the header was read.
+        transparent: it may be, in places.
+        deep: of more than 8 bits a pixel, one channel.
+        range: the share of the whole range up to its largest value; of those that are deep and read whole.
     """
 
     size: tuple[int, int] | None
     orientation: int
     digest: bytes
     error: str
+    transparent: bool = False
+    deep: bool = False
+    range: float = 1.0
+
+    @property
+    def frames(self) -> list[tuple[int, int]]:
+        """The sizes that annotations may state: as stored, and as shown where the tag exchanges the sides."""
+        if self.size is None:
+            return []
+        return [self.size, self.size[::-1]] if self.orientation in TURNING else [self.size]
 
 
 def inspect(path: Path) -> Picture:
     """Read and decode a picture."""
-    from PIL import Image
-
     try:
         data = path.read_bytes()
     except OSError as error:
         return Picture(None, 1, b"", error.strerror or str(error))
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    size, orientation = None, 1
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            size = image.size
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            image.draft("RGB", (1, 1))  # JPEG: all of the file is read, and fewer pixels are computed
-            image.load()
-    except Exception as error:  # damaged files make the decoders raise all kinds
-        return Picture(size, orientation, digest, str(error) or type(error).__name__)
-    return Picture(size, orientation, digest, "")
+    return _look(io.BytesIO(data), whole=True)._replace(digest=digest)
 
 
 def inspect_header(path: Path) -> Picture:
     """Read the size and the orientation of a picture; its pixels are not decoded."""
+    try:
+        with open(path, "rb") as file:
+            return _look(file, whole=False)
+    except OSError as error:
+        return Picture(None, 1, b"", error.strerror or str(error))
+
+
+def _look(file: IO[bytes], whole: bool) -> Picture:
+    """A picture, decoded, or its header."""
     from PIL import Image
 
     size, orientation = None, 1
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             size = image.size
-            if image.format != "PNG" or "exif" in image.info:  # PIL decodes all of a PNG to look for the tag
-                orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception as error:  # as above
-        return Picture(size, orientation, b"", str(error) or type(error).__name__)
-    return Picture(size, orientation, b"", "")
+            if (
+                whole or image.format != "PNG" or "exif" in image.info
+            ):  # PIL decodes a PNG to look for the tag
+                orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            deep, share = image.mode in DEEP_MODES, 1.0
+            transparent = is_transparent(image)
+            if whole:
+                image.draft("RGB", (1, 1))  # JPEG: all of the file is read, and fewer pixels are computed
+                image.load()
+                if deep:
+                    share = float(np.asarray(image).max()) / default_white_level(image.mode)
+            orientation = orientation if orientation in range(1, 9) else 1
+            return Picture(size, orientation, b"", "", transparent, deep, share)
+    except Image.DecompressionBombError as error:
+        return Picture(None, 1, b"", f"{TOO_LARGE}: {error}")
+    except Exception as error:  # damaged files make the decoders raise all kinds
+        file.seek(0)
+        reason = "" if size else what_it_is(file.read(LONGEST))
+        return Picture(size, orientation, b"", reason or str(error) or type(error).__name__)
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
@@ -89,31 +117,42 @@ def _bar(results: Iterable[R], total: int, title: str) -> Iterable[R]:
     return tqdm(results, title, total, file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
 
 
-def check_names(raw: RawFile, report: Report, folder: Path) -> None:
-    """Pictures that are not in the folder or listed twice; nothing is opened.
+def check_names(raw: RawFile, report: Report, source: Source) -> None:
+    """Pictures that are not there; nothing is opened.
 
-    The rows of `image_missing` are pairs (place of the image, name of the file that is probably meant).
+    Two entries whose different names were both found to mean one picture are missing as well: one of them
+    means another. The rows of `image_missing` are pairs (place of the image, name of the file that is
+    probably meant).
     """
-    names = raw.column("images", "file_name")
-    present, alike = _listing(folder, names)
-    missing = [(row, _alike(name, alike)) for row, name in enumerate(names)
-               if isinstance(name, str) and name and name not in present]  # fmt: skip
+    assert source.images is not None
+    folder, names = source.images, raw.names
+    paths = [source.picture(name) for name in names]
+    owners: dict[Path, set[str]] = {}
+    for name, path in zip(names, paths, strict=True):
+        if path is not None and path != folder / name:  # found by trying
+            owners.setdefault(path, set()).add(name)
+    missing = []
+    for row, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if isinstance(name, str) and name and (path is None or len(owners.get(path, ())) > 1):
+            missing.append((row, "" if path else other_ending(folder, name)))
 
     def describe(row: Any) -> Finding:
-        place, meant = row
-        hint = f"; there is {meant}" if meant else ""
-        return Finding(None, raw.images[place].get("id"), f"no {folder / names[place]}{hint}")
+        place, _ = row
+        name = names[place]
+        if (path := paths[place]) is not None:
+            return Finding(None, raw.images[place].get("id"), f"{show(name)} and others can only mean {path}")
+        value = f"no {folder / name}; {what_lies_there(folder, name)}"
+        return Finding(None, raw.images[place].get("id"), value)
 
     report.add("image_missing", raw.path, missing, describe)
+    note_unlisted(raw, report, folder, filter(None, paths))
 
 
 def check_listing(raw: RawFile, report: Report) -> None:
     """Entries without size, and file names that stand twice."""
     first: dict[str, Any] = {}
     twice = []
-    for row, (name, image_id) in enumerate(
-        zip(raw.column("images", "file_name"), raw.column("images", "id"), strict=True)
-    ):
+    for row, (name, image_id) in enumerate(zip(raw.names, raw.column("images", "id"), strict=True)):
         # One id with one name twice is a fault of the ids, and reported as such.
         if isinstance(name, str) and name and first.setdefault(name, image_id) != image_id:
             twice.append(row)
@@ -123,55 +162,44 @@ def check_listing(raw: RawFile, report: Report) -> None:
     report.add("image_size_missing", raw.path, rows, raw.on_image("width", "height"), n)
 
 
-def _listing(folder: Path, names: Sequence[Any]) -> tuple[set[str], dict[str, str]]:
-    """(names of the files, lower case and no ending -> name) of the folders that the names are in."""
-    below = {os.path.dirname(name) for name in names if isinstance(name, str)}
-    present: set[str] = set()
-    for part in below:
-        try:
-            with os.scandir(folder / part) as entries:
-                present |= {os.path.join(part, entry.name) for entry in entries if entry.is_file()}
-        except OSError:
-            continue
-    known = {name for name in names if isinstance(name, str) and name in present}
-    return present, {_stem(name): name for name in sorted(present - known)}
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0].lower()
-
-
-def _alike(name: str, alike: dict[str, str]) -> str:
-    found = alike.get(_stem(name), "")
-    pictures = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-    return found if found.lower().endswith(pictures) else ""
-
-
 def check_pictures(
-    raw: RawFile, report: Report, folder: Path, pictures: dict[Path, Picture], whole: bool = True
+    raw: RawFile, report: Report, source: Source, pictures: dict[Path, Picture], headers: int
 ) -> dict[bytes, int]:
-    """Read every picture that is there -> digest of its bytes -> place of the image.
+    """Read the pictures that are there -> digest of the bytes of those read whole -> place of the image.
 
     Args:
         pictures: those that are known already; the others are added.
-        whole: decode them; False: read their headers, which gives no digests.
+        headers: read the headers of at most so many, spread over the file; 0: read all, whole.
     """
-    names = raw.column("images", "file_name")
-    paths = {row: folder / name for row, name in enumerate(names) if isinstance(name, str) and name}
-    new = [path for path in dict.fromkeys(paths.values()) if path not in pictures and path.is_file()]
-    read = spread(inspect, new, f"pictures of {raw.path.name}") if whole else map(inspect_header, new)
+    names = raw.names
+    rows = range(len(names))
+    if headers and len(names) > headers:
+        rows = np.linspace(0, len(names) - 1, headers).astype(int).tolist()
+        report.summary.append(f"{raw.path}: the headers of {headers} of its {len(names)} pictures were read")
+    paths = {row: path for row in rows if (path := source.picture(names[row])) is not None}
+    new = [path for path in dict.fromkeys(paths.values()) if path not in pictures]
+    read = spread(inspect, new, f"pictures of {raw.path.name}") if not headers else map(inspect_header, new)
     pictures.update(zip(new, read, strict=True))
-    by_row = {row: pictures[path] for row, path in paths.items() if path in pictures}
-    stated = raw.sizes
+    by_row = {row: pictures[path] for row, path in paths.items()}
     found: dict[str, list[int]] = {}
     for row, picture in by_row.items():
-        name = _fault(picture, stated[row])
+        name = _fault(picture, raw.sizes[row])
         if name:
             found.setdefault(name, []).append(row)
+    seen = {row: picture for row, picture in by_row.items() if picture.size and not picture.error}
+    found["image_thin"] = [
+        row for row, one in seen.items() if one.size and max(one.size) > 100 * min(one.size)
+    ]
+    found["image_deep"] = [row for row, one in seen.items() if one.deep]
+    found["image_transparent"] = [row for row, one in seen.items() if one.transparent]
+    if found["image_deep"] and max(seen[row].range for row in found["image_deep"]) < 1 / 8:
+        found["image_dark"] = found["image_deep"]
+    if not raw.panoptic and not report.doubts_boxes(raw.path):
+        _compare_frames(raw, by_row, found)
 
     def describe(row: Any) -> Finding:
         picture, record = by_row[row], raw.images[row]
-        parts = [str(folder / names[row]), picture.error]
+        parts = [str(paths[row]), picture.error]
         if picture.size and not picture.error:
             parts.append("{} x {} pixels".format(*picture.size))
             parts.append(f"its entry says {record.get('width')} x {record.get('height')}")
@@ -191,17 +219,50 @@ def check_pictures(
     return first
 
 
+def note_unlisted(raw: RawFile, report: Report, folder: Path, paths: Iterable[Path]) -> None:
+    """Pictures in the folder and below that no entry means."""
+    listed = {os.path.abspath(path) for path in paths}
+    others = []
+    for place, _, files in os.walk(folder):
+        names = [os.path.join(place, name) for name in files if name.lower().endswith(PICTURE_ENDINGS)]
+        others += [os.path.relpath(name, folder) for name in names if os.path.abspath(name) not in listed]
+    report.add("not_listed", raw.path, sorted(others), lambda row: Finding(None, None, row))
+
+
 def _fault(picture: Picture, stated: np.ndarray) -> str:
-    """The kind of what is wrong with a picture; '' where nothing is."""
+    """The kind of what is wrong with a picture, or odd about it; '' where nothing is."""
     if picture.size is None:
-        return "image_unreadable"
+        return "image_too_large" if picture.error.startswith(TOO_LARGE) else "image_unreadable"
     if picture.error:
         return "image_truncated"
     known = bool(np.isfinite(stated).all())
-    if known and list(picture.size) != stated.tolist():
-        turned = picture.orientation in _TURNING and list(picture.size[::-1]) == stated.tolist()
-        return "exif_turned" if turned else "image_size"
-    return "exif_ignored" if picture.orientation != 1 else ""
+    if known and tuple(stated) not in picture.frames:
+        return "image_size"
+    if picture.orientation == 1:
+        return ""
+    width, height = picture.size
+    if picture.orientation not in TURNING or width == height or not known:
+        return "exif_ambiguous"
+    return "exif_as_stored" if tuple(stated) == picture.size else "exif_turned"
+
+
+def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: dict[str, list[int]]) -> None:
+    """Turned pictures whose boxes leave the frame that is stated, and fit the other: exif_other_frame."""
+    sure = [name for name in ("exif_as_stored", "exif_turned") if name in found]
+    rows = {row for name in sure for row in found[name]}
+    high = raw.boxes[0][:, :2] + raw.boxes[0][:, 2:]
+    beyond: dict[int, list[list[bool]]] = {row: [] for row in rows}
+    for annotation in np.flatnonzero(np.isin(raw.image_rows, list(rows))):
+        limit = raw.limits[annotation]
+        if np.isfinite(high[annotation]).all():
+            outside = [bool((high[annotation] > frame + 2).any()) for frame in (limit, limit[::-1])]
+            beyond[int(raw.image_rows[annotation])].append(outside)
+    for row, pairs in beyond.items():
+        here, there = (any(pair[i] for pair in pairs) for i in (0, 1))
+        if here and not there:
+            for name in sure:
+                found[name] = [one for one in found[name] if one != row]
+            found.setdefault("exif_other_frame", []).append(row)
 
 
 def check_across(

@@ -134,8 +134,8 @@ class Report:
     @property
     def tally(self) -> str:
         """How many faults there are, and of how many kinds."""
-        kinds = f" of {_count(len({group.name for group in self.faults}), 'kind')}" if self.faults else ""
-        return f"{_count(sum(group.count for group in self.faults), 'fault')}{kinds}"
+        kinds = f" of {count(len({group.name for group in self.faults}), 'kind')}" if self.faults else ""
+        return f"{count(sum(group.count for group in self.faults), 'fault')}{kinds}"
 
     def _worst_first(self, worst: Level, best: Level) -> list[Group]:
         chosen = [group for group in self.groups if worst <= group.level <= best]
@@ -146,14 +146,14 @@ class Report:
         lines = list(self.summary)
         for group in [*self.faults, *(self.notes if notes else ())]:
             lines += ["", *_group_lines(group)]
-        notes_found = _count(len(self.notes), "note")
+        notes_found = count(len(self.notes), "note")
         return [*lines, "", f"{self.tally}, {notes_found}: {', '.join(map(str, self.files))}"]
 
     def one_line(self) -> str:
         """The worst finding, and how many more there are, for an error message."""
         worst = (self.faults or self.notes)[0]
         others = sum(group.count for group in self.faults) - 1
-        more = f" (and {_count(others, 'fault')} more)" if others > 0 else ""
+        more = f" (and {count(others, 'fault')} more)" if others > 0 else ""
         finding = finding_line(next(worst.findings(1)))
         return f"{worst.file}: {worst.kind.title}: {finding}{more}. {worst.kind.advice}".strip()
 
@@ -203,5 +203,6 @@ def finding_line(finding: Finding) -> str:
     return ": ".join(part for part in (", ".join(names), finding.value) if part)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Number and noun, as in 1 fault, 2 faults."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,38 +1,34 @@
-"""The files of a data set, and what has been learned of them."""
+"""An annotation file and the pictures that belong to it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from doctor.panoptic import Map
-from doctor.pictures import Picture
+from datasets.picture_names import find_picture
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """An annotation file with what belongs to it.
 
     Attributes:
         annotations: the file, instances or panoptic.
         images: the folder of the pictures; None: they are not looked for.
         pngs: the folder of the panoptic PNGs; None: they are not looked for.
+        placed: file_name -> the picture, where it does not lie in one folder.
     """
 
     annotations: Path
     images: Path | None = None
     pngs: Path | None = None
+    placed: Mapping[str, Path] = field(default_factory=dict)
 
-
-@dataclass
-class Files:
-    """What is known of the files beside the annotations, so that none is read twice.
-
-    Attributes:
-        headers_up_to: 0: pictures and PNGs are read whole. Otherwise only the headers of pictures are, and
-            only of annotation files that list at most so many.
-    """
-
-    headers_up_to: int = 0
-    pictures: dict[Path, Picture] = field(default_factory=dict)
-    maps: dict[Path, Map] = field(default_factory=dict)
+    def picture(self, name: object) -> Path | None:
+        """The picture that a file_name means; None where there is none."""
+        if not isinstance(name, str) or not name:
+            return None
+        if name in self.placed:
+            return self.placed[name]
+        return find_picture(self.images, name) if self.images is not None else None

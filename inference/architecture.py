@@ -85,7 +85,7 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, depth in RESNETS.items()
-        if (depth.block is Bottleneck) == bottleneck
+        if issubclass(depth.block, Bottleneck) == bottleneck
         and depth.blocks[:stages] == blocks[:stages]
         and tuple(first.shape[:2]) == _middle_channels(depth)
     ]

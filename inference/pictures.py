@@ -11,16 +11,18 @@ from __future__ import annotations
 import glob
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
+from datasets.annotations import AnnotationFile, load_annotations
 from datasets.images import pil_to_tensor, read_image
-from datasets.transforms import resize, resized_size
+from datasets.picture_names import last_part, picture_name
+from datasets.transforms import resize
 from util.collector import leave_parents_objects
 from util.errors import UserError
 
@@ -89,15 +91,51 @@ def image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(paths, numbers, strict=True))
 
 
-def read_picture(path: str | os.PathLike) -> Tensor:
-    """A picture as uint8 RGB [3, H, W], turned as its EXIF orientation says.
+class View(NamedTuple):
+    """How a picture is seen; see datasets.images.read_image.
+
+    Attributes:
+        as_shown: turned as its EXIF orientation says.
+        stated: width and height in its annotation, which say how it is seen where it is not as shown.
+        white_level: of pictures of more than 8 bits.
+    """
+
+    as_shown: bool = True
+    stated: tuple[Any, Any] | None = None
+    white_level: float | None = None
+
+
+def listed_views(file: str | Path, paths: Sequence[Path]) -> dict[Path, tuple[int, View]]:
+    """Image id and view of each picture by an annotation file, as an evaluation on that file sees it.
+
+    Raises:
+        UserError: the file is faulty, or does not list one of the pictures.
+    """
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for image in load_annotations(file, AnnotationFile).images:
+        listed.setdefault(last_part(picture_name(image)), []).append(image)
+    found = {}
+    for path in paths:
+        images = listed.get(last_part(path.name), [])
+        if len(images) > 1:  # folders tell them apart
+            images = [one for one in images if path.as_posix().endswith(str(picture_name(one)))]
+        if len(images) != 1:
+            what = "does not list it" if not images else f"lists {len(images)} pictures of that name"
+            raise UserError(f"{path}: --gt {file} {what}")
+        size = images[0].get("width"), images[0].get("height")
+        found[path] = images[0]["id"], View(False, size)
+    return found
+
+
+def read_picture(path: str | os.PathLike, view: View = View()) -> Tensor:  # noqa: B008
+    """A picture as uint8 RGB [3, H, W], turned as its EXIF orientation says unless the view is another.
 
     What becomes of the kinds of pictures is described at datasets.images.read_image.
 
     Raises:
         UserError: it cannot be read; the message names the file.
     """
-    return pil_to_tensor(read_image(path, as_shown=True))
+    return pil_to_tensor(read_image(path, **view._asdict()))
 
 
 def prepare(picture: Tensor, eval_scale: int, max_size: int) -> Tensor:
@@ -110,13 +148,7 @@ def prepare(picture: Tensor, eval_scale: int, max_size: int) -> Tensor:
 
     Returns:
         uint8 [3, h, w].
-
-    Raises:
-        UserError: so thin that nothing would be left of its shorter side.
     """
-    height, width = picture.shape[1:]
-    if min(resized_size(height, width, eval_scale, max_size)) < 1:
-        raise UserError(f"{width} x {height} pixels are too thin to be resized to at most {max_size}")
     return resize(picture, None, eval_scale, max_size)[0]
 
 
@@ -138,12 +170,14 @@ class Pictures(torch.utils.data.Dataset):
     Args:
         paths: of the pictures.
         eval_scale, max_size: see prepare.
+        views: how each is seen; those that are not among them as shown.
     """
 
-    def __init__(self, paths: Sequence[Path], eval_scale: int, max_size: int):
+    def __init__(self, paths: Sequence[Path], eval_scale: int, max_size: int, views: Mapping[Path, View]):
         self.paths = list(paths)
         self.eval_scale = eval_scale
         self.max_size = max_size
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,21 +185,23 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Read:
         path = self.paths[index]
         try:
-            picture = read_picture(path)
+            picture = read_picture(path, self.views.get(path, View()))
         except UserError as error:
             return Read(path, None, None, str(error))
-        try:
-            return Read(path, picture, prepare(picture, self.eval_scale, self.max_size), "")
-        except UserError as error:
-            return Read(path, None, None, f"{path}: {error}")
+        return Read(path, picture, prepare(picture, self.eval_scale, self.max_size), "")
 
 
 def read_pictures(
-    paths: Sequence[Path], eval_scale: int, max_size: int, batch_size: int = 1, num_workers: int = 0
+    paths: Sequence[Path],
+    eval_scale: int,
+    max_size: int,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    views: Mapping[Path, View] | None = None,
 ) -> torch.utils.data.DataLoader:
     """Lists of `batch_size` pictures that were read, in order, the next ones while the caller works."""
     return torch.utils.data.DataLoader(
-        Pictures(paths, eval_scale, max_size),
+        Pictures(paths, eval_scale, max_size, views or {}),
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
         collate_fn=list,

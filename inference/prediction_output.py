@@ -28,16 +28,19 @@ class Output:
     Args:
         args: the flags of predict.py.
         paths: of all pictures that are to be read.
+        ids: their image ids; None: the numbers that they are called by, or 1, 2, …
 
     Raises:
         UserError: the folder cannot be written to, or one of the pictures to be read would be overwritten.
     """
 
-    def __init__(self, args: argparse.Namespace, paths: Sequence[Path]):
+    def __init__(
+        self, args: argparse.Namespace, paths: Sequence[Path], ids: Mapping[Path, int] | None = None
+    ):
         self.args = args
         self.folder = Path(args.output_dir)
         self.stems = unique_stems(paths)
-        self.ids = image_ids(paths)
+        self.ids = image_ids(paths) if ids is None else ids
         originals = {path.resolve() for path in paths}
         for path in paths:
             drawing = [] if args.no_pictures else [self.drawing(path)]

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     # What weights may not show, as published; everything else is read off them.
     "nheads": 8, "dilation": False, "dropout": 0.1, "backbone_norm": "frozen", "backbone_stages": 4,
     # How pictures are prepared for evaluation.
-    "eval_scale": 800, "max_size": 1333,
+    "eval_scale": 800, "max_size": 1333, "white_level": None,
     # What the rest of build_model reads; without effect on a trained model.
     "lr_backbone": 1e-5, "frozen_weights": None, "aux_loss": True, "sync_ce": False,
     "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2,

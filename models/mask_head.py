@@ -100,7 +100,7 @@ class MaskHeadSmallConv(nn.Module):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def splits(self) -> bool:
         """Whether the first convolution is plain and may be split. TorchScript asks once."""

@@ -57,10 +57,10 @@ class BasicBlock(resnet.BasicBlock):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.downsample is not None:
-            self.downsample = Downsample(*self.downsample)
+        if self.downsample is not None:  # type: ignore[has-type]
+            self.downsample = Downsample(*self.downsample)  # type: ignore[has-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def folds(self) -> bool:
         """Whether the norms are folded. TorchScript asks once, and leaves out the other branch."""
@@ -88,10 +88,10 @@ class Bottleneck(resnet.Bottleneck):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.downsample is not None:
-            self.downsample = Downsample(*self.downsample)
+        if self.downsample is not None:  # type: ignore[has-type]
+            self.downsample = Downsample(*self.downsample)  # type: ignore[has-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def folds(self) -> bool:
         """As of BasicBlock."""
@@ -121,7 +121,7 @@ class Downsample(nn.Sequential):
 
     __constants__ = ["folds"]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def folds(self) -> bool:
         """As of BasicBlock."""
@@ -131,7 +131,8 @@ class Downsample(nn.Sequential):
         """[B, C, h, w] -> [B, C', h', w']."""
         if self.folds:
             c = self[0]
-            return folded(x, c.weight, self[1].affine(), c.stride, c.padding, c.dilation, c.groups)
+            affine = self[1].affine()  # type: ignore[operator]
+            return folded(x, c.weight, affine, c.stride, c.padding, c.dilation, c.groups)  # type: ignore[arg-type]
         for module in self:
             x = module(x)
         return x
@@ -200,7 +201,7 @@ class Body(nn.ModuleDict):
         super().__init__({name: network.get_submodule(name) for name in wanted})
         self.return_layers = dict(return_layers)
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def folds(self) -> bool:
         """Whether the stem's norm is folded; of the stages each block knows for itself."""
@@ -210,7 +211,8 @@ class Body(nn.ModuleDict):
         """Images [B, 3, H, W] -> feature maps [B, C, h, w] by the names in return_layers."""
         if self.folds:
             c = self.conv1
-            x = folded(x, c.weight, self.bn1.affine(), c.stride, c.padding, c.dilation, c.groups)
+            affine = self.bn1.affine()  # type: ignore[union-attr, operator]
+            x = folded(x, c.weight, affine, c.stride, c.padding, c.dilation, c.groups)  # type: ignore
         out: dict[str, Tensor] = {}
         for name, module in self.items():
             if not (self.folds and (name == "conv1" or name == "bn1")):

@@ -123,7 +123,9 @@ class RunReport:
         ids = self.source.image_ids(PICTURES)
         for image_id in ids:
             if image_id not in self._pictures:
-                picture = read_picture(self.source.picture_file(image_id))
+                picture = read_picture(
+                    self.source.picture_file(image_id), stated=self.source.stated_size(image_id)
+                )
                 self._pictures[image_id] = picture, self.source.truth(image_id)
         found = self.source.found(ids, evaluator, MOST_DETECTIONS)
         titles = {i: f"{self.source.picture_file(i).name}, id {i}" for i in ids}

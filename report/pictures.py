@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from datasets.images import in_frame
 from inference.picture_text import Rectangle, arrange_plates, load_font
 from inference.visualize import class_colour
 from report.html import escape, tag
@@ -35,13 +36,17 @@ class EmbeddedPicture(NamedTuple):
     address: str
 
 
-def read_picture(path: Path, longest: int = LONGEST) -> EmbeddedPicture:
-    """Read a picture and shrink it. EXIF orientation is left alone: annotations refer to pixels as stored.
+Size = tuple[int | None, int | None]
+
+
+def read_picture(path: Path, longest: int = LONGEST, stated: Size | None = None) -> EmbeddedPicture:
+    """Read a picture in the frame whose width and height are stated, as training does, and shrink it.
 
     Raises:
         OSError: it is missing or damaged.
     """
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image = in_frame(opened, stated)
         width, height = image.size
         image.draft("RGB", (longest, longest))  # a JPEG is decoded at a half, a quarter or an eighth
         small = image.convert("RGB")
@@ -49,11 +54,14 @@ def read_picture(path: Path, longest: int = LONGEST) -> EmbeddedPicture:
     return EmbeddedPicture(width, height, data_address(small, "WEBP"))
 
 
-def read_crop(path: Path, box: Sequence[float]) -> tuple[EmbeddedPicture, tuple[float, float, float, float]]:
+def read_crop(
+    path: Path, box: Sequence[float], stated: Size | None = None
+) -> tuple[EmbeddedPicture, tuple[float, float, float, float]]:
     """What surrounds a box.
 
     Args:
         box: x, y, width, height in pixels.
+        stated: see read_picture.
 
     Returns:
         The crop (its width and height in pixels of the file), and its left, top, right and bottom there.
@@ -61,7 +69,8 @@ def read_crop(path: Path, box: Sequence[float]) -> tuple[EmbeddedPicture, tuple[
     Raises:
         OSError: the picture is missing or damaged.
     """
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image = in_frame(opened, stated)
         width, height = image.size
         left, top, right, bottom = surroundings(box, width, height)
         scale = min(1.0, CROP / max(right - left, bottom - top))

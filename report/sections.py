@@ -102,7 +102,7 @@ def crops_in_time(mistakes: Sequence[Mistake], source: ReportSource) -> list[tup
         if time.perf_counter() > end:
             break
         path = source.picture_file(mistake.image_id)
-        crop, place = read_crop(path, mistake.box.tolist())
+        crop, place = read_crop(path, mistake.box.tolist(), source.stated_size(mistake.image_id))
         remark = tag("figcaption", escape(mistake.remark), title=f"{path.name}, id {mistake.image_id}")
         crops.append((mistake, tag("figure", marked_crop(crop, place, mistake), remark)))
     return crops

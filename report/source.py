@@ -77,6 +77,10 @@ class ReportSource:
         """The file of a picture."""
         return self.dataset.image_path(self._index[image_id])
 
+    def stated_size(self, image_id: int) -> tuple[int | None, int | None]:
+        """Width and height of a picture as its entry states them, which say how it is seen."""
+        return self.dataset.stated_size(self._index[image_id])
+
     def truth(self, image_id: int) -> list[Region]:
         """What is to be found in a picture, as the model's targets have it."""
         _, target = self.dataset[self._index[image_id]]

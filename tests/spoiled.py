@@ -225,7 +225,7 @@ def _damage(change: Callable[[bytes], bytes | None]) -> Callable[[CleanSet], Non
 
 
 def _other_ending(made: CleanSet) -> None:
-    made.picture(1).rename(made.picture(1).with_suffix(".JPG"))
+    made.picture(1).rename(made.picture(1).with_suffix(".jpeg"))
 
 
 def _half_size(made: CleanSet) -> None:
@@ -245,15 +245,17 @@ def _tag(made: CleanSet, orientation: int) -> None:
     stored.save(made.picture(1), exif=exif)
 
 
-def _turned(made: CleanSet) -> None:
+def _other_frame(made: CleanSet) -> None:
+    """Boxes lie in the picture as shown, and the entry states the picture as stored."""
     _tag(made, 6)
+    image = made.train["images"][1]
+    image.update(width=image["height"], height=image["width"])
+    for one in made.objects[3:6]:
+        one["segmentation"] = []
 
 
-def _tag_ignored(made: CleanSet) -> None:
-    with Image.open(made.picture(1)) as image:
-        exif = image.getexif()
-        exif[0x0112] = 6
-        image.save(made.picture(1), exif=exif)
+def _upside_down(made: CleanSet) -> None:
+    _tag(made, 3)
 
 
 def _leak(made: CleanSet) -> None:
@@ -334,13 +336,14 @@ SPOILED: dict[str, Spoiled] = {
     "image without size": Spoiled(
         lambda made: made.train["images"][1].pop("width"), "image_size_missing", None, 12),
     "picture missing": Spoiled(_damage(lambda data: None), "image_missing", None, 12, "train_12.jpg"),
-    "picture of another ending": Spoiled(_other_ending, "image_missing", None, 12, "there is train_12.JPG"),
+    "picture of another ending": Spoiled(_other_ending, "image_missing", None, 12, "there is train_12.jpeg"),
     "no picture": Spoiled(_damage(lambda data: b"<html>404</html>"), "image_unreadable", None, 12),
     "picture truncated": Spoiled(
         _damage(lambda data: data[: len(data) * 3 // 4]), "image_truncated", None, 12),
     "picture resized": Spoiled(_half_size, "image_size", None, 12, "50 x 39"),
-    "picture turned by EXIF": Spoiled(_turned, "exif_turned", None, 12, "orientation 6"),
-    "EXIF tag ignored": Spoiled(_tag_ignored, "exif_ignored", None, 12, "orientation 6"),
+    "boxes in the other frame of EXIF": Spoiled(
+        _other_frame, "exif_other_frame", None, 12, "orientation 6", also={"bbox_over_edge"}),
+    "picture upside down by EXIF": Spoiled(_upside_down, "exif_ambiguous", None, 12, "orientation 3"),
     "picture listed twice": Spoiled(
         lambda made: made.train["images"].append({**made.train["images"][1], "id": 70}),
         "image_twice", None, 70, "train_12.jpg"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets.transforms import resize
 from inference.attention_maps import Attention, listening
-from inference.pictures import prepare, read_picture
+from inference.pictures import View, prepare, read_picture
 from inference.trained import TrainedModel
 from models.selection import Outputs, confident_queries
 from util.errors import UserError
@@ -102,7 +102,7 @@ def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: L
     refuse_large(path, name, limits)
     started = time.perf_counter()
     try:
-        picture = read_picture(path)
+        picture = read_picture(path, View(white_level=trained.args.white_level))
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from error
     was_read = time.perf_counter()

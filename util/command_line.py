@@ -70,6 +70,7 @@ def trained_model_flags(flag: Callable[..., Any]) -> None:
     """Add the flags of every command that loads a trained model and shows pictures to it."""
     flag("--eval_scale", type=at_least(1), help="shorter side for the model (default: as trained, else 800)")
     flag("--max_size", type=at_least(1), help="its longest side (default: as trained, else 1333)")
+    flag("--white_level", type=float, help="white of pictures of more than 8 bits (default: as trained)")
     flag("--dilation", action="store_true", default=None, help="a DC5 model whose file does not say so")
     flag("--nheads", type=at_least(1), help="attention heads, where the file does not say them and not 8")
     flag("--device", help="cuda, cpu or mps; left out: cuda where there is a GPU, else cpu")

@@ -199,6 +199,12 @@ def _data_flags(flag: Callable[..., Any]) -> None:
     flag("--eval_scale", default=800, type=count, help="shorter side in evaluation")
     flag("--max_size", default=1333, type=count, help="longest side in both")
     flag(
+        "--white_level",
+        type=real,
+        help="value that is white in grey pictures of more than 8 bits (left out: 65535 of integers, 1 of "
+        "floating point numbers)",
+    )
+    flag(
         "--eval_batch_size",
         type=count,
         help="images per process and step in evaluation (--batch_size if left out)",

@@ -23,22 +23,13 @@ from models.position_encoding import PositionEmbeddingLearned, PositionEmbedding
 from models.segmentation import DETRsegm, PostProcessPanoptic
 from models.transformer import Transformer
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 from util.errors import UserError
 
 from .backbone import MaskedBackbone
 from .masks import full_masks, roi_masks, segments_of
 
 __all__ = ["Detr", "MaskedBackbone"]
-
-
-class PaddedImages(ImageList):
-    """detectron2's batch, whose pixels the modules of DETR find under their own name as well."""
-
-    @property
-    def tensors(self) -> Tensor:
-        """The pixels, [B, 3, H, W]."""
-        return self.tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -52,6 +43,9 @@ class Detr(nn.Module):
     Raises:
         UserError: keys of the configuration contradict each other, or FROZEN_WEIGHTS do not fit.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, cfg: Any):
         super().__init__()
@@ -178,17 +172,19 @@ class Detr(nn.Module):
 
     def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
+        select = None
         if self.mask_on:
             # Masks cover the padded batch, and so do those that they are compared with.
             height, width = images.tensor.shape[-2:]
             for target in targets:
                 h, w = target["masks"].shape[-2:]
                 target["masks"] = pad(target["masks"], (0, width - w, 0, height - h))
-            # Only queries that are matched with an object get a mask.
-            matched = self.criterion.matched_queries(targets)
-            losses = self.criterion(self.detr(images, select=matched), targets, matches=matched.matches)
-        else:
+            # Only queries that are matched with an object get a mask, unless the criterion is a user's own.
+            select = self.criterion.matched_queries(targets)
+        if select is None:
             losses = self.criterion(self.detr(images), targets)
+        else:
+            losses = self.criterion(self.detr(images, select=select), targets, matches=select.matches)
         weights = self.criterion.weight_dict
         _store({name: value for name, value in losses.items() if not name.startswith("loss")})
         return {
@@ -260,8 +256,7 @@ class Detr(nn.Module):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise images and pad them to one canvas, [B, 3, H, W]."""
         images = [self.normalizer(record["image"].to(self.device)) for record in batched_inputs]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
-        return PaddedImages(batch.tensor, batch.image_sizes)
+        return ImageList.from_tensors(images, self.size_divisibility)
 
     def normalizer(self, image: Tensor) -> Tensor:
         """An image [3, H, W], 0 to 255, in units of PIXEL_STD from PIXEL_MEAN."""

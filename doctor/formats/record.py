@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.picture_names import PICTURE_ENDINGS
+from doctor.pictures import Picture as Header
+from doctor.pictures import inspect_header
+from doctor.summary import Tally
 from util.errors import UserError
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a limit overflow
 
 
@@ -21,11 +25,13 @@ class Object(NamedTuple):
         name: of its class.
         box: x, y of the top left corner, width, height, in pixels.
         polygon: x1, y1, x2, y2, …, in pixels; empty where the format has boxes only.
+        keypoints: x1, y1, visibility, …; empty where the format has none.
     """
 
     name: str
     box: tuple[float, float, float, float]
     polygon: list[float]
+    keypoints: Sequence[float] = ()
 
 
 class Picture(NamedTuple):
@@ -33,15 +39,32 @@ class Picture(NamedTuple):
 
     Attributes:
         path: of the file.
-        size: width and height in pixels, as the format says, or as stored where it does not.
+        size: width and height in pixels of the frame that the objects lie in.
         objects: in the order of the format.
-        split: 'train' or 'val'; '' where the source does not say.
+        split: 'train', 'val' or 'test'; '' where the source does not say.
     """
 
     path: Path
     size: tuple[int, int]
     objects: list[Object]
     split: str
+
+
+@dataclass
+class Reading:
+    """What was read of a source.
+
+    Attributes:
+        pictures: with their objects.
+        names: of the classes, in the order of their ids; those of objects that are not among them follow.
+        notes: one line each on what the reader decided.
+        lost: what of the source is not among the pictures: (reason, pictures and objects).
+    """
+
+    pictures: list[Picture]
+    names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lost: list[tuple[str, Tally]] = field(default_factory=list)
 
 
 def check_near(numbers: Any) -> None:
@@ -78,26 +101,62 @@ def of_polygon(name: str, points: Any) -> Object:
     return Object(name, (left, top, right - left, bottom - top), outline.ravel().tolist())
 
 
-def stored_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture file.
+def header_of(path: Path) -> Header:
+    """Size and orientation of a picture file.
 
     Raises:
         UserError: it cannot be read.
     """
-    from PIL import Image
+    header = inspect_header(path)
+    if header.size is None:
+        raise UserError(f"cannot read the picture {path}: {header.error}")
+    return header
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is told by the error alone
-            with Image.open(path) as image:
-                return image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the picture {path}: {error}") from error
+
+def shown_size(header: Header) -> tuple[int, int]:
+    """Width and height of a picture as viewers show it, turned by its EXIF tag."""
+    return header.frames[-1]
+
+
+def as_seen(path: Path, header: Header, objects: list[Object], split: str) -> Picture:
+    """A picture whose objects were drawn on it as viewers show it.
+
+    Training sees it in the frame that its annotations state. Where the sizes of both frames are equal it is
+    seen as stored, and the objects are turned back.
+    """
+    shown = shown_size(header)
+    if header.orientation > 1 and shown == header.size:
+        objects = [_as_stored(one, header) for one in objects]
+    return Picture(path, shown, objects, split)
+
+
+def _as_stored(one: Object, header: Header) -> Object:
+    x, y, w, h = one.box
+    corners = stored_points([[x, y], [x + w, y + h]], header)
+    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    polygon = stored_points(np.reshape(one.polygon, (-1, 2)), header).ravel().tolist()
+    points = np.reshape(one.keypoints, (-1, 3)).astype(float)
+    points[:, :2] = np.where(points[:, 2:] > 0, stored_points(points[:, :2], header), points[:, :2])
+    return Object(one.name, (left, top, right - left, bottom - top), polygon, points.ravel().tolist())
+
+
+def stored_points(points: Any, header: Header) -> np.ndarray:
+    """Points [P, 2] of a picture as shown -> where they lie in the picture as stored."""
+    assert header.size is not None
+    x, y = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
+    width, height = header.size
+    turned = {
+        1: (x, y), 2: (width - x, y), 3: (width - x, height - y), 4: (x, height - y),
+        5: (y, x), 6: (y, height - x), 7: (width - y, height - x), 8: (width - y, x),
+    }  # fmt: skip
+    return np.stack(turned[header.orientation], axis=1)
 
 
 def pictures_below(folder: Path) -> list[Path]:
     """All picture files in a folder and those in it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and path.is_file()
+    )
 
 
 def read_text(path: Path) -> str:

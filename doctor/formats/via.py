@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from datasets.json_file import read_json
+from datasets.picture_names import find_picture, what_lies_there
 from doctor.columns import show
-from doctor.formats.record import Object, Picture, check_near, of_box, of_polygon, stored_size
+from doctor.formats.record import Object, Picture, Reading, as_seen, check_near, header_of, of_box, of_polygon
+from doctor.splits import split_of_folders
 from util.errors import UserError
 
 _CLASS_KEYS = ("name", "label", "class", "category", "type")  # attributes that usually hold the class
-_SPLITS = {"train": "train", "val": "val", "valid": "val"}
 _CORNERS = 32  # of the polygon that stands for a circle or ellipse
 
 
-def read(source: Path, names: Sequence[str] = ()) -> list[Picture]:
+def read(source: Path, names: Sequence[str] = ()) -> Reading:
     """The pictures of a project.
 
     Args:
-        source: a JSON file beside its pictures, or a folder of it; folders train/ and val/ within, each
-            with a file of its own, are the splits.
+        source: a JSON file beside its pictures, or a folder of it; folders such as train/, val/ and test/
+            within, each with a file of its own, are the splits.
         names: one name: the class of regions that have no attributes.
 
     Raises:
@@ -31,14 +32,15 @@ def read(source: Path, names: Sequence[str] = ()) -> list[Picture]:
             class.
     """
     if source.is_file():
-        return _read_file(source, "", names)
-    parts = [(source / part, split) for part, split in _SPLITS.items() if (source / part).is_dir()]
-    files = [
-        (file, split) for folder, split in parts or [(source, "")] for file in sorted(folder.glob("*.json"))
-    ]
+        return Reading(_read_file(source, "", names))
+    parts = {
+        folder: split_of_folders([folder.name]) for folder in sorted(source.iterdir()) if folder.is_dir()
+    }
+    folders = {folder: split for folder, split in parts.items() if split} or {source: ""}
+    files = [(file, split) for folder, split in folders.items() for file in sorted(folder.glob("*.json"))]
     if not files:
-        raise UserError(f"{source}: no JSON file there, nor in train/ and val/")
-    return [picture for file, split in files for picture in _read_file(file, split, names)]
+        raise UserError(f"{source}: no JSON file there, nor in train/, val/ and test/")
+    return Reading([picture for file, split in files for picture in _read_file(file, split, names)])
 
 
 def _read_file(file: Path, split: str, names: Sequence[str]) -> list[Picture]:
@@ -58,9 +60,11 @@ def _read_entry(entry: Any, key: str, file: Path, split: str, names: Sequence[st
     regions = list(regions.values()) if isinstance(regions, dict) else regions
     if not isinstance(regions, list):
         raise UserError(f"{file}: the regions of {name} must be a list, [] without any, not {show(regions)}")
-    path = file.parent / name
+    path = find_picture(file.parent, name)
+    if path is None:
+        raise UserError(f"{file}: no picture {name}: {what_lies_there(file.parent, name)}")
     objects = [_read_region(one, f"{file}: {name}, region {i}", names) for i, one in enumerate(regions)]
-    return Picture(path, stored_size(path), objects, split)
+    return as_seen(path, header_of(path), objects, split)
 
 
 def _read_region(region: Any, where: str, names: Sequence[str]) -> Object:

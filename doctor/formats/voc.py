@@ -5,25 +5,27 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from datasets.picture_names import PICTURE_ENDINGS, find_picture
 from doctor.columns import show
 from doctor.formats.record import (
-    PICTURE_ENDINGS,
     Object,
     Picture,
+    Reading,
     check_near,
+    header_of,
     of_box,
+    pictures_below,
     read_text,
-    stored_size,
 )
+from doctor.splits import lists_of, split_of_folders
+from doctor.summary import Tally
 from util.errors import UserError
 
-# ImageSets/Main/NAME.txt -> split. VOC publishes no annotations of some of its test sets; where a test set
-# has them and there is no val, it is what is evaluated on.
-_SETS = (("train", "train"), ("val", "val"), ("trainval", "train"), ("test", "val"))
 
-
-def read(source: Path, one_based: bool = False) -> list[Picture]:
+def read(source: Path, one_based: bool = False) -> Reading:
     """The pictures of a folder.
+
+    Splits are those of ImageSets/Main, or of folders such as train/ and valid/.
 
     Args:
         source: holds Annotations/ and JPEGImages/ (and maybe ImageSets/Main/), or XML files beside pictures.
@@ -37,19 +39,18 @@ def read(source: Path, one_based: bool = False) -> list[Picture]:
     files = sorted(below.rglob("*.xml"))
     if not files:
         raise UserError(f"{source}: no XML files there, nor in Annotations/")
-    splits = _splits(source)
-    return [_read_file(file, source, splits.get(file.stem, ""), one_based) for file in files]
-
-
-def _splits(source: Path) -> dict[str, str]:
-    """Stem of a file -> its split, from ImageSets/Main; empty unless both splits are there."""
-    found: dict[str, str] = {}
-    for name, split in _SETS:
-        path = source / "ImageSets" / "Main" / f"{name}.txt"
-        for line in read_text(path).splitlines() if path.is_file() else ():
-            if line.strip():
-                found.setdefault(line.split()[0], split)
-    return found if {"train", "val"} <= set(found.values()) else {}
+    listed: dict[str, str] = {}
+    for split, lines in sorted(
+        lists_of(source).items()
+    ):  # test before train, which must not have its pictures
+        listed.update({line.split()[0]: split for line in lines if line.split()[0] not in listed})
+    pictures = []
+    for file in files:
+        split = listed.get(file.stem, "") or split_of_folders(file.relative_to(source).parts[:-1])
+        pictures.append(_read_file(file, source, split, one_based))
+    known = {picture.path.resolve() for picture in pictures}
+    others = sum(path.resolve() not in known for path in pictures_below(source))
+    return Reading(pictures, lost=[("pictures without an XML file", Tally(others))] if others else [])
 
 
 def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture:
@@ -60,7 +61,12 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
     path = _picture(file, source, root.findtext("filename", "").strip())
     size = _size(root, file)
     objects = [_read_object(one, file, one_based) for one in root.iter("object")]
-    return Picture(path, size if all(size) else stored_size(path), objects, split)
+    if not all(size):
+        header = header_of(path)
+        edges = [(x + w, y + h) for _, (x, y, w, h), *_ in objects]
+        fitting = (one for one in header.frames if all(x <= one[0] and y <= one[1] for x, y in edges))
+        size = next(fitting, header.frames[0])
+    return Picture(path, size, objects, split)
 
 
 def _size(root: ElementTree.Element, file: Path) -> tuple[int, int]:
@@ -80,11 +86,13 @@ def _size(root: ElementTree.Element, file: Path) -> tuple[int, int]:
 def _picture(file: Path, source: Path, name: str) -> Path:
     """The picture of an XML file, by the name in it or by its own."""
     names = [name] if name else []
-    names += [file.stem + ending for small in PICTURE_ENDINGS for ending in (small, small.upper())]
-    folders = (source / "JPEGImages", source / "images", file.parent)
-    for path in (folder / one for one in names for folder in folders):
-        if path.is_file():
-            return path
+    names += [file.stem + ending for ending in PICTURE_ENDINGS]
+    below = file.parent.parent  # images/ beside Annotations/ of a split
+    folders = (source / "JPEGImages", source / "images", file.parent, below / "images", below / "JPEGImages")
+    for one in names:
+        for folder in folders:
+            if path := find_picture(folder, one):
+                return path
     wanted = " ".join((name or file.stem).split())  # a name may hold line ends
     raise UserError(f"{file}: its picture {wanted} is neither in JPEGImages/ nor beside it")
 

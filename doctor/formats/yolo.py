@@ -2,80 +2,206 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
+from datasets.picture_names import find_picture
 from doctor.columns import show
 from doctor.formats.record import (
     Object,
-    Picture,
+    Reading,
+    as_seen,
+    check_near,
+    header_of,
     of_box,
     of_polygon,
     pictures_below,
     read_text,
-    stored_size,
+    shown_size,
 )
+from doctor.splits import lines_of, lists_of, split_of_folders
+from doctor.summary import Tally
 from util.errors import UserError
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val"}
 _MOST = 10**6  # classes
 
 
-def read(source: Path, known: Mapping[int, str]) -> list[Picture]:
+def read(source: Path, names: Mapping[int, str] | None = None) -> Reading:
     """The pictures of a folder, those without a text file included: they hold no objects.
 
+    Splits are those of data.yaml; else of train.txt and the like, else of folders such as train/ and valid/.
+
     Args:
-        source: folder of pictures and text files, in images/ and labels/ (those may be within train/ and
-            val/ or hold these), or beside each other.
-        known: number -> name of the classes; see `class_names`.
+        source: data.yaml, or a folder of pictures and text files: in images/ and labels/ (those may be within
+            train/ and val/ or hold these), or beside each other.
+        names: number -> name of the classes; None: those of data.yaml or classes.txt.
 
     Raises:
         UserError: no pictures there, a line that is no object, a class number without a name.
     """
-    paths = [path for path in pictures_below(source) if not _is_test(path.relative_to(source))]
+    yaml = source if source.is_file() else None
+    source = source.parent if source.is_file() else source
+    content: dict[str, Any] = {}
+    if names is None or yaml is not None:
+        for file in [yaml] if yaml else [*sorted(source.glob("*.yaml")), *sorted(source.glob("*.yml"))]:
+            content = _yaml(file)
+            if isinstance(content.get("names"), (list, dict)):
+                yaml = file
+                break
+    if names is None:
+        names = _numbered(content["names"], yaml) if yaml and "names" in content else class_names(source)
+    keypoints = _keypoints(content, yaml)
+    reading = Reading([], list(names.values()))
+    paths = _splits(source, content, reading)
     if not paths:
         raise UserError(f"{source}: no pictures there")
-    pictures = []
-    for path in paths:
-        size, label = stored_size(path), _label(path)
-        lines = read_text(label).splitlines() if label.exists() else []
+    labels = _Labels()
+    for path, split in paths.items():
+        label, header = labels.of(path), header_of(path)
+        lines = enumerate(read_text(label).splitlines() if label else [], 1)
         objects = [
-            _read_line(line, size, known, f"{label}, line {number}")
-            for number, line in enumerate(lines, 1)
+            _read_line(line, shown_size(header), names, keypoints, f"{label}, line {number}")
+            for number, line in lines
             if line.strip()
         ]
-        split = next((_SPLITS[part] for part in path.relative_to(source).parts if part in _SPLITS), "")
-        pictures.append(Picture(path, size, objects, split))
-    return pictures
+        reading.pictures.append(as_seen(path, header, objects, split))
+    everywhere = [path for path in pictures_below(source) if path not in paths]
+    unused = [label for path in everywhere if (label := labels.of(path))]
+    if everywhere:
+        reading.lost.append(("pictures that lie in no split", _tally(len(everywhere), unused, names)))
+    orphans = [file for file in labels.all_below(source) if file not in labels.used]
+    if orphans:
+        shown = ", ".join(str(file.relative_to(source)) for file in orphans[:10])
+        reason = f"label files that match no picture: {shown}{', …' if len(orphans) > 10 else ''}"
+        reading.lost.append((reason, _tally(0, orphans, names)))
+    return reading
 
 
-def _is_test(path: Path) -> bool:
-    return "test" in path.parts[:-1]
+def _tally(pictures: int, labels: Iterable[Path], names: Mapping[int, str]) -> Tally:
+    """Pictures and what their label files hold."""
+    tally = Tally(pictures)
+    for label in labels:
+        for line in read_text(label).splitlines():
+            if line.strip():
+                number = line.split()[0]
+                tally.objects[names.get(int(number), number) if number.isdecimal() else number] += 1
+    return tally
 
 
-def _label(picture: Path) -> Path:
-    """The text file of a picture: in labels/ where the picture is in images/, else beside it."""
-    parts = list(picture.parts)
-    folders = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    if folders:
-        parts[folders[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+# ---- pictures and their splits
+
+
+def _splits(source: Path, content: Mapping[str, Any], reading: Reading) -> dict[Path, str]:
+    """Picture -> its split, of those that the source lists, or of all in the folder; sorted."""
+    lists: dict[str, list[Path]] = {}
+    for key, split in _KEYS.items():
+        entries = content.get(key) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if paths := _entry(source, str(entry), str(content.get("path") or "")):
+                lists.setdefault(split, []).extend(paths)
+            else:
+                reading.notes.append(f"data.yaml says {key}: {show(entry)}, where no pictures are")
+    if not lists:
+        for split, lines in lists_of(source).items():
+            lists[split] = [path for line in lines if (path := find_picture(source, line))]
+    if not any(lists.values()):
+        everywhere = pictures_below(source)
+        return {path: split_of_folders(path.relative_to(source).parts[:-1]) for path in everywhere}
+    train, test = set(lists.get("train", [])), set(lists.get("test", []))
+    if train and train <= test:
+        reading.notes.append("test holds all pictures of train: it is left out")
+        lists["test"] = []
+    found: dict[Path, str] = {}
+    for split in ("test", "train", "val"):  # what is in test must not land in train
+        paths = lists.get(split, [])
+        twice = sum(path in found for path in paths)
+        if twice:
+            reading.notes.append(f"{twice} pictures of {split} are in another split too, and stay there")
+        found.update({path: split for path in paths if path not in found})
+    return dict(sorted(found.items()))
+
+
+_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # of data.yaml
+
+
+def _entry(source: Path, entry: str, base: str) -> list[Path]:
+    """The pictures that data.yaml's `entry` means, a folder or a list of files; [] for none."""
+    below = Path(*(part for part in Path(entry).parts if part not in (".", "..")))
+    tries = [source / base / entry, source / entry, source / below, source / base / below]
+    place = next((one for one in tries if one.exists()), None)
+    if place is None or place.is_dir():
+        return pictures_below(place) if place else []
+    folders = (place.parent, source / base, source)
+    found = (filter(None, (find_picture(one, line) for one in folders)) for line in lines_of(place))
+    return [path for paths in found if (path := next(paths, None))]
+
+
+class _Labels:
+    """The text files of pictures, found by trying: percent escapes, .TXT, x.png.txt, Unicode's normal forms.
+
+    Attributes:
+        used: those that belong to a picture.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[Path] = set()
+        self._folders: dict[Path, dict[str, Path]] = {}
+
+    def of(self, picture: Path) -> Path | None:
+        """The text file of a picture: in labels/ where the picture is in images/, else beside it."""
+        parts = list(picture.parent.parts)
+        folders = [place for place, part in enumerate(parts) if part == "images"]
+        if folders:
+            parts[folders[-1]] = "labels"
+        known = self._files(Path(*parts))
+        for name in (picture.stem, _plain(picture.stem), _plain(picture.name)):
+            if name in known:
+                self.used.add(known[name])
+                return known[name]
+        return None
+
+    def _files(self, folder: Path) -> dict[str, Path]:
+        """Name without ending -> text file of a folder; also as it reads without escapes."""
+        if folder not in self._folders:
+            files = [file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".txt"]
+            known = {_plain(file.stem): file for file in files}
+            self._folders[folder] = {**known, **{file.stem: file for file in files}}
+        return self._folders[folder]
+
+    def all_below(self, source: Path) -> list[Path]:
+        """All text files whose first line is that of a label."""
+        files = (
+            file for file in sorted(source.rglob("*")) if file.suffix.lower() == ".txt" and file.is_file()
+        )
+        return [file for file in files if _looks_like_label(file)]
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name))
+
+
+def _looks_like_label(file: Path) -> bool:
+    words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+    try:
+        return len(list(map(float, words))) > 4
+    except ValueError:
+        return False
+
+
+# ---- data.yaml and classes.txt
 
 
 def class_names(source: Path) -> dict[int, str]:
-    """Number -> name of the classes, from data.yaml or classes.txt.
+    """Number -> name of the classes, from classes.txt and the like.
 
     Raises:
-        UserError: there is neither, or it has no names, or data.yaml cannot be read or numbers its names with
-            something else.
+        UserError: there is none, or it has no names.
     """
-    for file in [*source.glob("*.yaml"), *source.glob("*.yml")]:
-        names = _yaml(file).get("names")
-        if isinstance(names, (list, dict)):
-            return _numbered(names, file)
     for file in (source / "classes.txt", source / "obj.names", source / "labels" / "classes.txt"):
         if file.is_file():
             return _numbered([line.strip() for line in read_text(file).splitlines() if line.strip()], file)
@@ -110,24 +236,46 @@ def _yaml(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_line(line: str, size: tuple[int, int], names: Mapping[int, str], place: str) -> Object:
-    """Class, centre x, centre y, width, height; or class and the points of an outline."""
+def _keypoints(content: Mapping[str, Any], file: Path | None) -> tuple[int, int] | None:
+    """(number of keypoints, numbers of each) of pose labels; None where labels hold none."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3) or type(shape[0]) is not int:
+        raise UserError(f"{file}: kpt_shape must be [number of keypoints, 2 or 3], not {show(shape)}")
+    return shape[0], shape[1]
+
+
+def _read_line(
+    line: str, size: tuple[int, int], names: Mapping[int, str], keypoints: tuple[int, int] | None, place: str
+) -> Object:
+    """Class, centre x, centre y, width, height, keypoints of poses; or class and points of an outline."""
     try:
         number, *values = (float(word) for word in line.split())
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        pose = keypoints is not None and len(values) == 4 + keypoints[0] * keypoints[1]
+        if not pose and len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError
     except ValueError:
         what = "a class number and 4 numbers, or 3 points or more"
-        raise UserError(f"{place}: {line[:60]!r} is not {what}") from None
+        hint = f" of kpt_shape {list(keypoints)}" if keypoints else "; poses need kpt_shape in data.yaml"
+        raise UserError(f"{place}: {line[:60]!r} is not {what}{hint}") from None
     if number not in names:
         raise UserError(
             f"{place}: class {number:g} has no name; names are those of 0 to {max(names, default=0)}"
         )
-    name, pixels = names[int(number)], [value * size[i % 2] for i, value in enumerate(values)]
+    name = names[int(number)]
+    pixels = [value * size[i % 2] for i, value in enumerate(values)]
     try:
-        if len(pixels) > 4:
+        if len(values) > 4 and not pose:
             return of_polygon(name, np.reshape(pixels, (-1, 2)))
-        x, y, w, h = pixels
-        return of_box(name, x - w / 2, y - h / 2, w, h)
+        x, y, w, h = pixels[:4]
+        found = of_box(name, x - w / 2, y - h / 2, w, h)
+        if not pose or keypoints is None:
+            return found
+        points = np.reshape(values[4:], keypoints)
+        check_near(points)
+        seen = points[:, 2:] if keypoints[1] == 3 else 2.0 * points.any(axis=1, keepdims=True)
+        points = np.concatenate([points[:, :2] * size, seen], axis=1)
+        return found._replace(keypoints=points.ravel().round(3).tolist())
     except ValueError as error:
         raise UserError(f"{place}: {line[:60]!r}: {error}") from None

@@ -12,7 +12,7 @@ from d2.converter import convert, get_parser, main, to_detectron2, to_detr
 from main import get_args_parser
 from models import build_model
 from tests.helpers import assert_equal, assert_one_line
-from util.checkpoint import load_checkpoint, model_state
+from util.checkpoint_file import load_checkpoint, model_state
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
 
@@ -71,6 +71,15 @@ def test_names_are_those_of_detectron2() -> None:
     assert {"detr.backbone.1.row_embed.weight", "detr.backbone.1.col_embed.weight"} <= set(learned)
     own = to_detectron2(state_of(MODELS["boxes"]), "detr")
     assert "detr.backbone.0.backbone.body.layer1.0.downsample.1.weight" in own
+
+
+def test_a_box_model_to_start_a_mask_model_from() -> None:
+    boxes, masks = state_of(MODELS["boxes"]), state_of(MODELS["masks"])
+    names = set(to_detectron2(masks))
+    detector = set(to_detectron2(boxes, masks=True))
+    assert detector < names
+    assert all(name.startswith(("detr.bbox_attention.", "detr.mask_head.")) for name in names - detector)
+    assert set(to_detectron2(masks, masks=True)) == names
 
 
 def test_coco_classes_become_contiguous_and_spread_again() -> None:
@@ -140,7 +149,7 @@ def test_a_dc5_model_is_not_given_to_detectron2s_resnet(tmp_path: Path, by: str)
 
 
 def test_the_command_writes_a_file_that_comes_back(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "d2" / "converter.py", *files(tmp_path, "a.pth")]
+    command = [sys.executable, str(ROOT / "d2" / "converter.py"), *files(tmp_path, "a.pth")]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     converted, back = str(tmp_path / "out.pth"), str(tmp_path / "back.pth")
     assert main(["--source_model", converted, "--output_model", back, "--to", "detr"]) == 0

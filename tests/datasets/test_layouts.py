@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets import build_dataset, read_categories
+from datasets import build_dataset
 from datasets.coco import find_coco_files
+from datasets.labels import read_categories
 from doctor.check import find_sources
 from tests.spoiled import TRAIN, VAL, write_clean
 from util.errors import UserError

@@ -14,7 +14,7 @@ from doctor.at_start import check_at_start, training_sources
 from tests.helpers import TINY
 from tests.spoiled import SPOILED, TRAIN, CleanSet, put, spoil, write_clean, write_files
 from tests.spoiled_panoptic import PANOPTIC, spoil_panoptic, write_clean_panoptic
-from tests.util.test_failures import start
+from tests.util.test_processes import start
 from util.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_a_fault_that_training_survives(
 def test_what_makes_training_wrong_is_always_refused(mode: str, clean: CleanSet, tmp_path: Path) -> None:
     made = spoil("boxes x1 y1 x2 y2", clean, tmp_path / "set")
     with pytest.raises(
-        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*datasets\.check"
+        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*python -m doctor"
     ) as error:
         check_at_start(mode, "coco", made.root)
     assert "\n" not in error.value.one_line()
@@ -124,14 +124,14 @@ def test_fix_is_recommended_only_where_it_helps(
         check_at_start("warn", "coco", made.root)
 
 
-def test_headers_are_read_in_small_sets_only(
+def test_headers_are_read_of_large_sets_those_of_a_sample(
     clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = spoil("picture resized", clean, tmp_path / "set")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
     with pytest.raises(UserError, match=r"of another size.*image id 12.*50 x 39"):
         check_at_start("warn", "coco", made.root)
-    monkeypatch.setattr(at_start, "HEADERS_UP_TO", 5)
+    monkeypatch.setattr(at_start, "HEADERS", 2)  # the first and the last; the resized one is the second
     check_at_start("warn", "coco", made.root)
 
 
@@ -143,7 +143,7 @@ def test_panoptic_sets(tmp_path: Path) -> None:
             shutil.copytree(root / name, root / name.replace("train", "val"))
         shutil.copy(clean.root / PANOPTIC, root / PANOPTIC.replace("train", "val"))
     check_at_start("error", "coco_panoptic", clean.root, clean.root, num_classes=250, masks=True)
-    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*doctor.check {made.root}"):
+    with pytest.raises(UserError, match=rf"annotation id 312, image id 22.*python -m doctor {made.root}"):
         check_at_start("warn", "coco_panoptic", clean.root, made.root)
     with pytest.raises(UserError, match="--coco_panoptic_path"):
         check_at_start("warn", "coco_panoptic", clean.root, tmp_path / "none")

@@ -10,8 +10,8 @@ import pytest
 
 import main
 from doctor.check import check_dataset, find_sources
-from doctor.convert import divide, run
-from doctor.formats.record import Object, Picture
+from doctor.convert import run
+from doctor.splits import draw
 from tests.helpers import ROOT, write_pictures
 from tests.spoiled import NAMES, TRAIN, VAL, write_clean
 from util.errors import UserError
@@ -221,21 +221,21 @@ def test_outlines_of_yolo_and_via(tmp_path):
 # ---- splits, ids and names
 
 
-def pictures(names, split=""):
-    return [Picture(Path(name), (10, 10), [Object("a", (1, 1, 2, 2), [])], split) for name in names]
-
-
-def test_splits():
-    made = pictures([f"{i}.jpg" for i in range(10)])
-    drawn = divide(made, None, 42)
-    assert [one.path for one in drawn] == [one.path for one in made]
-    train = {one.path for one in drawn if one.split == "train"}
-    assert len(train) == 8
-    again = divide(made[::-1], None, 42)
-    assert {one.path for one in again if one.split == "train"} == train
-    assert {one.path for one in divide(made, None, 1) if one.split == "train"} != train
-    assert [one.split for one in divide(pictures(["a.jpg", "b.jpg"], "val"), None, 42)] == ["val", "val"]
-    assert [one.split for one in divide(pictures(["a.jpg", "b.jpg"], "val"), 1.0, 42)] == ["train", "train"]
+def test_splits_are_drawn_only_where_there_are_none():
+    names = [f"{i}.jpg" for i in range(10)]
+    splits, said = draw([""] * 10, names, None, 42)
+    assert splits.count("train") == 8 and splits.count("val") == 2
+    assert said == "drawn: 8 pictures for train, 2 for val (--split, --seed)"
+    again, _ = draw([""] * 10, names[::-1], None, 42)
+    assert again[::-1] == splits  # it depends on the names, not on their order
+    assert draw([""] * 10, names, None, 1)[0] != splits
+    assert draw(["val", "val"], ["a", "b"], None, 42) == (["val", "val"], "")
+    assert draw(["val", "val"], ["a", "b"], 1.0, 42)[0] == ["train", "train"]
+    kept = ["train", "test", "", "val"]
+    assert draw(kept, list("abcd"), None, 42)[0][:2] == ["train", "test"]
+    assert draw(kept, list("abcd"), 0.5, 42)[0][1] == "test"  # never drawn for training
+    splits, said = draw(["train"] * 10 + ["test"], [*names, "t"], None, 42)
+    assert splits.count("val") == 2 and splits[-1] == "test" and "2 for val" in said
 
 
 def test_pictures_that_are_called_alike(tmp_path):

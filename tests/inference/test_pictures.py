@@ -14,7 +14,15 @@ from torch import Tensor
 
 from datasets.coco import make_coco_transforms
 from datasets.images import pil_to_tensor, read_image
-from inference.pictures import find_pictures, image_ids, prepare, read_picture, read_pictures, unique_stems
+from inference.pictures import (
+    View,
+    find_pictures,
+    image_ids,
+    prepare,
+    read_picture,
+    read_pictures,
+    unique_stems,
+)
 from util.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)  # 6 high, 9 wide
@@ -111,8 +119,10 @@ def test_numbers_of_other_types(tmp_path: Path) -> None:
     within_one = np.linspace(0, 1, 54, dtype=np.float32).reshape(6, 9)
     found = as_array(read_picture(write(tmp_path / "a.tif", within_one)))
     assert (found == np.round(255 * within_one)[..., None]).all()
-    eight_bits = COLOURS[..., 0].astype(np.int32)
-    assert (as_array(read_picture(write(tmp_path / "b.tif", eight_bits))) == eight_bits[..., None]).all()
+    few_bits = COLOURS[..., 0].astype(np.int32)
+    path = write(tmp_path / "b.tif", few_bits)
+    assert (as_array(read_picture(path, View(white_level=255))) == few_bits[..., None]).all()
+    assert as_array(read_picture(path)).max() <= 1  # by one rule, whatever a picture holds
 
 
 def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
@@ -216,19 +226,18 @@ def test_pictures_are_prepared_as_evaluation_does(size: tuple[int, int], tmp_pat
     assert difference.abs().max() < 0.02  # a grey level is 0.017
 
 
-def test_pictures_too_thin_to_be_resized_are_told() -> None:
-    with pytest.raises(UserError, match="3000 x 1 pixels are too thin"):
-        prepare(torch.zeros(3, 1, 3000, dtype=torch.uint8), 800, 1333)
+def test_a_thin_picture_keeps_a_row() -> None:
+    assert prepare(torch.zeros(3, 1, 3000, dtype=torch.uint8), 800, 1333).shape == (3, 1, 3000)
+    assert prepare(torch.zeros(3, 2, 3000, dtype=torch.uint8), 800, 160).shape == (3, 1, 1500)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order_with_spoiled_ones_in_their_place(workers: int, tmp_path: Path) -> None:
     spoiled = spoil(tmp_path / "spoiled")
-    thin = write(tmp_path / "thin.png", np.zeros((1, 3000, 3), np.uint8))
     good = [write(tmp_path / f"{i}.png", np.full((6, 9, 3), i, np.uint8)) for i in range(4)]
-    paths = [good[0], spoiled["cut"], good[1], spoiled["text"], thin, good[2], good[3]]
+    paths = [good[0], spoiled["cut"], good[1], spoiled["text"], good[2], good[3]]
     batches = list(read_pictures(paths, 12, 24, 3, workers))
-    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert [len(batch) for batch in batches] == [3, 3]
     reads = [read for batch in batches for read in batch]
     assert [read.path for read in reads] == paths
     for read in reads:

@@ -156,6 +156,9 @@ class Still:
     def picture_file(self, image_id: int) -> Path:
         return self.path
 
+    def stated_size(self, image_id: int) -> tuple[int | None, int | None]:
+        return None, None
+
     def truth(self, image_id: int) -> list[Region]:
         np.random.random()  # a report may not move what training draws from
         return [Region(1, (0, 0, 0.5, 0.5))]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.structures import ImageList
+from detectron2.modeling import build_model, detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from d2.detr.masks import full_masks, roi_masks
@@ -69,11 +69,9 @@ def test_full_masks_keep_their_shape() -> None:
         return ((masks & truth).sum() / (masks | truth).sum()).item()
 
     assert overlap(full_masks(logits, canvas, size, size)) == 1
-    from detectron2.structures import ROIMasks
-
     boxes = torch.tensor([[0.0, 0.0, 220.0, 200.0]])
-    grid = roi_masks(logits, canvas, size, boxes)
-    assert overlap(ROIMasks(grid[:, 0]).to_bitmasks(boxes, *size).tensor) < 0.96
+    squeezed = Instances(size, pred_boxes=Boxes(boxes), pred_masks=roi_masks(logits, canvas, size, boxes))
+    assert overlap(detector_postprocess(squeezed, *size).pred_masks) < 0.96
     larger = full_masks(logits, canvas, size, (400, 440))
     assert larger.shape == (1, 400, 440)
     assert full_masks(logits[:0], canvas, size, (400, 440)).shape == (0, 400, 440)

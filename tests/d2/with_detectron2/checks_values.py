@@ -42,7 +42,9 @@ def test_losses_gradients_and_a_step(kind: str) -> None:
     for name, norm in names.items():
         assert found[name] == pytest.approx(norm, rel=5e-3, abs=1e-6), name
     np.testing.assert_array_equal(ours["rates"], published["rates"])
-    np.testing.assert_allclose(ours["steps"], published["steps"], rtol=5e-3, atol=1e-9)
+    # AdamW makes a step of a gradient that is nothing but rounding: that of a key's bias.
+    smallest = 1e-3 * published["steps"].max()
+    np.testing.assert_allclose(ours["steps"], published["steps"], rtol=5e-3, atol=smallest)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,217 @@
+"""COCO's JSON as other tools export it: one file or several, beside pictures in folders of any layout."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.picture_names import find_picture, picture_name, what_lies_there
+from doctor.columns import RawFile, read_raw
+from doctor.correction import labels_of
+from doctor.formats.record import pictures_below
+from doctor.mend_ids import number_ids
+from doctor.mend_objects import make_plain
+from doctor.report import Report
+from doctor.splits import SPLITS, draw, split_of, split_of_folders
+from doctor.summary import Tally
+from util.errors import UserError
+
+Contents = dict[str, dict[str, Any]]
+Lost = list[tuple[str, Tally]]
+
+
+def read(
+    given: Mapping[str, Sequence[Path]], images: str | None, share: float | None, seed: int
+) -> tuple[Contents, dict[str, Tally], list[str], Lost]:
+    """The annotations of files, joined, with integers for ids and paths of pictures for file names.
+
+    Pictures that several files list become one, with the objects of all; classes are joined by name. Values
+    whose meaning is plain are written as COCO writes them (see make_plain).
+
+    Args:
+        given: split -> files, or folders of files; '' for those that are named so, or are to be drawn.
+        images: the folder of the pictures; None: near the files.
+        share, seed: see splits.draw.
+
+    Returns:
+        split -> its contents; split -> pictures and objects as the files have them; notes; what is left out.
+
+    Raises:
+        UserError: no file, one that is no COCO file, or no picture of one is found.
+    """
+    notes: list[str] = []
+    files = [
+        (file, split) for split, places in given.items() for place in places for file in _files(place, notes)
+    ]
+    alone = len(files) == 1
+    joined, lost = _Joined(), []
+    for file, split in files:
+        report = Report()
+        raw = read_raw(file, report)
+        if raw is None:
+            raise UserError(report.one_line())
+        if raw.panoptic:
+            raise UserError(f"{file}: a panoptic file; --dataset_file coco_panoptic trains on it as it is")
+        if not alone or split == "test":
+            split = split or split_of(file.stem) or split_of_folders([file.parent.name])
+        split = split or ("train" if given.get("val") else "")
+        lost += joined.add(raw, _locate(raw, file, Path(images) if images else None), "" if share else split)
+    splits, said = draw(joined.splits, [record["file_name"] for record in joined.images], share, seed)
+    notes += [said] if said else []
+    contents: Contents = {}
+    before: dict[str, Tally] = {}
+    of_image = {}
+    for record, split in zip(joined.images, splits, strict=True):
+        of_image[record["id"]] = split
+        empty = {"images": [], "annotations": [], "categories": joined.categories}
+        contents.setdefault(split, {**joined.rest, **empty})["images"].append(record)
+        before[split] = before.get(split, Tally()) + Tally(1)
+    for record, label in zip(joined.annotations, joined.labels, strict=True):
+        split = of_image[record["image_id"]]
+        contents[split]["annotations"].append(record)
+        before[split].objects[label] += 1
+    return contents, {split: before[split] for split in SPLITS if split in before}, notes, lost
+
+
+def _files(place: Path, notes: list[str]) -> list[Path]:
+    """A file, or those below a folder that hold instances: instances_*.json where there are any."""
+    if place.is_file():
+        return [place]
+    everything = sorted(file for file in place.rglob("*.json") if not file.name.startswith("."))
+    files = [file for file in everything if file.stem.startswith("instances")]
+    files = files or [file for file in everything if _holds_instances(file)]
+    if not files:
+        raise UserError(f"{place}: no COCO file below it: images, annotations and categories in one JSON")
+    if left := [file.name for file in everything if file not in files]:
+        notes.append(f"not read, since they hold no instances: {', '.join(left[:10])}")
+    return files
+
+
+def _holds_instances(file: Path) -> bool:
+    raw = read_raw(file, Report())
+    return raw is not None and not raw.panoptic and not {"caption"} & raw.annotations[0].keys()
+
+
+def _locate(raw: RawFile, file: Path, images: Path | None) -> list[Path | None]:
+    """The picture of each image of a file."""
+    word = file.stem.split("_")[-1]
+    root = file.parent.parent if file.parent.name.lower() in ("annotations", "labels") else file.parent
+    near = [file.parent, root, *(root / name for name in ("images", f"images/{word}", word, "data"))]
+    folders = [images] if images else [folder for folder in near if folder.is_dir()]
+    names = raw.names
+    named: dict[str, list[Path]] = {}
+    for path in pictures_below(images or root):
+        named.setdefault(path.name.casefold(), []).append(path)
+    found = [_look(str(name), folders, named) if name else None for name in names]
+    if not any(found):
+        shown = what_lies_there(folders[0], str(names[0]))
+        raise UserError(
+            f"{file}: none of its pictures was found, such as {names[0]}; {shown}: pass --images FOLDER"
+        )
+    return found
+
+
+def _look(name: str, folders: Sequence[Path], named: Mapping[str, Sequence[Path]]) -> Path | None:
+    """As it is in one of the folders, spelled otherwise, or the only picture below that is called so."""
+    for folder in folders:
+        if os.path.isfile(folder / name):
+            return folder / name
+    for folder in folders:
+        if path := find_picture(folder, name):
+            return path
+    called = named.get(Path(name.replace("\\", "/")).name.casefold(), ())
+    return called[0] if len(called) == 1 else None
+
+
+class _Joined:
+    """What several files hold, with one numbering of images, categories and annotations.
+
+    Attributes:
+        images, annotations, categories: of all files.
+        splits: of the images, '' for those that are to be drawn.
+        labels: names of the classes of the annotations.
+        rest: what else the first file holds.
+    """
+
+    def __init__(self) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.categories: list[dict[str, Any]] = []
+        self.splits: list[str] = []
+        self.labels: list[str] = []
+        self.rest: dict[str, Any] = {}
+        self._by_path: dict[Path, dict[str, Any]] = {}
+        self._taken: dict[str, set[int]] = {"images": set(), "categories": set(), "annotations": set()}
+        self._classes: dict[tuple[Any, int], int] = {}
+
+    def add(self, raw: RawFile, paths: Sequence[Path | None], split: str) -> Lost:
+        """Add a file -> what of it is left out."""
+        labels = labels_of(raw)
+        names = [name for record in raw.annotations for name in labels(record)]
+        lost: dict[str, Tally] = {}
+
+        def lose(reason: str, tally: Tally) -> None:
+            lost[reason] = lost.get(reason, Tally()) + tally
+
+        unresolved = set(number_ids(raw))
+        self.rest = self.rest or raw.rest
+        places: dict[int, dict[str, Any] | None] = {}
+        twice = {number for number, n in Counter(raw.column("images", "id")).items() if n > 1}
+        for record, path in zip(raw.images, paths, strict=True):
+            number, here = record["id"], self._by_path.get(path) if path else None
+            if path is None:
+                lose(f"{raw.path}: a picture that is not there, such as {picture_name(record)}", Tally(1))
+            elif here is None:
+                here = {**record, "file_name": str(path), "id": self._number("images", number)}
+                self._by_path[path] = here
+                self.images.append(here)
+                self.splits.append(split)
+            if number in twice and number in places and places[number] is not here:
+                raise UserError(
+                    f"{raw.path}: image id {number} is that of several pictures: give each its own"
+                )
+            places[number] = here
+        moved = self._add_categories(raw)
+        for row, (record, label) in enumerate(zip(raw.annotations, names, strict=True)):
+            if row in unresolved or record["image_id"] not in places or record["category_id"] not in moved:
+                lose(
+                    f"{raw.path}: objects of an image or a category that is not listed",
+                    Tally(0, Counter([label])),
+                )
+                continue
+            image = places[record["image_id"]]
+            if image is None:
+                lose(f"{raw.path}: objects of pictures that are not there", Tally(0, Counter([label])))
+                continue
+            ids = {"id": self._number("annotations", record["id"]), "image_id": image["id"]}
+            self.annotations.append(
+                make_plain({**record, **ids, "category_id": moved[record["category_id"]]})
+            )
+            self.labels.append(label)
+        return list(lost.items())
+
+    def _add_categories(self, raw: RawFile) -> dict[int, int]:
+        """Category id of a file -> of all; the nth class of a name is that of the other files."""
+        moved: dict[int, int] = {}
+        times: Counter[Any] = Counter()
+        for record in raw.categories:
+            name = str(record.get("name"))
+            times[name] += 1
+            key = (name, times[name])
+            if key not in self._classes:
+                self._classes[key] = self._number("categories", record["id"])
+                self.categories.append({**record, "id": self._classes[key]})
+            moved.setdefault(record["id"], self._classes[key])
+        return moved
+
+    def _number(self, section: str, wanted: int) -> int:
+        """The id that is wanted, or a free one."""
+        taken = self._taken[section]
+        if wanted in taken:
+            wanted = next(number for number in itertools.count(len(taken)) if number not in taken)
+        taken.add(wanted)
+        return wanted

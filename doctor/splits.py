@@ -1,0 +1,87 @@
+"""Which split a picture belongs to, by what tools write: folders, lists of files; or drawn."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SPLITS = ("train", "val", "test")
+_WORDS = {
+    "train": "train", "training": "train", "trainval": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_SHARE = 0.8  # of the pictures, for training
+
+
+def split_of(name: str) -> str:
+    """The split that is a word of a file's name without its ending, the last one; '' where none is.
+
+    As in instances_train2014, lvis_v1_val, image_info_test-dev2017.
+    """
+    words = [re.sub("[0-9]+$", "", word) for word in re.split("[^a-z0-9]+", name.lower())]
+    found = [word for word in words if word in _WORDS]
+    return "" if not found else "test" if "test" in found else _WORDS[found[-1]]
+
+
+def split_of_folders(parts: Iterable[str]) -> str:
+    """The split that a folder is called by, such as val or valid or val2017; the innermost counts."""
+    for part in reversed(list(parts)):
+        word = re.fullmatch("([a-z]+)[-_]?[0-9]*", part.lower())
+        if word and word[1] in _WORDS:
+            return _WORDS[word[1]]
+    return ""
+
+
+def lists_of(source: Path) -> dict[str, list[str]]:
+    """Split -> the lines of its list: train.txt and the like, in the folder or in ImageSets/Main below it.
+
+    A trainval.txt counts where there is no train.txt.
+    """
+    folders = [source / "ImageSets" / "Main", source / "ImageSets", source]
+    for folder in folders:
+        files = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
+        if "train" in files:
+            files.pop("trainval", None)
+        found = {stem: file for stem, file in files.items() if stem in _WORDS}
+        lists: dict[str, list[str]] = {}
+        for stem, file in found.items():
+            lists.setdefault(_WORDS[stem], []).extend(lines_of(file))
+        if lists:
+            return lists
+    return {}
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a list of files that are not empty."""
+    from doctor.formats.record import read_text
+
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def draw(
+    splits: Sequence[str], names: Sequence[str], share: float | None, seed: int
+) -> tuple[list[str], str]:
+    """The splits of pictures, with those drawn that are not given -> splits, and one line on what was drawn.
+
+    Test pictures stay test pictures. The others are drawn where a share is given; else those without a split
+    are, and where there is no val, a part of train.
+
+    Args:
+        splits: of each picture, '' where the source does not say.
+        names: of each picture; the draw depends on them and not on their order.
+        share: of the pictures that go to train; None: 0.8 of those that are drawn.
+        seed: of the draw.
+    """
+    places = range(len(splits))
+    free = [i for i in places if splits[i] != "test" and (share is not None or not splits[i])]
+    if not free and "train" in splits and "val" not in splits:
+        free = [i for i in places if splits[i] == "train"]
+    free.sort(key=lambda i: names[i])
+    random.Random(seed).shuffle(free)
+    count = round((_SHARE if share is None else share) * len(free))
+    chosen = {place: "train" if rank < count else "val" for rank, place in enumerate(free)}
+    said = f"drawn: {count} pictures for train, {len(free) - count} for val (--split, --seed)" if free else ""
+    return [chosen.get(i, splits[i]) for i in places], said
