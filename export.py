@@ -74,7 +74,7 @@ def get_args_parser() -> RecipeParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load, write, check and tell, as the flags say."""
+    """Load, write, check and report, as the flags say."""
     from inference.export_formats import FORMATS, Onnx
     from inference.trained import load_trained
 
@@ -83,24 +83,20 @@ def main(args: argparse.Namespace) -> None:
     kind = FORMATS[args.format]() if args.opset is None else Onnx(args.opset)
     kind.check_packages()
     path = Path(args.output)
-    _check_output(path, kind, args.resume)
-    trained = load_trained(args.resume, ema=args.ema)
-    differences = export(trained, path, kind, args.postprocess, args.with_mask)
-    for name, difference in differences.items():
-        print(f"{name:12} differs from PyTorch by at most {difference:.1e}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def _check_output(path: Path, kind: Format, source: str) -> None:
-    """Tell mistakes in `--output` before anything is loaded or fetched."""
+    # Mistakes in --output are reported before anything is loaded or fetched.
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: its folder does not exist")
     if kind.suffix and path.suffix != kind.suffix:
         raise UserError(f"--output {path}: {kind.name} needs a name that ends in {kind.suffix}")
-    if path.exists() and os.path.exists(source) and path.samefile(source):
+    if path.exists() and os.path.exists(args.resume) and path.samefile(args.resume):
         raise UserError(f"--output {path}: is the checkpoint itself; give another name")
+    trained = load_trained(args.resume, ema=args.ema)
+    differences = export(trained, path, kind, args.postprocess, args.with_mask)
+    for name, difference in differences.items():
+        print(f"{name:12} differs from PyTorch by at most {difference:.1e}")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def export(
@@ -186,12 +182,12 @@ def differences(
 
     Boxes in pixels count relative to the size they are wanted in, and labels by how much less probable than
     its best class the model takes the given one to be. Logits of masks reach a hundred and more, beyond what
-    float32 tells apart by TOLERANCE: outputs with values beyond 1 count relative to the largest. Infinite
+    float32 separates by TOLERANCE: outputs with values beyond 1 count relative to the largest. Infinite
     where shapes differ or a value is not a number.
     """
     import torch
 
-    expected = _expected(inputs, trained)
+    expected = model_outputs(inputs, trained)
     found = {}
     for name, value in outputs.items():
         if value.shape != expected[name].shape:
@@ -210,7 +206,7 @@ def differences(
     return found
 
 
-def _expected(inputs: Mapping[str, Tensor], trained: TrainedModel) -> dict[str, Tensor]:
+def model_outputs(inputs: Mapping[str, Tensor], trained: TrainedModel) -> dict[str, Tensor]:
     """What the model gives on its own device, and with `sizes` its post-processor, on the CPU."""
     import torch
 

@@ -63,7 +63,7 @@ from util.errors import UserError, exit_status, warn
 from util.random_state import seed_everything
 
 if TYPE_CHECKING:
-    from report import Report
+    from report import RunReport
 
 # What only some runs need (report, doctor, torch.compile, panoptic data) is imported where it is used.
 
@@ -235,19 +235,19 @@ def build_report(
     records: RunRecords,
     categories: dict[int, str],
     train_loader: DataLoader | None = None,
-) -> Report | None:
+) -> RunReport | None:
     """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
     args = evaluation.args
     if records.folder is None or not args.report:
         return None
-    from report import Report
+    from report import RunReport
     from report.source import ReportSource
 
     loaders = [("val", evaluation.loader)]
     if train_loader is not None:
         loaders.insert(0, ("train", train_loader))
     panoptic = records.folder / "panoptic_eval" if "panoptic" in evaluation.postprocessors else None
-    return Report(
+    return RunReport(
         records.folder,
         ReportSource(evaluation.loader.dataset, panoptic),
         categories,

@@ -30,9 +30,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from util.command_line import RecipeParser, at_least, trained_model_flags
 from util.errors import UserError, exit_status
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 FEW = 20  # pictures up to which a line is printed for each
 LAYERS = ("decoder", "encoder")
+MOST_WAITING = 8  # pictures predicted and not yet written, which bounds the memory they hold
 
 
 def get_args_parser() -> RecipeParser:
@@ -127,7 +130,6 @@ def main(args: argparse.Namespace) -> int:
     """Predict as the flags say -> how many complaints about single pictures were printed."""
     from tqdm import tqdm
 
-    from inference.background import Background
     from inference.pictures import View, find_pictures, listed_views, read_pictures
     from inference.predicting import kind_of, summary
     from inference.prediction_output import Output
@@ -147,31 +149,31 @@ def main(args: argparse.Namespace) -> int:
     usual = 0, View(as_shown=not args.as_stored)
     views = {path: listed.get(path, usual)[1] for path in paths}
     views = {path: view._replace(white_level=trained.args.white_level) for path, view in views.items()}
-    complaints: list[str] = []
-    with Background() as background, tqdm(total=len(paths), unit="picture", disable=None) as bar:
-
-        def tell(text: str) -> None:
-            bar.write(text, file=sys.stderr)
-            complaints.append(text)
-
+    complaints = 0
+    records: list[list[dict[str, Any]]] = []  # of each picture, in order
+    writing: deque[Future] = deque()
+    with tqdm(total=len(paths), unit="picture", disable=None) as bar, ThreadPoolExecutor(2) as threads:
         for batch in read_pictures(paths, *scales, args.batch_size, args.num_workers, views):
             whole = []
             for read in batch:
                 reason = read.error or _point_outside(args.point, read)
                 if reason:
-                    tell(reason)
+                    bar.write(reason, file=sys.stderr)
+                    complaints += 1
                 else:
                     whole.append(read)
             founds, heard = find(trained, whole, args.threshold, kind, bool(args.attention))
             for place, (read, found) in enumerate(zip(whole, founds, strict=True)):
-                background.submit(output.write, read, found, heard, place, trained.names)
+                if len(writing) == MOST_WAITING:
+                    records.append(writing.popleft().result())
+                writing.append(threads.submit(output.write, read, found, heard, place, trained.names))
                 if len(paths) <= FEW:
                     bar.write(f"{read.path}: {summary(found, trained.names)}")
             bar.update(len(batch))
-        records = background.results()
+        records += [call.result() for call in writing]
     output.finish(records, trained, kind)
     print(f"{len(records)} of {len(paths)} pictures done: {output.folder}")
-    return len(complaints)
+    return complaints
 
 
 def find(

@@ -1,4 +1,4 @@
-"""Settings of a DETR read off its weights: what a file that holds nothing else still tells.
+"""Settings of a DETR read off its weights: what a file with nothing else in it still says.
 
 The names and shapes of the tensors fix everything that changes the function, but for three things: dilation
 leaves no trace; the number of heads shows only in a mask head; and what kind of data a model was trained for
@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torchvision.models import resnet
 
 from models import default_num_classes
-from models.resnet import RESNETS, STAGES, Depth
+from models.resnet import RESNETS, STAGES, Bottleneck, Depth
 from util.errors import UserError
 
 BODY = "backbone.0.body."
@@ -63,7 +62,13 @@ def settings_from_weights(state: Mapping[str, Tensor], source: str) -> dict[str,
         settings["nheads"] = len(state["mask_head.lay1.weight"]) - width  # a channel for each head's map
     panoptic = masks and num_classes == default_num_classes("coco_panoptic")
     settings["dataset_file"] = "coco_panoptic" if panoptic else "coco"
-    return settings | _backbone(detector)
+    fitting = fitting_resnets(detector)
+    if fitting:
+        counters = any(name.startswith(BODY) and name.endswith("num_batches_tracked") for name in detector)
+        settings["backbone"] = fitting[0]
+        settings["backbone_norm"] = "batch" if counters else "frozen"
+        settings["backbone_stages"] = sum(count > 0 for count in _blocks(detector))
+    return settings
 
 
 def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
@@ -80,22 +85,10 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, depth in RESNETS.items()
-        if issubclass(depth.block, resnet.Bottleneck) == bottleneck
+        if issubclass(depth.block, Bottleneck) == bottleneck
         and depth.blocks[:stages] == blocks[:stages]
         and tuple(first.shape[:2]) == _middle_channels(depth)
     ]
-
-
-def _backbone(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    fitting = fitting_resnets(state)
-    if not fitting:
-        return {}
-    counters = any(name.startswith(BODY) and name.endswith("num_batches_tracked") for name in state)
-    return {
-        "backbone": fitting[0],
-        "backbone_norm": "batch" if counters else "frozen",
-        "backbone_stages": sum(count > 0 for count in _blocks(state)),
-    }
 
 
 def _blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -37,29 +37,33 @@ class Attention:
         self._decoder: nn.MultiheadAttention = transformer.decoder.layers[-1].multihead_attn
         layers = transformer.encoder.layers
         self._encoder: nn.MultiheadAttention | None = layers[-1].self_attn if len(layers) else None
-        self._in_middle = _cuts_patches(detr.backbone)
+        # Whether the backbone begins with patches that do not overlap, as ConvNeXt and Swin do.
+        first = next(module for module in detr.backbone.modules() if isinstance(module, nn.Conv2d))
+        self._in_middle = first.kernel_size == first.stride and not any(first.padding)
         self._inputs: dict[nn.Module, dict[str, Any]] = {}
         self._grid: tuple[int, int] = (0, 0)
         self._batch: NestedTensor | None = None
 
     def hooks(self, detr: Any) -> list[Any]:
         """Begin to hear -> handles that end it."""
+
+        def attention(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._inputs[module] = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+
+        def transformer(module: nn.Module, args: tuple) -> None:
+            self._grid = args[0].shape[-2], args[0].shape[-1]
+
+        def backbone(module: nn.Module, args: tuple) -> None:
+            batch: NestedTensor = args[0]
+            shape_alone = batch.tensors[:, :0].clone()  # a view would keep the images
+            self._batch = NestedTensor(shape_alone, batch.mask)
+
         attentions = [module for module in (self._decoder, self._encoder) if module is not None]
-        handles = [m.register_forward_pre_hook(self._hear_attention, with_kwargs=True) for m in attentions]
-        handles.append(detr.transformer.register_forward_pre_hook(self._hear_transformer))
-        handles.append(detr.backbone.register_forward_pre_hook(self._hear_backbone))
-        return handles
-
-    def _hear_attention(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._inputs[module] = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-
-    def _hear_transformer(self, module: nn.Module, args: tuple) -> None:
-        self._grid = args[0].shape[-2], args[0].shape[-1]
-
-    def _hear_backbone(self, module: nn.Module, args: tuple) -> None:
-        batch: NestedTensor = args[0]
-        shape_alone = batch.tensors[:, :0].clone()  # a view would keep the images
-        self._batch = NestedTensor(shape_alone, batch.mask)
+        return [
+            *(module.register_forward_pre_hook(attention, with_kwargs=True) for module in attentions),
+            detr.transformer.register_forward_pre_hook(transformer),
+            detr.backbone.register_forward_pre_hook(backbone),
+        ]
 
     @property
     def stride(self) -> int:
@@ -154,12 +158,6 @@ class Attention:
         flat = maps.reshape(1, -1, *self._grid)
         sampled = grid_sample(flat, places, mode="bicubic", padding_mode="border", align_corners=False)
         return sampled.clamp(min=0).reshape(*maps.shape[:-2], *size)
-
-
-def _cuts_patches(backbone: nn.Module) -> bool:
-    """Whether a backbone begins with patches that do not overlap, as ConvNeXt and Swin do."""
-    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    return first.kernel_size == first.stride and not any(first.padding)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Writing a model to a file that runs without this project, and running it: ONNX, TorchScript, torch.export.
 
-Every format takes batches of any number and size of images, and keeps what is known of the model beside it.
+Every format takes batches of any number and size of images, and stores what is known about the model with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Format(ABC):
     name: str
     """What `--format` calls it."""
     packages: tuple[str, ...] = ()
-    """What it needs beside the project's own requirements."""
+    """What it needs besides the project's own requirements."""
     suffix: str = ""
     """How the names of its files must end."""
     optional_mask = False
@@ -69,7 +69,7 @@ class Format(ABC):
 
     @abstractmethod
     def metadata(self, path: Path) -> dict[str, Any]:
-        """What was written beside the model."""
+        """What was written with the model."""
 
 
 class Onnx(Format):
@@ -181,7 +181,7 @@ class TorchScript(Format):
     def write(self, model: Exportable, example: Inputs, path: Path, metadata: Mapping[str, Any]) -> None:
         """See Format.write."""
         try:
-            with _quietly(), _in_memory(path) as buffer:  # --help tells what the notice would
+            with _quietly(), _in_memory(path) as buffer:  # --help says what the notice would
                 files = {METADATA_FILE: json.dumps(metadata)}
                 torch.jit.save(torch.jit.script(model), buffer, _extra_files=files)
         except RuntimeError as error:
@@ -191,14 +191,14 @@ class TorchScript(Format):
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
         """See Format.load."""
-        with _quietly():  # --help tells what the notice would
+        with _quietly():  # --help says what the notice would
             module = torch.jit.load(str(path), map_location="cpu")
         return lambda inputs: module(**inputs)
 
     def metadata(self, path: Path) -> dict[str, Any]:
         """See Format.metadata."""
         files = {METADATA_FILE: ""}
-        with _quietly():  # --help tells what the notice would
+        with _quietly():  # --help says what the notice would
             torch.jit.load(str(path), _extra_files=files)
         return json.loads(files[METADATA_FILE])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def draw_plates(
     picture: Image.Image, boxes: Sequence[Rectangle], texts: Sequence[str], colours: Sequence[Colour]
 ) -> Image.Image:
-    """Write each box's text on a plate beside it -> a new picture; see `arrange_plates`."""
+    """Write each box's text on a plate next to it -> a new picture; see `arrange_plates`."""
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     font = load_font(max(MIN_FONT_SIZE, round(0.028 * math.sqrt(picture.width * picture.height))))
@@ -74,7 +74,7 @@ def arrange_plates(
 ) -> list[Rectangle | None]:
     """Find a place for the plate of each box, inside the picture and hiding no other plate.
 
-    The first boxes choose first. A plate that finds no place is left out: a heap of plates tells nothing.
+    The first boxes choose first. A plate that finds no place is left out: a heap of plates says nothing.
 
     Args:
         boxes: what the plates belong to.
@@ -84,7 +84,12 @@ def arrange_plates(
     arranged: list[Rectangle | None] = []
     plates: list[Rectangle] = []
     for box, size in zip(boxes, sizes, strict=True):
-        plate = min(_places(box, size, picture), key=partial(_cost, plates=plates, boxes=boxes))
+        # In a small box that a plate hides nothing would be left to see; other plates count ten times.
+        costs = {
+            place: 10 * sum(place.hides(plate) for plate in plates) + sum(place.hides(box) for box in boxes)
+            for place in plate_places(box, size, picture)
+        }
+        plate = min(costs, key=lambda place: costs[place])
         if any(plate.hides(other) > MAX_HIDDEN or other.hides(plate) > MAX_HIDDEN for other in plates):
             arranged.append(None)
         else:
@@ -93,7 +98,7 @@ def arrange_plates(
     return arranged
 
 
-def _places(box: Rectangle, size: tuple[int, int], picture: tuple[int, int]) -> list[Rectangle]:
+def plate_places(box: Rectangle, size: tuple[int, int], picture: tuple[int, int]) -> list[Rectangle]:
     """Where a plate may lie, the best first: above the box, below, beside, inside; always in the picture."""
     width, height = size
     lefts, tops = (box.left, box.right - width), (box.top, box.bottom - height)
@@ -106,8 +111,3 @@ def _places(box: Rectangle, size: tuple[int, int], picture: tuple[int, int]) -> 
         top = max(0, min(top, picture[1] - height))
         places.append(Rectangle(left, top, left + width, top + height))
     return places
-
-
-def _cost(place: Rectangle, plates: Sequence[Rectangle], boxes: Sequence[Rectangle]) -> float:
-    """How much a plate would hide: of other plates, and of boxes (in small ones nothing would be left)."""
-    return 10 * sum(place.hides(plate) for plate in plates) + sum(place.hides(box) for box in boxes)

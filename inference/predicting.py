@@ -192,7 +192,7 @@ def _found(
     masks: Tensor | None = None,
     panoptic: PanopticMap | None = None,
 ) -> Found:
-    """The chosen detections of one picture, most certain first; beside panoptic segments things alone.
+    """The chosen detections of one picture, most certain first; with panoptic segments only things.
 
     Args:
         result: of all queries, as PostProcess gives it.

@@ -42,12 +42,15 @@ class Output:
         self.stems = unique_stems(paths)
         self.ids = image_ids(paths) if ids is None else ids
         originals = {path.resolve() for path in paths}
-        for name in (name for path in paths for name in self._written_for(path)):
-            if name.resolve() in originals:
-                raise UserError(
-                    f"--output_dir {self.folder}: {name} is one of the pictures to be read and would be "
-                    "overwritten; choose another folder"
-                )
+        for path in paths:
+            drawing = [] if args.no_pictures else [self.drawing(path)]
+            sheet = [self.sheet(path)] if args.attention else []
+            for name in drawing + sheet + ([self.segments(path)] if args.json else []):
+                if name.resolve() in originals:
+                    raise UserError(
+                        f"--output_dir {self.folder}: {name} is one of the pictures to be read and would be "
+                        "overwritten; choose another folder"
+                    )
         _make_writable(self.folder)
 
     def drawing(self, path: Path) -> Path:
@@ -61,12 +64,6 @@ class Output:
     def segments(self, path: Path) -> Path:
         """Where the PNG with the ids of panoptic segments goes."""
         return self.folder / "panoptic" / f"{self.stems[path]}.png"
-
-    def _written_for(self, path: Path) -> list[Path]:
-        """What may be written for a picture."""
-        drawing = [] if self.args.no_pictures else [self.drawing(path)]
-        sheet = [self.sheet(path)] if self.args.attention else []
-        return drawing + sheet + ([self.segments(path)] if self.args.json else [])
 
     def write(
         self, read: Read, found: Found, heard: Attention | None, place: int, names: Mapping[int, str]
@@ -91,18 +88,14 @@ class Output:
             return []
         if found.panoptic is None:
             return coco_results(found, self.ids[read.path], str(read.path))
-        return [self._write_segments(read.path, found)]
-
-    def _write_segments(self, path: Path, found: Found) -> dict[str, Any]:
-        assert found.panoptic is not None
         ids, segments = found.panoptic
         if segments:  # their ids begin with 0, which in a file stands for pixels of no segment
             ids = ids + 1
             segments = [{**segment, "id": segment["id"] + 1, "iscrowd": 0} for segment in segments]
-        file = self.segments(path)
+        file = self.segments(read.path)
         _make_writable(file.parent)
         write_whole(file, encode_png(ids.numpy()))
-        return {"image_id": self.ids[path], "file_name": file.name, "segments_info": segments}
+        return [{"image_id": self.ids[read.path], "file_name": file.name, "segments_info": segments}]
 
     def finish(self, records: Sequence[list[dict[str, Any]]], trained: TrainedModel, kind: str) -> None:
         """Write the JSON file, if there is to be one, from what `write` gave for each picture."""

@@ -39,7 +39,7 @@ from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
 
 SETTINGS: dict[str, Any] = {
-    # What weights may not tell, as published; everything else is read off them.
+    # What weights may not show, as published; everything else is read off them.
     "nheads": 8, "dilation": False, "dropout": 0.1, "backbone_norm": "frozen", "backbone_stages": 4,
     # How pictures are prepared for evaluation.
     "eval_scale": 800, "max_size": 1333, "white_level": None,
@@ -99,7 +99,12 @@ def load_trained(
     """
     device = resolve_device(str(device) if isinstance(device, torch.device) else device)
     source = str(source)
-    checkpoint = load_checkpoint(_location(source))
+    location = source
+    if source in HUB_MODELS and not os.path.exists(source):
+        location = PUBLISHED + HUB_MODELS[source].file
+    elif not is_url(source) and not os.path.exists(source):
+        raise UserError(f"{source}: neither a file, nor a URL, nor one of {', '.join(HUB_MODELS)}")
+    checkpoint = load_checkpoint(location)
     if ema and "ema" not in checkpoint:
         raise UserError(f"{source} holds no averaged weights, for it was not trained with --ema")
     state = checkpoint["ema"] if ema else model_state(checkpoint)
@@ -114,15 +119,6 @@ def load_trained(
     load_strictly(model, state, source)
     (model.detr if args.masks else model).aux_loss = False  # type: ignore[union-attr, assignment]
     return TrainedModel(model.to(device).eval(), postprocessors, args, names, is_thing, source)
-
-
-def _location(source: str) -> str:
-    """The path or URL that a source means."""
-    if source in HUB_MODELS and not os.path.exists(source):
-        return PUBLISHED + HUB_MODELS[source].file
-    if not is_url(source) and not os.path.exists(source):
-        raise UserError(f"{source}: neither a file, nor a URL, nor one of {', '.join(HUB_MODELS)}")
-    return source
 
 
 def _settings(

@@ -22,9 +22,8 @@ from torch.nn.functional import interpolate, max_pool2d
 from inference.picture_text import Colour, Rectangle, draw_plates, fitted, load_font
 from util.errors import UserError
 
-READABLE_SIDE = (
-    420  # smaller pictures (geometric mean of the sides) are enlarged to about this before drawing
-)
+READABLE_SIDE = 420  # smaller pictures (geometric mean of the sides) are enlarged to about this
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue (Rec. 709, gamma 2.2)
 MAX_ENLARGED_SIDE = 2400
 SHADES = ((0.77, 0.98), (0.39, 1.0), (0.91, 0.74), (0.45, 0.83))  # of classes: saturation, brightness
 
@@ -37,16 +36,10 @@ def class_colour(label: int) -> Colour:
     """
     hue = (0.24 + 0.593 * label) % 1.0
     colour = colorsys.hsv_to_rgb(hue, *SHADES[label % len(SHADES)])
-    while _luminance(colour) < 0.2:
+    while sum(part * channel**2.2 for part, channel in zip(LUMINANCE, colour, strict=True)) < 0.2:
         colour = (0.9 * colour[0] + 0.1, 0.9 * colour[1] + 0.1, 0.9 * colour[2] + 0.1)
     red, green, blue = (round(255 * channel) for channel in colour)
     return red, green, blue
-
-
-def _luminance(colour: tuple[float, float, float]) -> float:
-    """Relative luminance of an RGB colour with channels in [0, 1] (Rec. 709, gamma 2.2)."""
-    red, green, blue = (channel**2.2 for channel in colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def enlargement(height: int, width: int) -> int:
@@ -72,7 +65,7 @@ def draw_detections(
         image: uint8 [3, H, W]. A small one is enlarged first; see `enlargement`.
         boxes: [N, 4], x0 y0 x1 y1 in pixels of image; may reach beyond it.
         labels: [N] class ids.
-        scores: [N] in [0, 1], written behind the class; None for ground truth.
+        scores: [N] in [0, 1], written after the class; None for ground truth.
         names: of the class ids; an id that it lacks is written as a number.
         masks: bool [N, H, W], drawn under the boxes.
 
@@ -91,10 +84,10 @@ def draw_detections(
     if masks is not None:
         large_masks = masks.cpu().repeat_interleave(factor, 1).repeat_interleave(factor, 2)
         canvas = draw_masks(canvas, large_masks, classes)
-    corners = _pixel_corners(boxes, factor, *canvas.shape[1:])  # [N, 4]
+    corners = pixel_corners(boxes, factor, *canvas.shape[1:])  # [N, 4]
     areas = (corners[:, 2:] - corners[:, :2]).prod(1)
     order = areas.argsort(descending=True, stable=True).tolist()  # small boxes lie on top
-    canvas = _draw_boxes(canvas, corners[order], [class_colour(classes[index]) for index in order])
+    canvas = draw_boxes(canvas, corners[order], [class_colour(classes[index]) for index in order])
     if confidences is not None:
         order = torch.tensor(confidences).argsort(descending=True, stable=True).tolist()
     known = names or {}
@@ -125,14 +118,15 @@ def draw_masks(image: Tensor, masks: Tensor, labels: Tensor | Sequence[int], alp
     if not len(masks):
         return image.clone()
     colours = [class_colour(label) for label in torch.as_tensor(labels).tolist()]
-    masks = _apart(masks)
+    masks = uncovered(masks)
     radius = max(1, line_width(image) // 2)
-    outlines = torch.stack([_outline(mask, radius) for mask in masks])
+    eroded = -max_pool2d(-masks.float(), 2 * radius + 1, stride=1, padding=radius)
+    outlines = masks & (eroded < 0.5)  # what lies within the radius of a mask's border
     tinted = draw_segmentation_masks(image, masks, alpha=alpha, colors=colours)
     return draw_segmentation_masks(tinted, outlines, alpha=1.0, colors=colours)
 
 
-def _apart(masks: Tensor) -> Tensor:
+def uncovered(masks: Tensor) -> Tensor:
     """Masks [N, H, W] without what a smaller one covers: torchvision leaves black what belongs to several."""
     free = torch.ones_like(masks[0])
     visible = torch.empty_like(masks)
@@ -140,12 +134,6 @@ def _apart(masks: Tensor) -> Tensor:
         visible[place] = masks[place] & free
         free &= ~masks[place]
     return visible
-
-
-def _outline(mask: Tensor, radius: int) -> Tensor:
-    """The pixels of a mask [H, W] that lie within so many of its border."""
-    eroded = -max_pool2d(-mask[None].float(), 2 * radius + 1, stride=1, padding=radius)[0]
-    return mask & (eroded < 0.5)
 
 
 def side_by_side(
@@ -165,7 +153,7 @@ def side_by_side(
     Returns:
         uint8 [3, H, W], on white.
     """
-    pictures = [[to_pil(_shrunk(image.cpu(), cell)) for image in row] for row in rows]
+    pictures = [[to_pil(shrunk(image.cpu(), cell)) for image in row] for row in rows]
     columns = max(map(len, pictures), default=0)
     if not columns or not all(pictures):
         raise ValueError("a contact sheet needs a picture in each row")
@@ -225,7 +213,8 @@ def _save(image: Tensor, path: Path, **options: Any) -> None:
         raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
-def _draw_boxes(canvas: Tensor, corners: Tensor, colours: Sequence[Colour]) -> Tensor:
+def draw_boxes(canvas: Tensor, corners: Tensor, colours: Sequence[Colour]) -> Tensor:
+    """A picture with rectangles, given by their first and last pixels [N, 4], in these colours."""
     from torchvision.utils import draw_bounding_boxes
 
     width = line_width(canvas)
@@ -234,7 +223,7 @@ def _draw_boxes(canvas: Tensor, corners: Tensor, colours: Sequence[Colour]) -> T
     return draw_bounding_boxes(canvas, corners, colors=list(colours), width=width)
 
 
-def _pixel_corners(boxes: Tensor, factor: int, height: int, width: int) -> Tensor:
+def pixel_corners(boxes: Tensor, factor: int, height: int, width: int) -> Tensor:
     """First and last pixel of boxes on the enlarged canvas, kept inside it: [N, 4]."""
     limit = torch.tensor([width, height]) - 1
     corners = (torch.as_tensor(boxes).detach().float().cpu() * factor).round()
@@ -256,7 +245,8 @@ def enlarged(image: Tensor, factor: int) -> Tensor:
     return large.round().clamp(0, 255).to(torch.uint8)
 
 
-def _shrunk(image: Tensor, longest: int) -> Tensor:
+def shrunk(image: Tensor, longest: int) -> Tensor:
+    """A picture whose longer side is at most `longest`."""
     _check_image(image)
     factor = longest / max(image.shape[1:])
     if factor >= 1:

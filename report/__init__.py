@@ -1,6 +1,6 @@
 """A training report: `report.html` in the run's folder, one file that a browser shows without a network.
 
-It is written anew behind every epoch, from log.txt and from what the evaluation kept. Nothing here draws
+It is written again after every epoch, from log.txt and from what the evaluation kept. Nothing here draws
 random numbers or talks to other processes, and a fault is a warning: no run ends because of its report.
 """
 
@@ -12,14 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from report.contents import Region, Source
-from report.errors import ClassCounts, count
-from report.figures import class_table, curves, data_table, flag_tables, headline
+from report.curves import curves, headline
 from report.html import tag
-from report.matching import DEFAULT_THRESHOLD, match
+from report.mistakes import DEFAULT_THRESHOLD, ClassCounts, count, match
 from report.page import Section, page
-from report.pictures import Picture, read_picture
+from report.pictures import EmbeddedPicture, read_picture
 from report.sections import Shown, mistakes_section, pictures_section
+from report.source import Region, ReportSource
+from report.tables import class_table, data_table, flag_tables
 from run.summary import Split
 from util.errors import UserError
 from util.files import write_whole
@@ -33,7 +33,7 @@ MOST_IMAGES = 5000  # that mistakes are looked for in, so that this takes a seco
 CURVES_NOTE = "Over epochs. Values show under the pointer, or epoch by epoch with the arrow keys."
 
 
-class Report:
+class RunReport:
     """Writes the report of one run.
 
     Args:
@@ -42,7 +42,7 @@ class Report:
         categories: id -> name.
         splits: the data's figures.
         args: every flag.
-        defaults: of the flags, for those that are told apart.
+        defaults: of the flags; those that differ are listed first.
         board: a SummaryWriter of TensorBoard that gets the pictures and the figures of classes too, or None.
         name: of the file.
     """
@@ -50,7 +50,7 @@ class Report:
     def __init__(
         self,
         folder: Path,
-        source: Source,
+        source: ReportSource,
         categories: Mapping[int, str],
         splits: Sequence[Split],
         args: Mapping[str, Any],
@@ -61,13 +61,15 @@ class Report:
         self.folder, self.source, self.board, self.name = folder, source, board, name
         self.categories, self.splits = dict(categories), list(splits)
         self.args, self.defaults = dict(args), dict(defaults)
-        self._pictures: dict[int, tuple[Picture, list[Region]]] = {}  # they are the same in every epoch
+        self._pictures: dict[
+            int, tuple[EmbeddedPicture, list[Region]]
+        ] = {}  # they are the same in every epoch
 
     def write(self, evaluator: Any, lines: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Write the page; whatever goes wrong is a warning.
 
         Args:
-            evaluator: the CocoEvaluator of the newest epoch, behind `accumulate`; None without boxes.
+            evaluator: the CocoEvaluator of the newest epoch, after `accumulate`; None without boxes.
             lines: of the log, the newest last; left out, those of log.txt. Curves need their `epoch`.
         """
         try:
@@ -85,10 +87,14 @@ class Report:
         threshold = DEFAULT_THRESHOLD if matches is None else matches.threshold
         counts = {} if both is None or matches is None else count(*both, matches)
         figures = self.source.class_figures(evaluator)
-        shown = self._shown(evaluator)
+        shown = self._first_pictures(evaluator)
         if self.board is not None:
+            from report.tensorboard import add_classes, add_pictures
+
             epoch = lines[-1].get("epoch", 0)
-            self._write_board(epoch, figures, shown, threshold)
+            add_classes(self.board, epoch, figures, self.categories)
+            add_pictures(self.board, epoch, shown, self.categories, threshold)
+            self.board.flush()
         charts = curves([line for line in lines if "epoch" in line])
         table = class_table(self.categories, self.splits, figures, counts)
         sections = [
@@ -99,28 +105,21 @@ class Report:
         if both is not None and matches is not None:
             mistakes = mistakes_section(*both, matches, self.categories, self.source)
             sections.append(mistakes._replace(note=mistakes.note + self._limit()))
+        packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
         sections += [
             Section("Data", "data", "", data_table(self.splits)),
-            Section("Flags", "flags", _versions(), flag_tables(self.args, self.defaults)),
+            Section("Flags", "flags", f"{get_sha()}. {packages}.", flag_tables(self.args, self.defaults)),
         ]
         labels = {*self.categories, *(r.label for one in shown for r in (*one.truth, *one.found))}
-        return page(self._title(), self._remarks(lines), headline(lines), sections, labels)
+        kind = "evaluation" if self.args.get("eval") else "training"
+        title = f"{self.folder.resolve().name}: {kind} report"
+        remarks = [f"Written {datetime.now():%Y-%m-%d %H:%M}."]
+        if "epoch" in lines[-1]:
+            done = f"{len(lines)} of {self.args['epochs']} epochs are trained and evaluated"
+            remarks.insert(0, f"{done}; the newest is epoch {lines[-1]['epoch']}.")
+        return page(title, remarks, headline(lines), sections, labels)
 
-    def _write_board(
-        self,
-        epoch: int,
-        figures: Mapping[str, Sequence[Mapping[str, Any]]],
-        shown: Sequence[Shown],
-        threshold: float,
-    ) -> None:
-        from report.board import add_classes, add_pictures
-
-        add_classes(self.board, epoch, figures, self.categories)
-        add_pictures(self.board, epoch, shown, self.categories, threshold)
-        self.board.flush()
-
-    def _shown(self, evaluator: Any) -> list[Shown]:
-        """The first pictures."""
+    def _first_pictures(self, evaluator: Any) -> list[Shown]:
         ids = self.source.image_ids(PICTURES)
         for image_id in ids:
             if image_id not in self._pictures:
@@ -144,19 +143,3 @@ class Report:
         """To which images figures of single detections are limited."""
         limited = self.splits[-1].images > MOST_IMAGES
         return f" They are counted in the first {MOST_IMAGES:,} images." if limited else ""
-
-    def _title(self) -> str:
-        kind = "evaluation" if self.args.get("eval") else "training"
-        return f"{self.folder.resolve().name}: {kind} report"
-
-    def _remarks(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-        remarks = [f"Written {datetime.now():%Y-%m-%d %H:%M}."]
-        if "epoch" in lines[-1]:
-            done = f"{len(lines)} of {self.args['epochs']} epochs are trained and evaluated"
-            remarks.insert(0, f"{done}; the newest is epoch {lines[-1]['epoch']}.")
-        return remarks
-
-
-def _versions() -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    return f"{get_sha()}. {packages}."

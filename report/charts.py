@@ -28,7 +28,7 @@ class Series(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis: the values at its ends and those that are written beside it."""
+    """An axis: the values at its ends and the ticks written next to it."""
 
     low: float
     high: float
@@ -54,11 +54,24 @@ def chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str:
     series = [one for one in series if one.points]
     if not series:
         return ""
-    across = _epoch_axis([x for one in series for x, _ in one.points])
+    across = epoch_axis([x for one in series for x, _ in one.points])
     up = value_axis([y for one in series for _, y in one.points], from_zero)
-    parts = _grid(across, up)
+    parts = []
+    for tick in up.ticks:
+        y = f"{_y(up, tick):.1f}"
+        parts.append(tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+        parts.append(tag("text", f"{tick:g}", x=LEFT - 7, y=y, dy="0.32em", text_anchor="end"))
+    for tick in across.ticks:
+        parts.append(
+            tag("text", f"{tick:g}", x=f"{_x(across, tick):.1f}", y=HEIGHT - 8, text_anchor="middle")
+        )
     for one in series:
-        parts.append(_curve(one, across, up))
+        places = [(f"{_x(across, x):.1f}", f"{_y(up, y):.1f}") for x, y in one.points]
+        path = tag("path", d="M" + "L".join(f"{x} {y}" for x, y in places))
+        dots = places if len(places) <= MAX_DOTS else places[-1:]
+        circles = [tag("circle", cx=x, cy=y, r=2.6) for x, y in dots]
+        kind = f"curve s{one.colour}" + (" dashed" if one.dashed else "")
+        parts.append(tag("g", path, *circles, class_=kind))
     parts.append(tag("line", class_="cursor", y1=TOP, y2=HEIGHT - BOTTOM, x1=-9, x2=-9))
     values = [{"name": one.name, "points": [list(p) for p in one.points]} for one in series]
     picture = tag(
@@ -81,7 +94,7 @@ def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     """An axis for values, with three to eight round ticks."""
     low, high = min(values), max(values)
     if not from_zero and low > 0 and high / low > LOGARITHMIC_FROM:
-        return _logarithmic(low, high)
+        return logarithmic_axis(low, high)
     low = min(low, 0) if from_zero else low
     if high == low:
         low, high = (low - abs(low) / 2 or -1, high + abs(high) / 2 or 1) if low else (0, 1)
@@ -91,7 +104,7 @@ def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     return Axis(ticks[0], ticks[-1], ticks)
 
 
-def _logarithmic(low: float, high: float) -> Axis:
+def logarithmic_axis(low: float, high: float) -> Axis:
     """From one to another of 1, 2 and 5 times a power of ten; beyond two decades only powers are written."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
@@ -108,7 +121,8 @@ def _round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _epoch_axis(epochs: Sequence[float]) -> Axis:
+def epoch_axis(epochs: Sequence[float]) -> Axis:
+    """An axis for epochs, with ticks at whole ones."""
     low, high = min(epochs), max(epochs)
     if low == high:
         return Axis(low - 1, high + 1, [low])
@@ -123,24 +137,3 @@ def _x(axis: Axis, value: float) -> float:
 
 def _y(axis: Axis, value: float) -> float:
     return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
-
-
-def _grid(across: Axis, up: Axis) -> list[str]:
-    parts = []
-    for tick in up.ticks:
-        y = f"{_y(up, tick):.1f}"
-        parts.append(tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-        parts.append(tag("text", f"{tick:g}", x=LEFT - 7, y=y, dy="0.32em", text_anchor="end"))
-    for tick in across.ticks:
-        x = f"{_x(across, tick):.1f}"
-        parts.append(tag("text", f"{tick:g}", x=x, y=HEIGHT - 8, text_anchor="middle"))
-    return parts
-
-
-def _curve(series: Series, across: Axis, up: Axis) -> str:
-    places = [(f"{_x(across, x):.1f}", f"{_y(up, y):.1f}") for x, y in series.points]
-    path = "M" + "L".join(f"{x} {y}" for x, y in places)
-    dots = places if len(places) <= MAX_DOTS else places[-1:]
-    circles = [tag("circle", cx=x, cy=y, r=2.6) for x, y in dots]
-    kind = f"curve s{series.colour}" + (" dashed" if series.dashed else "")
-    return tag("g", tag("path", d=path), *circles, class_=kind)

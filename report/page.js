@@ -71,9 +71,9 @@ for (const table of document.querySelectorAll(".sortable")) {
 // Detections below the chosen score are hidden.
 const slider = document.querySelector("#score");
 if (slider) {
-  const told = document.querySelector("#score-value");
+  const shown = document.querySelector("#score-value");
   const apply = () => {
-    told.textContent = Number(slider.value).toFixed(2);
+    shown.textContent = Number(slider.value).toFixed(2);
     for (const region of document.querySelectorAll("[data-score]")) {
       region.classList.toggle("hidden", Number(region.dataset.score) < Number(slider.value));
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from inference.visualize import class_colour
 from report.html import escape, tag
-from report.marks import class_rgb
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -33,7 +33,8 @@ def page(title: str, remarks: Sequence[str], lead: str, sections: Sequence[Secti
     """
     sections = [section for section in sections if section.html]
     folder = Path(__file__).parent
-    style = (folder / "page.css").read_text(encoding="utf-8") + _class_colours(labels)
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    style += "".join(f".c{label}{{--class:rgb{class_colour(label)}}}" for label in sorted(labels))
     script = (folder / "page.js").read_text(encoding="utf-8")
     head = [
         tag("meta", charset="utf-8"),
@@ -46,16 +47,9 @@ def page(title: str, remarks: Sequence[str], lead: str, sections: Sequence[Secti
     ]
     links = [tag("a", escape(section.title), href=f"#{section.name}") for section in sections]
     top = tag("h1", escape(title)), *(tag("p", escape(text)) for text in remarks), tag("nav", *links)
-    parts = [_section(section) for section in sections]
+    parts = []
+    for section in sections:
+        note = [tag("p", escape(section.note), class_="note")] if section.note else []
+        parts.append(tag("section", tag("h2", escape(section.title)), *note, section.html, id=section.name))
     body = [tag("header", *top), tag("main", lead, *parts), tag("dialog"), tag("script", script)]
     return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
-
-
-def _section(section: Section) -> str:
-    note = [tag("p", escape(section.note), class_="note")] if section.note else []
-    return tag("section", tag("h2", escape(section.title)), *note, section.html, id=section.name)
-
-
-def _class_colours(labels: set[int]) -> str:
-    colours: Mapping[int, tuple[int, int, int]] = {label: class_rgb(label) for label in sorted(labels)}
-    return "".join(f".c{label}{{--class:rgb{colour}}}" for label, colour in colours.items())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from report.contents import Boxes, Region, Source
-from report.errors import Mistake, count_kinds, false_positives, misses
 from report.html import escape, tag
-from report.marks import definition, marked, marked_crop
-from report.matching import RIGHT, Matches
+from report.mistakes import RIGHT, Matches, Mistake, count_kinds, false_positives, misses
 from report.page import Section
-from report.pictures import Picture, read_crop
+from report.pictures import EmbeddedPicture, definition, marked, marked_crop, read_crop
+from report.source import Boxes, Region, ReportSource
 
 CROPS = 120  # of both kinds, shared out among the classes
 MOST_CROPS_EACH = 5  # of a class and kind
@@ -23,7 +21,7 @@ class Shown(NamedTuple):
     """A picture with what is there and what was found; `title` is its file and id."""
 
     title: str
-    picture: Picture
+    picture: EmbeddedPicture
     truth: Sequence[Region]
     found: Sequence[Region]
 
@@ -46,33 +44,27 @@ def pictures_section(shown: Sequence[Shown], names: Mapping[int, str], threshold
         figure = tag("div", *pair, class_="pair"), tag("figcaption", escape(one.title))
         cards.append(definition(one.picture, name) + tag("figure", *figure, class_="card picture"))
     labels = {region.label for one in shown for region in (*one.truth, *one.found)}
-    controls = (_slider(threshold) if has_scores else "") + _colour_key(labels, names)
+    keys = [tag("span", escape(names.get(label, label)), class_=f"c{label}") for label in sorted(labels)]
+    controls = tag("p", *keys, class_="colours")
+    if has_scores:
+        value = f"{threshold:.2f}"
+        output = tag("output", value, id="score-value", for_="score")
+        label = tag("label", f"Detections from a score of {output}", for_="score")
+        slider = tag("input", type="range", id="score", min=0, max=1, step=0.01, value=value)
+        controls = tag("div", label, slider, class_="controls") + controls
     title = f"The first {len(cards)} validation pictures"
     html = controls + tag("div", *cards, class_="pictures") if cards else ""
     return Section(title, "pictures", "A click on a picture shows it large.", html)
 
 
-def _colour_key(labels: Iterable[int], names: Mapping[int, str]) -> str:
-    keys = [tag("span", escape(names.get(label, label)), class_=f"c{label}") for label in sorted(labels)]
-    return tag("p", *keys, class_="colours")
-
-
-def _slider(threshold: float) -> str:
-    value = f"{threshold:.2f}"
-    told = tag("output", value, id="score-value", for_="score")
-    label = tag("label", f"Detections from a score of {told}", for_="score")
-    slider = tag("input", type="range", id="score", min=0, max=1, step=0.01, value=value)
-    return tag("div", label, slider, class_="controls")
-
-
 def mistakes_section(
-    found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], source: Source
+    found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], source: ReportSource
 ) -> Section:
     """Crops of the worst mistakes, class by class."""
     each = max(1, min(MOST_CROPS_EACH, CROPS // (2 * max(1, len(names)))))
     both = (found, truth, matches, names, each)
     mistakes = sorted([*false_positives(*both), *misses(*both)], key=lambda mistake: mistake.rank)
-    crops = _crops(mistakes, source)
+    crops = crops_in_time(mistakes, source)
     cards = []
     for label in sorted({mistake.label for mistake, _ in crops}):
         parts = [tag("h3", escape(names.get(label, label)))]
@@ -81,14 +73,15 @@ def mistakes_section(
             if chosen:
                 parts += [tag("h4", title), tag("div", *chosen, class_="crops")]
         cards.append(tag("div", *parts, class_="card class"))
-    note = _mistakes_note(found, truth, matches)
+    note = mistakes_in_words(found, truth, matches)
     if len(crops) < len(mistakes):
         note += f" {len(mistakes) - len(crops)} crops were left out, to save time."
     html = tag("div", *cards, class_="classes") if cards else ""
     return Section("Worst mistakes", "mistakes", note, html)
 
 
-def _mistakes_note(found: Boxes, truth: Boxes, matches: Matches) -> str:
+def mistakes_in_words(found: Boxes, truth: Boxes, matches: Matches) -> str:
+    """How many detections are right, wrong in which way, and how many objects are missed."""
     right = int(((found.score >= matches.threshold) & (matches.kind == RIGHT)).sum())
     kinds = ", ".join(f"{n:,} {name}" for name, n in count_kinds(found, matches).items() if n)
     objects = int((~truth.crowd).sum())
@@ -101,7 +94,7 @@ def _mistakes_note(found: Boxes, truth: Boxes, matches: Matches) -> str:
     )
 
 
-def _crops(mistakes: Sequence[Mistake], source: Source) -> list[tuple[Mistake, str]]:
+def crops_in_time(mistakes: Sequence[Mistake], source: ReportSource) -> list[tuple[Mistake, str]]:
     """Mistakes with their crops, in their order, as many as time allows."""
     end = time.perf_counter() + SECONDS_FOR_CROPS
     crops: list[tuple[Mistake, str]] = []

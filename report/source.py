@@ -1,4 +1,4 @@
-"""What the training report (report) shows of a data set and of an evaluation on it."""
+"""What a report shows, as plain values, and what reads it from a data set and an evaluation on it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,51 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_png import read_ids
-from report.contents import Boxes, Region, thinned
 from util.box_ops import box_cxcywh_to_xyxy
+
+LONGEST_MASK = 320  # pixels of a mask in the page
+
+
+class Region(NamedTuple):
+    """Something marked in a picture: an object, a detection or a segment.
+
+    label: category id.
+    box: x0 y0 x1 y1, relative to the picture, each in [0, 1].
+    score: in [0, 1]; None for ground truth and for segments.
+    mask: bool [h, w] over the whole picture, at any resolution; None where there is none.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    mask: np.ndarray | None = None
+
+
+def thinned(mask: np.ndarray, longest: int = LONGEST_MASK) -> np.ndarray:
+    """Every n-th row and column of a mask [h, w], so that its longer side is about `longest` or below."""
+    step = max(1, round(max(mask.shape) / longest))
+    return mask[::step, ::step]
+
+
+class Boxes(NamedTuple):
+    """Boxes of many images as columns of length N.
+
+    image_id, label: int64; box: float64 [N, 4], x, y, width, height in pixels; score: float64, nan for ground
+    truth; crowd: bool, of ground truth.
+    """
+
+    image_id: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+    score: np.ndarray
+    crowd: np.ndarray
+
 
 MOST_MASKS = 20  # detections with masks in a picture: each is decoded at the picture's full size
 
@@ -60,10 +97,10 @@ class ReportSource:
     ) -> dict[int, list[Region]]:
         """By image id the segments of a panoptic model, else at most `count` detections of highest score.
 
-        Call it behind `truth` of the same images, which learns how large they are.
+        Call it after `truth` of the same images, which learns how large they are.
         """
         if self.panoptic_folder is not None:
-            return self._segments(image_ids)
+            return self.predicted_segments(image_ids)
         if evaluator is None:
             return {image_id: [] for image_id in image_ids}
         columns = _of_known_classes(evaluator)
@@ -73,7 +110,7 @@ class ReportSource:
             rows = np.flatnonzero(columns["image_id"] == image_id)
             rows = rows[np.argsort(-columns["score"][rows], kind="stable")][:count]
             of_image = {name: values[rows] for name, values in columns.items()}
-            regions[image_id] = _detections(of_image, *self._sizes[image_id])
+            regions[image_id] = detections(of_image, *self._sizes[image_id])
         return regions
 
     def boxes(self, evaluator: CocoEvaluator | None, count: int) -> tuple[Boxes, Boxes] | None:
@@ -101,12 +138,17 @@ class ReportSource:
         """Rows of figures in [0, 1] by `id`: `bbox` and `segm` (AP, AP50, AR), `panoptic` (pq, sq, rq)."""
         figures: dict[str, Sequence[dict[str, Any]]] = {}
         if self.panoptic_folder is not None:
-            figures["panoptic"] = _read_class_table(self.panoptic_folder / "per_class.csv")
+            numbers = ("pq", "sq", "rq")
+            with open(self.panoptic_folder / "per_class.csv", newline="", encoding="utf-8") as file:
+                figures["panoptic"] = [
+                    {**row, "id": int(row["id"]), **{k: float(row[k]) if row[k] else None for k in numbers}}
+                    for row in csv.DictReader(file)
+                ]
         if evaluator is not None:
             figures |= {kind: evaluator.per_class(kind) for kind in evaluator.iou_types}
         return figures
 
-    def _segments(self, image_ids: Sequence[int]) -> dict[int, list[Region]]:
+    def predicted_segments(self, image_ids: Sequence[int]) -> dict[int, list[Region]]:
         """The panoptic predictions that the evaluator wrote."""
         assert self.panoptic_folder is not None
         content = json.loads((self.panoptic_folder / "predictions.json").read_text(encoding="utf-8"))
@@ -115,7 +157,7 @@ class ReportSource:
         for image_id in image_ids:
             ids = thinned(read_ids(self.panoptic_folder / entries[image_id]["file_name"]))
             masks = [(ids == s["id"], s["category_id"]) for s in entries[image_id]["segments_info"]]
-            regions[image_id] = [Region(label, _bounds(mask), None, mask) for mask, label in masks]
+            regions[image_id] = [Region(label, bounds(mask), None, mask) for mask, label in masks]
         return regions
 
 
@@ -126,7 +168,8 @@ def _of_known_classes(evaluator: CocoEvaluator) -> dict[str, np.ndarray]:
     return {name: values[known] for name, values in columns.items()}
 
 
-def _detections(columns: dict[str, np.ndarray], width: int, height: int) -> list[Region]:
+def detections(columns: dict[str, np.ndarray], width: int, height: int) -> list[Region]:
+    """The predictions of one image, as columns, as regions."""
     masks: Sequence[np.ndarray | None] = [None] * len(columns["score"])
     if "rle" in columns:
         from pycocotools import mask as coco_mask
@@ -141,23 +184,10 @@ def _detections(columns: dict[str, np.ndarray], width: int, height: int) -> list
     return [Region(label, tuple(box), score, mask) for label, box, score, mask in rows]
 
 
-def _bounds(mask: np.ndarray) -> tuple[float, float, float, float]:
+def bounds(mask: np.ndarray) -> tuple[float, float, float, float]:
     """The box around a mask [h, w], relative to it; empty for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return 0.0, 0.0, 0.0, 0.0
     height, width = mask.shape
     return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
-
-
-def _read_class_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a PanopticEvaluator's per_class.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {
-                **row,
-                "id": int(row["id"]),
-                **{k: float(row[k]) if row[k] else None for k in ("pq", "sq", "rq")},
-            }
-            for row in csv.DictReader(file)
-        ]

@@ -19,7 +19,7 @@ from util.distributed import is_main_process
 from util.errors import UserError
 
 if TYPE_CHECKING:
-    from report import Report
+    from report import RunReport
 
 
 class Evaluation(NamedTuple):
@@ -69,7 +69,7 @@ def evaluate_only(
     source: Source | None,
     evaluation: Evaluation,
     records: RunRecords,
-    report: Report | None,
+    report: RunReport | None,
     categories: dict[int, str],
 ) -> None:
     """`--eval`: print and record the figures of a model, and with `--ema` of its averaged weights."""

@@ -43,7 +43,7 @@ from util.meters import MetricLogger
 from util.random_state import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
-    from report import Report
+    from report import RunReport
 
 
 class Training:
@@ -71,7 +71,7 @@ class Training:
         loader: DataLoader,
         evaluation: Evaluation,
         records: RunRecords,
-        report: Report | None,
+        report: RunReport | None,
         categories: dict[int, str],
         source: Source | None,
     ):

@@ -1,4 +1,4 @@
-"""The command line on whole folders: files written, numbers equal evaluation's, mistakes told in one line."""
+"""The command line on whole folders: files written, numbers equal evaluation's, mistakes in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STUFF = (5, 9)  # of the classes that the panoptic model finds
 
 
 def predicted(*words: object) -> int:
-    """predict.py in this process, on the CPU, without workers unless told -> exit status."""
+    """predict.py in this process, on the CPU, without workers unless asked for -> exit status."""
     try:
         return predict.run(["--device", "cpu", "--num_workers", "0", *map(str, words)])
     except SystemExit as end:  # argparse ends so
@@ -125,12 +125,12 @@ def test_a_folder_is_drawn_and_told(
     for path, (width, height) in zip(drawn, VAL_SIZES, strict=True):
         with Image.open(path) as image:
             assert image.size[0] / image.size[1] == width / height and image.format == "JPEG"
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == len(pictures) + 1
-    for line, path in zip(told, pictures, strict=False):
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(pictures) + 1
+    for line, path in zip(printed, pictures, strict=False):
         name = "|".join(CUSTOM_CATEGORIES.values())
         assert re.fullmatch(rf"{re.escape(str(path))}: (nothing|\d+ ({name})(, \d+ ({name}))*)", line)
-    assert told[-1] == f"4 of 4 pictures done: {tmp_path / 'new' / 'out'}"
+    assert printed[-1] == f"4 of 4 pictures done: {tmp_path / 'new' / 'out'}"
 
 
 def test_batches_and_workers_change_nothing_where_sizes_are_the_same(

@@ -5,7 +5,7 @@
 
 It shows boxes, masks or panoptic segments, whatever the model gives; a slider for the threshold and a choice
 of classes act without running the model again; a click on an object shows the attention it was found with, a
-click beside all objects where the encoder looks from that place. The numbers, and the JSON file to download,
+click where no object is shows where the encoder looks from there. The numbers, and the JSON file to download,
 are those of predict.py.
 
 The page works without a network. It is served to this machine alone unless --host says otherwise: everybody
@@ -23,10 +23,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from util.command_line import RecipeParser, at_least, trained_model_flags
 from util.errors import UserError, exit_status
 
+if TYPE_CHECKING:
+    import gradio
+
+SESSIONS = 32  # visitors whose pictures are kept; the one who came first is forgotten first
+CSS = "#drawn img, #attention img { max-height: 75vh; }"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -63,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     warm_up(trained)
     with tempfile.TemporaryDirectory(prefix="detr-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from tools.app_page import build_page, serve
+        from tools.app_page import build_page
 
         page = build_page(trained, Limits(args.max_megabytes, args.max_megapixels))
         try:
@@ -76,8 +82,46 @@ def main(args: argparse.Namespace) -> None:
             page.close(verbose=False)
 
 
+def serve(page: gradio.Blocks, host: str, port: int, megabytes: float) -> str:
+    """Serve the page in threads of its own -> its address.
+
+    Args:
+        megabytes: larger uploads are refused while they arrive.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    import gradio as gr
+
+    # Fonts that every machine has: gradio's may come from the network.
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=round(2**20 * megabytes),
+            state_session_capacity=SESSIONS,
+            theme=theme,
+            css=CSS,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            num_workers=0,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({error})") from error
+    return address
+
+
 def prepare_gradio(host: str) -> None:
-    """Import gradio, told to keep to itself.
+    """Import gradio, with its reports to its makers turned off.
 
     Raises:
         UserError: it is not installed.

@@ -1,6 +1,6 @@
 """A picture that somebody gives to the page of tools/app.py: checked, read, and shown to the model once.
 
-Everything that is asked of it later is answered from what the model said then; see tools/app_found.py.
+Everything that is asked of it later is answered from what the model said then; see tools/app_results.py.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def refuse_large(path: str | os.PathLike, name: str, limits: Limits) -> None:
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: far more than {limits.megapixels:g} megapixels") from error
     except Exception:
-        return  # read_picture tells better what is wrong with it
+        return  # read_picture says better what is wrong with it
     if width * height > 1e6 * limits.megapixels:
         raise UserError(
             f"{name}: {width} x {height} are {width * height / 1e6:.3g} megapixels, and no more than "
@@ -118,10 +118,14 @@ def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: L
     _wait(trained.device)
     done = time.perf_counter()
     height, width = picture.shape[1:]
+    shown = picture
+    if max(height, width) > SHOWN_SIDE:
+        scale = SHOWN_SIDE / max(height, width)
+        shown = resize(picture, None, (max(1, round(scale * width)), max(1, round(scale * height))))[0]
     return Look(
         name,
         (height, width),
-        _shown(picture),
+        shown,
         image,
         trained,
         outputs,
@@ -158,18 +162,9 @@ def _ask(trained: TrainedModel, batch: Any, name: str) -> Outputs:
 
 
 def _wait(device: torch.device) -> None:
-    """Let a device finish what it was given, so that a clock tells how long that took."""
+    """Let a device finish what it was given, so that a clock shows how long that took."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _shown(picture: Tensor) -> Tensor:
-    """A picture uint8 [3, H, W], smaller if a side exceeds SHOWN_SIDE."""
-    height, width = picture.shape[1:]
-    if max(height, width) <= SHOWN_SIDE:
-        return picture
-    scale = SHOWN_SIDE / max(height, width)
-    return resize(picture, None, (max(1, round(scale * width)), max(1, round(scale * height))))[0]
 
 
 def file_name(text: str | None) -> str:

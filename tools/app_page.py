@@ -1,4 +1,4 @@
-"""The page of tools/app.py: gradio's components, and which of them is answered by what.
+"""The page of tools/app.py: gradio's components, and what they answer when visitors do something.
 
 A picture goes to the model once. Its answer stays with the visitor's session, and threshold, classes, kind
 and clicks are served from it.
@@ -6,22 +6,37 @@ and clicks are served from it.
 
 from __future__ import annotations
 
+import html
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
+from inference.drawing import draw
+from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found
 from inference.trained import TrainedModel
-from tools.app_answers import MOST, Answers, default_threshold, uploaded, within_slider
-from tools.app_found import kinds_of
-from tools.app_look import LEAST, Limits
+from inference.visualize import save_picture
+from tools.app_look import LEAST, Limits, Look, file_name, look_at
+from tools.app_results import (
+    Choice,
+    draw_where,
+    find,
+    hit,
+    in_words,
+    kinds_of,
+    table,
+    to_shown,
+    written,
+)
 from util.errors import UserError
 
 COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
-SESSIONS = 32  # visitors whose pictures are kept; the one who came first is forgotten first
 HOUR = 3600  # seconds after which a visitor's picture, and whatever was drawn of it, is forgotten
-CSS = "#drawn img, #attention img { max-height: 75vh; }"
 
 
 @dataclass
@@ -41,7 +56,7 @@ class Results:
     """What they see."""
 
     drawn: gr.Image
-    told: gr.Textbox
+    words: gr.Textbox
     rows: gr.Dataframe
     explained: gr.Column
     attention: gr.Image
@@ -62,7 +77,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
                 controls = _controls(trained, limits)
             with gr.Column(scale=5, min_width=400):
                 drawn = _picture("drawn")
-                told = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="told")
+                words = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="words")
         with gr.Column(visible=False) as explained:
             attention = _picture("attention")
         rows = gr.Dataframe(
@@ -72,7 +87,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
             interactive=False,
             elem_id="rows",
         )
-        results = Results(drawn, told, rows, explained, attention)
+        results = Results(drawn, words, rows, explained, attention)
         _connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
     return page
 
@@ -125,7 +140,7 @@ def _connect(answers: Answers, look: gr.State, controls: Controls, results: Resu
     """Say what answers which component; the buttons' files are made after the picture is shown."""
     choice = [look, controls.kind, controls.threshold, controls.classes]
     buttons = [controls.json, controls.png]
-    shown = [results.drawn, results.told, results.rows, *buttons]
+    shown = [results.drawn, results.words, results.rows, *buttons]
     explained = [results.explained, results.attention]
     loud: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = {**loud, "show_progress": "hidden"}
@@ -152,37 +167,127 @@ def _connect(answers: Answers, look: gr.State, controls: Controls, results: Resu
     results.rows.select(answers.chosen, choice, explained, **loud)
 
 
-def serve(page: gr.Blocks, host: str, port: int, megabytes: float) -> str:
-    """Serve the page in threads of its own -> its address.
+# --- Answers --------------------------------------------------------------------------------------------
+
+MOST = 0.99
+"""The highest threshold."""
+
+Values = tuple[Any, ...]
+
+
+class Answers:
+    """What visitors are answered; each visitor's picture is kept by gradio, not here.
 
     Args:
-        megabytes: larger uploads are refused while they arrive.
-
-    Raises:
-        UserError: the port is taken.
+        trained: the model.
+        limits: of the pictures it is given.
+        cache: folder that gradio serves files from, and where it deletes old ones.
     """
-    # Fonts that every machine has: gradio's may come from the network.
-    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            max_file_size=round(2**20 * megabytes),
-            state_session_capacity=SESSIONS,
-            theme=theme,
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            num_workers=0,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
+
+    def __init__(self, trained: TrainedModel, limits: Limits, cache: str):
+        self.trained = trained
+        self.limits = limits
+        self.cache = cache
+
+    def see(
+        self, given: tuple[str, str] | None, kind: str, threshold: float, classes: Sequence[int]
+    ) -> Values:
+        """A new picture, or none -> what is kept of it, what `show` gives, and no attention yet."""
+        look, reason = None, ""
+        if given is not None:
+            try:
+                look = look_at(self.trained, *given, self.limits)
+            except UserError as error:
+                reason = str(error)
+                gr.Warning(html.escape(reason))
+        return look, *self.show(look, kind, threshold, classes, reason), *_no_attention()
+
+    def show(
+        self, look: Look | None, kind: str, threshold: float, classes: Sequence[int], reason: str = ""
+    ) -> Values:
+        """What is found: drawn, in words, as a table; and two buttons that wait for their files.
+
+        Args:
+            reason: why there is no picture.
+        """
+        waiting = gr.DownloadButton(interactive=False)
+        if look is None:
+            return None, reason, [], waiting, waiting
+        started = time.perf_counter()
+        found = find(look, _choice(kind, threshold, classes))
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        drawn = self._saved(draw(look.shown, found, self.trained.names), f"{Path(look.name).stem}.jpg")
+        return drawn, in_words(look, found, milliseconds), table(look, found), waiting, waiting
+
+    def files(self, look: Look | None, kind: str, threshold: float, classes: Sequence[int]) -> Values:
+        """The two buttons with what they download: JSON, and the ids of panoptic segments as a PNG."""
+        contents = {} if look is None else written(look, _choice(kind, threshold, classes))
+        folder = Path(tempfile.mkdtemp(dir=self.cache))
+        paths: dict[str, str] = {}
+        for name, content in contents.items():
+            path = folder / name
+            path.write_bytes(content)
+            paths[path.suffix] = str(path)
+        json, png = paths.get(".json"), paths.get(".png")
+        return (
+            gr.DownloadButton(value=json, interactive=json is not None),
+            gr.DownloadButton(value=png, interactive=png is not None, visible=kind == PANOPTIC),
         )
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be listened on ({error})") from error
-    return address
+
+    def clicked(
+        self, look: Look | None, kind: str, threshold: float, classes: Sequence[int], event: gr.SelectData
+    ) -> Values:
+        """A click into the drawn picture -> the attention of what is there, or from there."""
+        if look is None:
+            return _no_attention()
+        found = find(look, _choice(kind, threshold, classes))
+        point = to_shown(look, *event.index)
+        return self._attention(look, found, hit(found, *point), point)
+
+    def chosen(
+        self, look: Look | None, kind: str, threshold: float, classes: Sequence[int], event: gr.SelectData
+    ) -> Values:
+        """A click on a row of the table, which may be sorted -> the attention of its detection."""
+        if look is None:
+            return _no_attention()
+        found = find(look, _choice(kind, threshold, classes))
+        number = int(event.row_value[0] or 0) if event.row_value else 0
+        return self._attention(look, found, number - 1) if 0 < number <= len(found) else _no_attention()
+
+    def _attention(
+        self, look: Look, found: Found, index: int | None, point: tuple[float, float] = (0, 0)
+    ) -> Values:
+        try:
+            sheet = draw_where(look, found, index, point)
+        except UserError as error:
+            gr.Info(html.escape(str(error)))
+            return _no_attention()
+        return gr.Column(visible=True), self._saved(sheet, "attention.jpg")
+
+    def _saved(self, picture: Tensor, name: str) -> str:
+        path = Path(tempfile.mkdtemp(dir=self.cache)) / name
+        save_picture(picture, path)
+        return str(path)
+
+
+def _no_attention() -> Values:
+    return gr.Column(visible=False), None
+
+
+def _choice(kind: str, threshold: float, classes: Sequence[int]) -> Choice:
+    return Choice(kind, threshold, frozenset(classes))
+
+
+def uploaded(payload: Any) -> tuple[str, str] | None:
+    """What gradio knows of an uploaded file -> its path, and the name it had."""
+    return None if payload is None or not payload.path else (payload.path, file_name(payload.orig_name))
+
+
+def default_threshold(kind: str) -> float:
+    """The published one."""
+    return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
+
+
+def within_slider(value: float | None) -> float:
+    """A threshold that somebody types, perhaps not to its end, as one that the slider has."""
+    return min(max(value or 0, LEAST), MOST)

@@ -42,17 +42,17 @@ def to_hf(trained: TrainedModel, folder: Path) -> dict[str, float]:
         folder: is made if missing; files of those names in it are replaced.
 
     Returns:
-        The largest differences between both; see hf_compare.differences.
+        The largest differences between both; see hf_models.differences.
 
     Raises:
         UserError: transformers has no such model, or computes something else; nothing is written.
     """
-    from tools.hf_compare import checked
     from tools.hf_config import processor_of
-    from tools.hf_models import hf_model, import_transformers, load_hf
+    from tools.hf_models import checked, hf_model, import_transformers, load_hf
 
     import_transformers()
-    with _beside(folder) as scratch:
+    with _beside(folder) as name:
+        scratch = Path(name)
         theirs = hf_model(trained)
         theirs.save_pretrained(scratch)
         processor_of(trained.args).save_pretrained(scratch)
@@ -79,21 +79,20 @@ def from_hf(source: str, path: Path) -> dict[str, float]:
         path: of the checkpoint; `.safetensors` gives one in that format.
 
     Returns:
-        The largest differences between both; see hf_compare.differences.
+        The largest differences between both; see hf_models.differences.
 
     Raises:
-        UserError: there is no such model, it is none of ours, or ours computes something else; nothing is
-            written.
+        UserError: there is no such model, it is not a DETR as built here, or the two compute something else;
+            nothing is written.
     """
     from inference.trained import load_trained
-    from tools.hf_compare import checked
-    from tools.hf_models import import_transformers, load_hf
+    from tools.hf_models import checked, import_transformers, load_hf
     from util.checkpoint_file import save_checkpoint
 
     import_transformers()
     theirs = load_hf(source)
-    with _beside(path) as scratch:
-        written = scratch / path.name
+    with _beside(path) as name:
+        written = Path(name) / path.name
         save_checkpoint(checkpoint_of(theirs, source), written)
         found = checked(load_trained(written).model, theirs, str(path))
         try:
@@ -107,12 +106,19 @@ def checkpoint_of(theirs: Any, source: str) -> dict[str, Any]:
     """transformers' model as our checkpoint.
 
     Raises:
-        UserError: it is none of ours.
+        UserError: it is not a DETR as built here.
     """
+    import transformers
+
     from inference.architecture import settings_from_weights
     from tools import hf_config, hf_names
 
     config = theirs.config
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(source)
+        image_settings = hf_config.image_settings_of(processor, source)
+    except (OSError, ValueError):  # the model brings no preprocessor_config.json
+        image_settings = {}
     given = hf_config.settings_of(config, source)
     try:
         state = hf_names.state_from_hf(theirs.state_dict(), hf_config.uses_timm(config))
@@ -123,37 +129,19 @@ def checkpoint_of(theirs: Any, source: str) -> dict[str, Any]:
     seen.pop("dataset_file")  # a guess
     args = vars(get_args_parser().parse_args([])) | seen | {"aux_loss": True, "backbone_weights": "none"}
     args |= {"dataset_file": "coco_panoptic"} if args["masks"] else {}
-    args |= _image_settings(source) | given
+    args |= image_settings | given
     checkpoint = {"model": state, "args": args, "categories": hf_config.names_of(config)}
     is_thing = hf_config.things_of(config)
     return checkpoint if is_thing is None else {**checkpoint, "is_thing": is_thing}
 
 
-def _image_settings(source: str) -> dict[str, Any]:
-    """`eval_scale` and `max_size`, where the model brings a preprocessor_config.json."""
-    import transformers
-
-    from tools.hf_config import image_settings_of
-
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):
-        return {}
-    return image_settings_of(processor, source)
-
-
 # --- The command line ----------------------------------------------------------------------------------
 
 
-class _Scratch(tempfile.TemporaryDirectory):
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
-
-
-def _beside(target: Path) -> _Scratch:
+def _beside(target: Path) -> tempfile.TemporaryDirectory:
     """A hidden folder next to a target, from which files can be renamed into place."""
     try:
-        return _Scratch(prefix=f".{target.name}.", dir=target.absolute().parent)
+        return tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
 
@@ -169,7 +157,7 @@ def get_parser() -> argparse.ArgumentParser:
     there.add_argument("checkpoint", help="a file, a URL, or a hub name such as detr_resnet50_panoptic")
     there.add_argument("folder", type=Path, help="where to write")
     flag = there.add_argument_group(
-        "what weights alone do not tell, where the checkpoint holds no flags"
+        "what weights alone do not say, where the checkpoint holds no flags"
     ).add_argument
     flag("--dilation", action="store_true", default=None, help="DC5")
     flag("--nheads", type=int, help="attention heads (8)")
@@ -184,9 +172,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Convert, and tell how far both models are apart."""
-    from tools.hf_compare import told
-    from tools.hf_models import import_transformers
+    """Convert, and say how far both models are apart."""
+    from tools.hf_models import import_transformers, in_words
+    from util.checkpoint_file import load_checkpoint
 
     if args.command == "from-hf":
         found, written = from_hf(args.folder, args.checkpoint), args.checkpoint
@@ -196,20 +184,15 @@ def main(args: argparse.Namespace) -> None:
         import_transformers()
         overrides = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
         found, written = to_hf(load_trained(args.checkpoint, **overrides), args.folder), args.folder
-    print(f"{written}: written; largest differences on two padded images, in double precision: {told(found)}")
+    apart = f"largest differences on two padded images, in double precision: {in_words(found)}"
+    print(f"{written}: written; {apart}")
     if args.command == "from-hf":
-        flags = _flags(written)
+        # The flags that main.py needs in addition to a checkpoint: those of its model and its images.
+        stored, default = load_checkpoint(written)["args"], get_args_parser().parse_args([])
+        changed = {name: stored[name] for name in OF_MODEL if stored[name] != getattr(default, name)}
+        flags = " ".join(f"--{k}" if value is True else f"--{k} {value}" for k, value in changed.items())
         paths = "--coco_path ..." + (" --coco_panoptic_path ..." if "coco_panoptic" in flags else "")
         print(f"evaluate it with: python main.py --eval --resume {written} {flags} {paths}")
-
-
-def _flags(checkpoint: Path) -> str:
-    """The flags that main.py needs beside a checkpoint: those of its model and its images."""
-    from util.checkpoint_file import load_checkpoint
-
-    stored, default = load_checkpoint(checkpoint)["args"], get_args_parser().parse_args([])
-    changed = {name: stored[name] for name in OF_MODEL if stored[name] != getattr(default, name)}
-    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in changed.items())
 
 
 def run(argv: list[str] | None = None) -> int:

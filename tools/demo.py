@@ -128,7 +128,7 @@ def draw_segments(image: Tensor, masks: Tensor, labels: Tensor, names: dict[int,
     coloured = draw_masks(image, masks[is_stuff], labels[is_stuff])
     things = masks[~is_stuff]
     boxes = masks_to_boxes(things)
-    boxes[:, 2:] += 1  # the index of the last pixel becomes the edge behind it
+    boxes[:, 2:] += 1  # the index of the last pixel becomes the edge after it
     return draw_detections(coloured, boxes, labels[~is_stuff], names=names, masks=things)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NO_NAME = "N/A"  # what published configurations call ids without a category
 ENTRY = "detr_checkpoint"
-_STORED = ("backbone", "backbone_norm", "dataset_file")  # beside the losses' weights, where they are broken
+_STORED = ("backbone", "backbone_norm", "dataset_file")  # and the losses' weights that are not whole numbers
 
 # Flag -> transformers' whole numbers, in training only.
 _LOSSES = {
@@ -66,7 +66,7 @@ def config_of(
         raise UserError("--pre_norm: transformers' DETR has no norms in front of its sub-layers")
     entries: dict[str, Any]
     entries = {theirs: getattr(args, ours) for ours, them in _FLAGS.items() for theirs in them}
-    entries |= {"backbone_config": _backbone_config(args), "dilation": args.dilation}
+    entries |= {"backbone_config": backbone_config(args), "dilation": args.dilation}
     whole = {ours: float(getattr(args, ours)) for ours in _LOSSES if float(getattr(args, ours)).is_integer()}
     entries |= {_LOSSES[ours]: int(value) for ours, value in whole.items()}
     kept = [name for name in (*_STORED, *_LOSSES) if name not in whole]
@@ -84,11 +84,9 @@ def config_of(
     return DetrConfig(**entries)
 
 
-def _backbone_config(args: argparse.Namespace) -> dict[str, Any]:
+def backbone_config(args: argparse.Namespace) -> dict[str, Any]:
     """transformers' own ResNet where it computes the same; otherwise timm's."""
-    from torchvision.models import resnet
-
-    from models.resnet import RESNETS
+    from models.resnet import RESNETS, BasicBlock
 
     if args.backbone not in RESNETS:
         raise UserError(f"--backbone {args.backbone}: exchanged are {', '.join(RESNETS)}")
@@ -104,7 +102,7 @@ def _backbone_config(args: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "model_type": "resnet",
-        "layer_type": "basic" if depth.block is resnet.BasicBlock else "bottleneck",
+        "layer_type": "basic" if depth.block is BasicBlock else "bottleneck",
         "depths": list(depth.blocks[: args.backbone_stages]),
         "hidden_sizes": [64 * 2**i * depth.block.expansion for i in range(args.backbone_stages)],
         "out_features": [f"stage{stage}" for stage in stages],
@@ -142,11 +140,15 @@ def settings_of(config: DetrConfig, source: str) -> dict[str, Any]:
         settings[ours] = values[0]
     settings |= {ours: getattr(config, theirs) for ours, theirs in _LOSSES.items()}
     settings["num_classes"] = config.num_labels
-    return settings | _own(config).get("args", {}) | _backbone_settings(config, source)
+    return settings | _own(config).get("args", {}) | backbone_settings(config, source)
 
 
-def _backbone_settings(config: DetrConfig, source: str) -> dict[str, Any]:
-    """Raises UserError: the backbone is none of ours."""
+def backbone_settings(config: DetrConfig, source: str) -> dict[str, Any]:
+    """The flags that a configuration's backbone decides.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
     from models.resnet import RESNETS
 
     body: Any = config.backbone_config
@@ -210,7 +212,7 @@ def processor_of(args: argparse.Namespace) -> DetrImageProcessor:
 
 
 def image_settings_of(processor: Any, source: str) -> dict[str, Any]:
-    """`eval_scale` and `max_size`; what else is done to images there is told on stderr."""
+    """`eval_scale` and `max_size`; what else is done to images there is said on stderr."""
     from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
     same = processor.do_normalize and processor.do_rescale
@@ -221,7 +223,7 @@ def image_settings_of(processor: Any, source: str) -> dict[str, Any]:
     sides = size.get("shortest_edge"), size.get("longest_edge")
     if not same or not processor.do_resize or None in sides:
         warn(
-            f"{source}: preprocessor_config.json prepares images otherwise than --eval here does: "
+            f"{source}: preprocessor_config.json prepares images differently from --eval here: "
             f"size {size}, mean {processor.image_mean}, std {processor.image_std}"
         )
     return {} if None in sides else {"eval_scale": sides[0], "max_size": sides[1]}

@@ -1,14 +1,19 @@
-"""transformers' DETR as a module: filled with our weights, or loaded from where save_pretrained put it."""
+"""transformers' DETR as a module: filled with our weights, or loaded, and compared with a model here."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from util.errors import UserError
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 if TYPE_CHECKING:
     from inference.trained import TrainedModel
@@ -18,7 +23,7 @@ TIMM = "this backbone is timm's in transformers: pip install timm"
 
 
 def import_transformers() -> Any:
-    """transformers, told to keep its progress bars to itself.
+    """transformers, without its progress bars.
 
     The folder `datasets` here has the name of a library that transformers looks for. Only its Trainer and its
     model cards use that; nothing that is imported here does.
@@ -47,7 +52,6 @@ def hf_model(trained: TrainedModel) -> Any:
     Raises:
         UserError: transformers has no such model.
     """
-    import torch
     import transformers
 
     from tools.hf_config import config_of, uses_timm
@@ -69,13 +73,13 @@ def load_hf(source: str) -> Any:
     """transformers' model in float32 and evaluation mode.
 
     Raises:
-        UserError: there is none, it is damaged or none of ours, or weights are missing in it.
+        UserError: there is none, it is damaged or not a DETR, or weights are missing in it.
     """
     if not os.path.isdir(source) and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(f"{source}: neither a folder nor a name on the model hub (OWNER/NAME)")
     try:
-        with _silence():
-            model, report = _loaded(source)
+        with without_notices():
+            model, report = load_with_report(source)
     except ImportError as error:
         raise UserError(f"{source}: {TIMM}") from error
     except UserError:
@@ -89,9 +93,8 @@ def load_hf(source: str) -> Any:
     return model.eval()
 
 
-def _loaded(source: str) -> tuple[Any, dict[str, Any]]:
-    """A model and what became of its weights; one that is none of ours is refused before they are read."""
-    import torch
+def load_with_report(source: str) -> tuple[Any, dict[str, Any]]:
+    """A model and what became of its weights; one that is not a DETR is refused before they are read."""
     import transformers
 
     from tools.hf_config import settings_of
@@ -107,7 +110,7 @@ def _loaded(source: str) -> tuple[Any, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def without_notices() -> Iterator[None]:
     """Without transformers' table of weights that do not fit: one line says it."""
     from transformers.utils import logging
 
@@ -117,3 +120,52 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+# --- How far both are apart ------------------------------------------------------------------------------
+
+TOLERANCE = 1e-4
+SIZES = ((150, 198), (190, 131))  # height, width of the images that are compared on; each is padded
+
+
+def differences(ours: nn.Module, theirs: Any) -> dict[str, float]:
+    """The largest absolute differences: `logits`, `boxes` (in units of the image), `masks` (logits).
+
+    Both see the same two images of different sizes, in one padded batch, and compute in double precision. In
+    single precision a trained model's mask logits, which reach 100, lie 3e-4 from their own exact values: a
+    limit would judge rounding, not the function.
+    """
+    images = []
+    for seed, size in enumerate(SIZES):
+        coarse = torch.randn(1, 3, 7, 9, generator=torch.Generator().manual_seed(seed))
+        images.append(nn.functional.interpolate(coarse, size, mode="bicubic")[0])  # smooth colours
+    batch = nested_tensor_from_tensor_list(images)
+    assert batch.mask is not None
+    pixels = batch.tensors.double()
+    with torch.no_grad():
+        here = copy.deepcopy(ours).double()(NestedTensor(pixels, batch.mask))
+        there = copy.deepcopy(theirs).double()(pixel_values=pixels, pixel_mask=(~batch.mask).long())
+    pairs = {"logits": (here["pred_logits"], there.logits), "boxes": (here["pred_boxes"], there.pred_boxes)}
+    if "pred_masks" in here:
+        pairs["masks"] = here["pred_masks"], there.pred_masks
+    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
+
+
+def checked(ours: nn.Module, theirs: Any, target: str) -> dict[str, float]:
+    """`differences`, which are small.
+
+    Args:
+        target: what is not to be written otherwise, for messages.
+
+    Raises:
+        UserError: one is more than TOLERANCE.
+    """
+    found = differences(ours, theirs)
+    if not all(value <= TOLERANCE for value in found.values()):  # not a number differs, too
+        raise UserError(f"{target}: not written, because both models differ: {in_words(found)}")
+    return found
+
+
+def in_words(found: dict[str, float]) -> str:
+    """Differences in words."""
+    return ", ".join(f"{name} {value:.1e}" for name, value in found.items())

@@ -107,7 +107,7 @@ def state_from_hf(state: Mapping[str, Tensor], timm: bool) -> dict[str, Tensor]:
     Raises:
         KeyError: a tensor that we have no place for.
     """
-    return dict(_translated(_joined(state), timm, forward=False))
+    return dict(_translated(packed_projections(state), timm, forward=False))
 
 
 def counters_of(state: Mapping[str, Tensor]) -> list[int]:
@@ -116,7 +116,7 @@ def counters_of(state: Mapping[str, Tensor]) -> list[int]:
 
 
 def with_counters(state: Mapping[str, Tensor], counters: Sequence[int]) -> dict[str, Tensor]:
-    """Our state_dict with each batch norm's counter behind its other tensors.
+    """Our state_dict with each batch norm's counter after its other tensors.
 
     Args:
         counters: as `counters_of` gave them; none: the norms are frozen.
@@ -153,7 +153,7 @@ def _translated(state: Mapping[str, Tensor], timm: bool, forward: bool) -> Itera
             yield f"{attention}.{part}.{leaf.removeprefix('in_proj_')}", piece
 
 
-def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def packed_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' state_dict with q_proj, k_proj and v_proj of each attention as one `in_proj_*`."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state.items():

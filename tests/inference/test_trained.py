@@ -28,7 +28,7 @@ from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
 
-# Flags of small models -> what must be told from the weights alone.
+# Flags of small models -> what must be read from the weights alone.
 MODELS = {
     "r18": "",
     "two stages, batch norm": "--backbone_stages 2 --backbone_norm batch",

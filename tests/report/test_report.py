@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report import Report
+from report import RunReport
 from report.charts import Series, chart, value_axis
-from report.contents import Region, thinned
-from report.figures import class_table, curves, headline
+from report.curves import curves, headline
 from report.html import tag
-from report.marks import marked
-from report.pictures import CROP, LONGEST, read_crop, read_picture
+from report.pictures import CROP, LONGEST, marked, read_crop, read_picture
+from report.source import Region, thinned
+from report.tables import class_table
 from run.summary import Split
 
 NAMES = {1: "cat", 2: "dog", 3: "hen"}
@@ -177,7 +177,7 @@ def test_a_report_draws_no_random_numbers_and_reads_a_picture_once(tmp_path: Pat
     path = tmp_path / "a.png"
     Image.new("RGB", (20, 10), "green").save(path)
     splits = [Split("val", 1, {1: 1})]
-    report = Report(tmp_path, Still(path), {1: "leaf"}, splits, {"epochs": 3, "lr": 0.1}, {"lr": 0.2})
+    report = RunReport(tmp_path, Still(path), {1: "leaf"}, splits, {"epochs": 3, "lr": 0.1}, {"lr": 0.2})
     np.random.seed(0)
     expected = np.random.random()
     np.random.seed(0)

@@ -134,9 +134,9 @@ def test_curves_tell_their_values(browser: Browser, boxes_run: Path) -> None:
         box = curve.bounding_box()
         assert box is not None
         seen.page.mouse.move(box["x"] + box["width"] * 0.98, box["y"] + box["height"] / 2)
-        told = card.locator("output").inner_text().splitlines()
+        shown = card.locator("output").inner_text().splitlines()
         values = [f"{float(f'{lines[-1][key]:.4g}'):g}" for key in ("train_loss", "test_loss")]
-        assert told == ["epoch 2", f"train  {values[0]}", f"validation  {values[1]}"]
+        assert shown == ["epoch 2", f"train  {values[0]}", f"validation  {values[1]}"]
         curve.focus()
         curve.press("ArrowLeft")
         assert card.locator("output").inner_text().startswith("epoch 1\n")
@@ -175,7 +175,7 @@ def test_it_can_be_used(browser: Browser, boxes_run: Path) -> None:
 
 
 def sorted_table(seen: Visit) -> list[dict[str, str]]:
-    """The table of classes, with the mark that the style sheet sets behind the column it is sorted by."""
+    """The table of classes, with the mark that the style sheet sets after the column it is sorted by."""
     marks = {"ascending": " ▲", "descending": " ▼"}
     rows = table(seen, "classes")
     order = seen.page.eval_on_selector_all("#classes th", "all => all.map(e => e.getAttribute('aria-sort'))")

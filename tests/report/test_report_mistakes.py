@@ -7,9 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from report.contents import Boxes
-from report.errors import count, count_kinds, false_positives, misses
-from report.matching import (
+from report.mistakes import (
     CONFUSED,
     DOUBLE,
     IGNORED,
@@ -17,9 +15,14 @@ from report.matching import (
     NOTHING,
     RIGHT,
     best_threshold,
+    count,
+    count_kinds,
+    false_positives,
     match,
+    misses,
     pairwise_iou,
 )
+from report.source import Boxes
 
 
 def boxes_of(rows: list[tuple], scored: bool) -> Boxes:
@@ -147,7 +150,7 @@ def scene() -> tuple[Boxes, Boxes]:
     truth = [
         (1, 1, [0, 0, 40, 40], False),  # found, and found again
         (1, 2, [100, 100, 40, 40], False),  # taken for a cat
-        (2, 1, [0, 0, 60, 60], False),  # a detection that lies half beside it
+        (2, 1, [0, 0, 60, 60], False),  # a detection that lies half outside it
         (2, 2, [200, 200, 30, 30], False),  # nobody sees it
         (3, 1, [0, 0, 100, 100], True),  # a crowd
         (3, 1, [300, 300, 20, 20], False),  # a score that is too low

@@ -27,9 +27,9 @@ from tests.browser import Visit, chromium, visit
 from tests.helpers import ROOT, TINY_MODEL, assert_one_line
 from tests.mask_model import SMALL
 from tests.reference.settings import build, parse
-from tools import app, app_found, app_look
-from tools.app_found import Choice, find, hit, written
+from tools import app, app_look, app_results
 from tools.app_look import Limits, Look, look_at
+from tools.app_results import Choice, find, hit, written
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
 
@@ -128,7 +128,7 @@ def test_a_model_without_masks(folder: Path, tmp_path: Path) -> None:
     content = {"args": vars(parse(f"{TINY_MODEL} --num_classes 20 {SIZES}")), "categories": NAMES}
     torch.save({"model": model.state_dict(), **content}, tmp_path / "boxes.pth")
     trained = load_trained(tmp_path / "boxes.pth")
-    assert app_found.kinds_of(trained) == ["boxes"]
+    assert app_results.kinds_of(trained) == ["boxes"]
     look = look_at(trained, folder / "7.png", "7.png", Limits())
     files = written(look, Choice("boxes", 0.05))
     expected = predicted(tmp_path / "boxes.pth", folder / "7.png", "boxes", 0.05, tmp_path / "out")
@@ -142,10 +142,10 @@ def test_the_model_is_called_once(folder: Path, trained: TrainedModel) -> None:
     handle = model.detr.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
         look = look_at(trained, folder / "7.png", "7.png", Limits())
-        for kind in app_found.kinds_of(trained):
+        for kind in app_results.kinds_of(trained):
             for threshold in THRESHOLDS:
                 found = find(look, Choice(kind, threshold))
-                app_found.draw_where(look, found, 0 if len(found) else None, (3, 3))
+                app_results.draw_where(look, found, 0 if len(found) else None, (3, 3))
                 written(look, Choice(kind, threshold, frozenset({1, 2, 3})))
     finally:
         handle.remove()
@@ -195,10 +195,10 @@ def test_large_pictures_are_shown_smaller(
     assert found.masks.shape[1:] == (60, 100) and whole.masks.shape[1:] == (150, 250)
     x0, y0, x1, y1 = whole.boxes.unbind(1)
     expected = torch.stack([x0, y0, x1 - x0, y1 - y0], 1)
-    rows = app_found.table(look, found)
+    rows = app_results.table(look, found)
     assert [row[0] for row in rows] == list(range(1, len(whole) + 1))
     torch.testing.assert_close(torch.tensor([row[3:] for row in rows]), expected, rtol=0, atol=0.06)
-    assert "250 x 150 pixels, seen by the model at 106 x 64, drawn at 100 x 60" in app_found.in_words(
+    assert "250 x 150 pixels, seen by the model at 106 x 64, drawn at 100 x 60" in app_results.in_words(
         look, found, 1.0
     )
 
@@ -250,8 +250,8 @@ def test_clicks_are_counted_in_pixels_of_the_enlarged_drawing(look: Look) -> Non
     drawn = draw(look.shown, find(look, Choice("boxes", 0.5)), NAMES)
     height, width = drawn.shape[1:]
     assert height > 64
-    assert app_found.to_shown(look, 0, 0) == pytest.approx((0.1, 0.1), abs=0.1)
-    x, y = app_found.to_shown(look, width - 1, height - 1)
+    assert app_results.to_shown(look, 0, 0) == pytest.approx((0.1, 0.1), abs=0.1)
+    x, y = app_results.to_shown(look, width - 1, height - 1)
     assert 95 < x < 96 and 63 < y < 64
 
 
@@ -268,17 +268,17 @@ def test_attention_is_that_of_the_detection(kind: str, look: Look, trained: Trai
     scores, labels, boxes = expected.scores[last:], expected.labels[last:], expected.boxes[last:]
     single = Found(scores, labels, boxes, expected.queries[last:])
     sheet = draw_attention(look.shown, single, heard, 0, NAMES)
-    assert torch.equal(app_found.draw_where(look, found, last), sheet)
+    assert torch.equal(app_results.draw_where(look, found, last), sheet)
     from_place = draw_attention(look.shown, found, heard, 0, NAMES, [(30.5, 20.5)])
-    assert torch.equal(app_found.draw_where(look, found, None, (30.5, 20.5)), from_place)
+    assert torch.equal(app_results.draw_where(look, found, None, (30.5, 20.5)), from_place)
 
 
-def test_no_encoder_is_told(folder: Path, tmp_path: Path) -> None:
+def test_no_encoder_is_reported(folder: Path, tmp_path: Path) -> None:
     torch.save({"model": build(f"{TINY_MODEL} --enc_layers 0", 0)[0].state_dict()}, tmp_path / "a.pth")
     trained = load_trained(tmp_path / "a.pth", nheads=4, eval_scale=64, max_size=128)
     look = look_at(trained, folder / "7.png", "7.png", Limits())
     with pytest.raises(UserError, match="no encoder"):
-        app_found.draw_where(look, find(look, Choice("boxes", 0.05)), None, (1, 1))
+        app_results.draw_where(look, find(look, Choice("boxes", 0.05)), None, (1, 1))
 
 
 # --- Files that are refused ----------------------------------------------------------------------------
@@ -438,9 +438,9 @@ def upload(seen: Visit, path: Path) -> None:
 def wait_for_words(seen: Visit, text: str) -> str:
     """Until the page says so -> all that it says."""
     seen.page.wait_for_function(
-        "text => document.querySelector('#told textarea')?.value.includes(text)", arg=text
+        "text => document.querySelector('#words textarea')?.value.includes(text)", arg=text
     )
-    return str(seen.page.locator("#told textarea").input_value())
+    return str(seen.page.locator("#words textarea").input_value())
 
 
 def model_time(words: str) -> str:
@@ -527,11 +527,11 @@ def test_boxes_in_a_browser(browser: Browser, tmp_path: Path) -> None:
         found = find(look, Choice("boxes", 0.1))
         index = hit(found, x + width / 2, y + height / 2)
         assert index is not None and int(found.labels[index]) == 1
-        assert_shows(of_circle, app_found.draw_where(look, found, index), tmp_path)
+        assert_shows(of_circle, app_results.draw_where(look, found, index), tmp_path)
         row = seen.page.locator("#rows").get_by_text("circle").last
         of_row = new_attention(seen, row.click)
         last = max(i for i, label in enumerate(found.labels.tolist()) if label == 1)
-        assert_shows(of_row, app_found.draw_where(look, found, last), tmp_path)
+        assert_shows(of_row, app_results.draw_where(look, found, last), tmp_path)
         keep_screenshot(seen, "app-boxes.png")
 
         number = seen.page.locator("#threshold input[type=number]")

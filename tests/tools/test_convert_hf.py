@@ -78,9 +78,9 @@ def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     folder, back = tmp_path / "exported", tmp_path / "back.pth"
     assert convert("to-hf", path, folder) == 0
     assert convert("from-hf", folder, back) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     shown = [
-        float(value) for value in re.findall(r"(?:logits|boxes|masks) (\S+?)(?:,|$)", told, re.MULTILINE)
+        float(value) for value in re.findall(r"(?:logits|boxes|masks) (\S+?)(?:,|$)", printed, re.MULTILINE)
     ]
     assert len(shown) == (6 if model is not model_of(model) else 4) and max(shown) <= 1e-4
 
@@ -108,7 +108,7 @@ def test_the_timm_models_are_those_that_transformers_itself_has_not() -> None:
 
 @pytest.mark.parametrize("words", ["", MODELS["panoptic"]], ids=["boxes", "panoptic"])
 def test_a_checkpoint_of_nothing_but_weights(words: str, tmp_path: Path) -> None:
-    """Names and sizes are COCO's then; the heads of a model without masks have to be told."""
+    """Names and sizes are COCO's then; the heads of a model without masks have to be given."""
     model, path = written(tmp_path / "bare.pth", words, bare=True)
     assert convert("to-hf", path, tmp_path / "there", *([] if words else ["--nheads", 4])) == 0
     config = json.loads((tmp_path / "there" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""What cannot be exchanged with transformers: told in one line, and nothing is kept."""
+"""What cannot be exchanged with transformers: one line says so, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from inference.trained import load_trained
 from tests.helpers import assert_one_line, files
 from tests.tools.exchange import MODELS, Exported, convert, transformers, written
-from tools import hf_compare, hf_config, hf_models, hf_names
+from tools import hf_config, hf_models, hf_names
 from util.errors import UserError
 
 
@@ -40,9 +40,9 @@ def test_models_that_differ_are_not_kept(
 
 
 def test_a_difference_that_is_no_number_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_compare, "differences", lambda *models: {"logits": 0.0, "boxes": float("nan")})
+    monkeypatch.setattr(hf_models, "differences", lambda *models: {"logits": 0.0, "boxes": float("nan")})
     with pytest.raises(UserError, match="boxes nan"):
-        hf_compare.checked(torch.nn.Identity(), None, "there")
+        hf_models.checked(torch.nn.Identity(), None, "there")
 
 
 OURS_ALONE = {
@@ -132,8 +132,8 @@ def test_what_is_none_of_ours_is_refused(
     edit(folder)
     capsys.readouterr()
     assert convert("from-hf", folder, tmp_path / "back.pth") == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: {folder}: ") and message in told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder}: ") and message in line
     assert [found.name for found in tmp_path.iterdir()] == ["there"]
 
 
@@ -165,7 +165,7 @@ def test_a_target_that_cannot_be_written(
     assert files(tmp_path) == {"file": b"mine"}
 
 
-def test_images_that_are_prepared_otherwise_are_told(
+def test_images_that_are_prepared_differently_are_reported(
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processor = transformers.DetrImageProcessor.from_pretrained(exported.folder)
@@ -173,7 +173,7 @@ def test_images_that_are_prepared_otherwise_are_told(
     assert capsys.readouterr().err == ""
     processor.image_mean = (0.5, 0.5, 0.5)
     assert hf_config.image_settings_of(processor, "there") == {"eval_scale": 96, "max_size": 160}
-    assert "warning: there: preprocessor_config.json prepares images otherwise" in capsys.readouterr().err
+    assert "warning: there: preprocessor_config.json prepares images differently" in capsys.readouterr().err
 
 
 def test_without_a_preprocessor_the_sizes_are_the_defaults(exported: Exported, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def evaluated(pictures: Path, folder: Path, batch: int, launcher: Sequence[str] 
 def test_pq_hardly_depends_on_the_evaluation_batch(pictures: Path, tmp_path: Path) -> None:
     """Padded masks that are stretched cost the published code half of its PQ.
 
-    The model has been trained on padded pictures: one that has not also finds other boxes beside padding.
+    The model has been trained on padded pictures: one that has not also finds other boxes next to padding.
     """
     quality = [
         100 * evaluated(pictures, tmp_path / str(batch), batch)["test_PQ_all"]["pq"] for batch in (1, 2, 4)

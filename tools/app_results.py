@@ -1,4 +1,4 @@
-"""What is shown of a picture that a model has seen: found anew for every choice, without asking it again.
+"""What is shown of a picture that a model has seen: found again for every choice, without running it again.
 
 look = look_at(trained, "photo.jpg", "photo.jpg", Limits())
 found = find(look, Choice("boxes", 0.5))
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +41,8 @@ class Choice(NamedTuple):
 
 def kinds_of(trained: TrainedModel) -> list[str]:
     """What a model can give, the richest last."""
-    return [BOXES, MASKS, PANOPTIC][: [BOXES, MASKS, PANOPTIC].index(kind_of(trained)) + 1]
+    kinds = [BOXES, MASKS, PANOPTIC]
+    return kinds[: kinds.index(kind_of(trained)) + 1]
 
 
 def find(look: Look, choice: Choice, whole: bool = False) -> Found:
@@ -56,10 +55,11 @@ def find(look: Look, choice: Choice, whole: bool = False) -> Found:
     threshold = max(choice.threshold, LEAST)
     image_size = look.image.shape[1:]
     (found,) = read(look.trained, look.outputs, [image_size], [(height, width)], threshold, choice.kind)
-    return _of_classes(found, choice.classes) if choice.classes else found
+    return of_classes(found, choice.classes) if choice.classes else found
 
 
-def _of_classes(found: Found, classes: frozenset[int]) -> Found:
+def of_classes(found: Found, classes: frozenset[int]) -> Found:
+    """The detections and segments of some categories."""
     kept = torch.tensor([label in classes for label in found.labels.tolist()], dtype=torch.bool)
     masks = None if found.masks is None else found.masks[kept]
     panoptic = found.panoptic
@@ -168,10 +168,3 @@ def written(look: Look, choice: Choice) -> dict[str, bytes]:
         records = output.write(picture, find(look, choice, whole=True), None, 0, names)
         output.finish([records], look.trained, choice.kind)
         return {file.name: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
-
-
-def timed(function: Callable[..., Found], *arguments: Any) -> tuple[Found, float]:
-    """What a function returns, and the milliseconds that it took."""
-    started = time.perf_counter()
-    result = function(*arguments)
-    return result, 1e3 * (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The pictures and the figures of classes for TensorBoard; RunRecords writes it the curves."""
+"""The pictures and the figures of classes for TensorBoard; RunRecords writes the curves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
 from inference.visualize import draw_detections, side_by_side, to_pil
-from report.contents import Region
-from report.pictures import Picture
+from report.pictures import EmbeddedPicture
 from report.sections import Shown
+from report.source import Region
 
 PAIRS_IN_A_ROW = 2
 CELL = 300  # pixels
@@ -31,7 +33,7 @@ def add_classes(
 
     Args:
         board: a SummaryWriter.
-        figures: see contents.Source.class_figures.
+        figures: see source.ReportSource.class_figures.
         names: of categories.
     """
     keys = {"bbox": "AP", "segm": "AP", "panoptic": "pq"}
@@ -58,32 +60,30 @@ def add_pictures(
     for one in shown:
         found = [region for region in one.found if region.score is None or region.score >= threshold]
         halves = one.truth[:MOST_TRUE], found[:MOST_FOUND]
-        pairs += [_drawn(one.picture, regions, names) for regions in halves]
+        pairs += [with_regions(one.picture, regions, names) for regions in halves]
     width = 2 * PAIRS_IN_A_ROW
     rows = [pairs[start : start + width] for start in range(0, len(pairs), width)]
     sheet = side_by_side(rows, titles=["ground truth", "found"] * PAIRS_IN_A_ROW, cell=CELL)
-    _add_jpeg(board, "validation", sheet, epoch)
-
-
-def _add_jpeg(board: Any, name: str, image: Tensor, epoch: int) -> None:
-    """What SummaryWriter.add_image does, which knows PNG alone: megabytes and a second for each sheet."""
+    # What SummaryWriter.add_image does, which knows PNG alone: megabytes and a second for each sheet.
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, format="JPEG", quality=QUALITY)
-    height, width = image.shape[1:]
+    to_pil(sheet).save(buffer, format="JPEG", quality=QUALITY)
+    height, width = sheet.shape[1:]
     encoded = buffer.getvalue()
     content = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=content)]), epoch)
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag="validation", image=content)]), epoch)
 
 
-def _drawn(picture: Picture, regions: Sequence[Region], names: Mapping[int, str]) -> Tensor:
+def with_regions(picture: EmbeddedPicture, regions: Sequence[Region], names: Mapping[int, str]) -> Tensor:
+    """A picture of the page with regions drawn in, uint8 [3, h, w]."""
     content = base64.b64decode(picture.address.partition(",")[2])
     pixels = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
     image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, h, w]
     height, width = image.shape[1:]
     boxes = torch.tensor([region.box for region in regions]).reshape(-1, 4)
-    masks = [_resized(region.mask, height, width) for region in regions if region.mask is not None]
+    masks = [torch.from_numpy(region.mask)[None] for region in regions if region.mask is not None]
+    masks = [resize(mask, (height, width), InterpolationMode.NEAREST_EXACT)[0] for mask in masks]
     scores = [region.score for region in regions if region.score is not None]
     return draw_detections(
         image,
@@ -93,10 +93,3 @@ def _drawn(picture: Picture, regions: Sequence[Region], names: Mapping[int, str]
         names,
         torch.stack(masks) if masks and len(masks) == len(regions) else None,
     )
-
-
-def _resized(mask: np.ndarray, height: int, width: int) -> Tensor:
-    """A mask bool [height, width], each pixel from the nearest."""
-    rows = np.arange(height) * mask.shape[0] // height
-    columns = np.arange(width) * mask.shape[1] // width
-    return torch.from_numpy(mask[rows[:, None], columns])

@@ -1,4 +1,4 @@
-"""The figures of a report: curves, tables and the headline, from what the run has logged."""
+"""The curves of a report and its headline, from what the run has logged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from report.charts import Series, chart
-from report.errors import ClassCounts
-from report.html import Cell, bar, escape, number, table, tag, text, whole
-from run.summary import Split
+from report.html import escape, tag
 
 Line = Mapping[str, Any]  # of log.txt
 
@@ -63,8 +61,7 @@ def curves(lines: Sequence[Line]) -> list[str]:
     """The charts of a run, those that have something to show."""
     both = [_series(lines, "train", "train_loss", 0), _series(lines, "validation", "test_loss", 1)]
     charts = [chart("Loss", both)]
-    for title, figures in FIGURE_CHARTS.items():
-        charts.append(_figure_chart(lines, title, figures))
+    charts += [figure_chart(lines, title, figures) for title, figures in FIGURE_CHARTS.items()]
     terms = []
     for i, term in enumerate(TERMS):
         name = TERM_NAMES[term]
@@ -82,7 +79,7 @@ def curves(lines: Sequence[Line]) -> list[str]:
     return [one for one in charts if one]
 
 
-def _figure_chart(lines: Sequence[Line], title: str, figures: Sequence[Figure]) -> str:
+def figure_chart(lines: Sequence[Line], title: str, figures: Sequence[Figure]) -> str:
     """Figures over epochs, and in dashes those of the averaged weights (`--ema`)."""
     averaged = [f._replace(key=f.key.replace("test_", "test_ema_"), name=f.name + AVERAGED) for f in figures]
     series = []
@@ -121,68 +118,3 @@ def headline(lines: Sequence[Line]) -> str:
 def _tile(name: str, value: str, note: str) -> str:
     parts = [tag("span", escape(name)), tag("strong", value)]
     return tag("div", *parts, *([tag("small", escape(note))] if note else []), class_="tile")
-
-
-# --- Tables ------------------------------------------------------------------------------------------
-
-
-def data_table(splits: Sequence[Split]) -> str:
-    """Images, objects and classes of each split."""
-    rows = []
-    for split in splits:
-        objects = sum(split.objects.values())
-        present = sum(1 for value in split.objects.values() if value)
-        mean = objects / split.images if split.images else None
-        rows.append([text(split.name), whole(split.images), whole(objects), number(mean, 1), whole(present)])
-    return table(("split", "images", "objects", "objects an image", "classes that occur"), rows)
-
-
-def class_table(
-    categories: Mapping[int, str],
-    splits: Sequence[Split],
-    figures: Mapping[str, Sequence[Mapping[str, Any]]],
-    counts: Mapping[int, ClassCounts],
-) -> str:
-    """A row for each class: PQ, AP, AP of masks, precision, recall, objects, as far as there are any."""
-    by_id = {kind: {row["id"]: row for row in rows} for kind, rows in figures.items()}
-    columns: list[tuple[str, str, str]] = []  # title, kind, key
-    if "panoptic" in by_id:
-        columns += [("PQ", "panoptic", "pq"), ("SQ", "panoptic", "sq"), ("RQ", "panoptic", "rq")]
-    if "bbox" in by_id:
-        columns += [("AP", "bbox", "AP"), ("AP50", "bbox", "AP50"), ("AR", "bbox", "AR")]
-    if "segm" in by_id:
-        columns += [("mask AP", "segm", "AP"), ("mask AP50", "segm", "AP50")]
-    head = [
-        "id",
-        "class",
-        *(title for title, _, _ in columns),
-        *(("precision", "recall") if counts else ()),
-        *(f"{split.name} objects" for split in splits),
-    ]
-    rows = []
-    for category, name in categories.items():
-        cells = [Cell(str(category), category), text(name)]
-        for _, kind, key in columns:
-            cells.append(bar(by_id[kind].get(category, {}).get(key)))
-        if counts:
-            of_class = counts.get(category)
-            cells += [bar(of_class and of_class.precision), bar(of_class and of_class.recall)]
-        cells += [whole(split.objects.get(category, 0)) for split in splits]
-        rows.append(cells)
-    return table(head, rows, class_="sortable")
-
-
-def flag_tables(args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The flags that differ from their defaults, and all of them."""
-    changed = {k: v for k, v in args.items() if k in defaults and v != defaults[k]}
-    rows = [[text(f"--{k}"), text(_value(v)), text(_value(defaults[k]))] for k, v in changed.items()]
-    everything = [[text(k), text(_value(v))] for k, v in sorted(args.items())]
-    first = table(("flag", "value", "default"), rows) if rows else tag("p", "All flags have their defaults.")
-    rest = tag("details", tag("summary", f"All {len(args)} values"), table(("name", "value"), everything))
-    return first + rest
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
