@@ -21,13 +21,16 @@ State = Mapping[str, Tensor]
 LIMIT = 1e-3  # of the largest value: what two ResNets may differ by rounding
 
 
-def compare(ours: State, theirs: State, dilation: bool, nheads: int) -> dict[str, float]:
+def compare(
+    ours: State, theirs: State, dilation: bool, nheads: int, heads: Mapping[int, list[int]]
+) -> dict[str, float]:
     """Build both models, compare what they say of a random image, and print how to configure the wrapper.
 
     Args:
         ours, theirs: the two state_dicts.
         dilation: the model is a DC5 one.
         nheads: of its attention, where weights do not say it.
+        heads: length of class_embed -> the rows of it that the wrapper's model keeps.
 
     Returns:
         For each output the largest difference, in parts of the largest value.
@@ -46,13 +49,14 @@ def compare(ours: State, theirs: State, dilation: bool, nheads: int) -> dict[str
     with torch.no_grad():
         mine = detr([image])
         other = wrapped.detr(wrapped.preprocess_image([{"image": image}]))
-    rows = _same_classes(ours, theirs)
+    of_ours, of_theirs = (_tensor(state, "class_embed.bias") for state in (ours, theirs))
+    kept = range(len(of_ours)) if len(of_ours) == len(of_theirs) else heads[len(of_ours)]
     differences = {}
     for name in ("pred_logits", "pred_boxes", "pred_masks"):
         if name in mine:
             a, b = mine[name], other[name]
             if name == "pred_logits":
-                a, b = a[..., rows[0]], b[..., rows[1]]
+                a = a[..., list(kept)]
             differences[name] = ((a - b).abs().max() / a.abs().max()).item()
     print("one random image, largest differences:", {k: f"{v:.1e}" for k, v in differences.items()})
     for name, difference in differences.items():
@@ -114,16 +118,6 @@ def _wrapped(options: list[Any], state: State) -> Any:
     if wrong:
         raise UserError(f"--source_model: the wrapper's model has no place for, or lacks, {wrong[0]}")
     return model.eval()
-
-
-def _same_classes(ours: State, theirs: State) -> tuple[list[int], list[int]]:
-    """Rows of class_embed that both have, in the same order."""
-    mine, other = _tensor(ours, "class_embed.bias"), _tensor(theirs, "class_embed.bias")
-    if len(mine) == len(other):
-        return list(range(len(mine))), list(range(len(other)))
-    from d2.converter import HEADS
-
-    return HEADS[len(mine)], list(range(len(other)))
 
 
 def _tensor(state: State, ending: str) -> Tensor:

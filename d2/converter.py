@@ -230,7 +230,7 @@ def convert(args: argparse.Namespace) -> None:
     else:
         from d2.conversion_check import compare
 
-        compare(ours, theirs, dilation, getattr(checkpoint.get("args"), "nheads", 8))
+        compare(ours, theirs, dilation, getattr(checkpoint.get("args"), "nheads", 8), HEADS)
     save_checkpoint({"model": converted}, args.output_model)
     print(f"{args.output_model}: {len(converted)} tensors")
 

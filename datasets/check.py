@@ -1,8 +1,8 @@
-"""`python -m datasets.check`: the data set doctor, which stands in doctor/check.py."""
+"""`python -m datasets.check`: the data set doctor, which stands in doctor/__main__.py."""
 
 import sys
 
-from doctor.check import run
+from doctor.__main__ import run
 from util.errors import exit_status
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ PACKAGES = ("util", "models", "datasets")
 ALLOWED = {
     "util": ("util",),
     "models": ("models", "util"),
-    "datasets": ("datasets", "util", "doctor.check", "doctor.convert"),  # doors to the doctor
+    "datasets": ("datasets", "util", "doctor.__main__", "doctor.convert"),  # doors to the doctor
     "engine": ("datasets.coco_eval", "datasets.panoptic_eval", "run.finite_check", "util"),
     "hubconf": ("models", "util"),
     "run": ("datasets", "engine", "models", "report", "run", "util"),

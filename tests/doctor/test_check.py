@@ -12,8 +12,9 @@ import pytest
 
 from datasets.coco import CocoDetection
 from datasets.coco_panoptic import CocoPanoptic
+from doctor.__main__ import run
 from doctor.boxes import find_convention, to_corners
-from doctor.check import check_annotations, check_dataset, find_sources, run
+from doctor.check import check_annotations, check_dataset, find_sources
 from doctor.columns import RawFile
 from doctor.fix import MENDED, write_corrected
 from doctor.kinds import KINDS, Level

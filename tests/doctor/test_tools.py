@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from datasets.coco import CocoDetection, find_coco_files
-from doctor.check import check_dataset, find_sources, run
+from doctor.__main__ import run
+from doctor.check import check_dataset, find_sources
 from doctor.convert import run as convert
 from doctor.new_folder import NewFolder
 from doctor.numbering import Numbering
