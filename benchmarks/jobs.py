@@ -251,17 +251,20 @@ def targets(options: SimpleNamespace, images: list[Any], objects: int = 7) -> li
 
 
 def show_help(_: SimpleNamespace) -> Run:
+    """`main.py --help`, in a process of its own."""
     command = [sys.executable, "main.py", "--help"]
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL).returncode
 
 
 def read_annotations(options: SimpleNamespace) -> Run:
+    """build_dataset: a file of annotations is read and checked."""
     from datasets import build_dataset
 
     return lambda: len(build_dataset("val", arguments(options)))
 
 
 def load_items(options: SimpleNamespace) -> Run:
+    """dataset[i] of the training set: read, augment, make targets."""
     from datasets import build_dataset
 
     args = arguments(options)
@@ -279,12 +282,14 @@ def load_items(options: SimpleNamespace) -> Run:
 
 
 def infer(options: SimpleNamespace) -> Run:
+    """A forward pass without gradients."""
     side = open_side(options)
     samples = side.batch(pictures(options, (800, 1066)))
     return lambda: [side.infer(samples)[name] for name in ("pred_logits", "pred_boxes")]
 
 
 def train(options: SimpleNamespace) -> Run:
+    """A step of training: forward, losses, backward, clipping, optimizer."""
     side = open_side(options)
     size = (800, 1066) if options.batch else (480, 640)
     images = pictures(options, size, count=1 if options.masks else 2)
@@ -318,6 +323,7 @@ def match_and_compare(options: SimpleNamespace) -> Run:
 
 
 def draw_segments(options: SimpleNamespace) -> Run:
+    """Panoptic inference: forward, masks, and the merge into segments."""
     side = open_side(options)
     images = pictures(options, (480, 640))
     samples = side.batch(images)
