@@ -211,7 +211,7 @@ class Body(nn.ModuleDict):
         """Images [B, 3, H, W] -> feature maps [B, C, h, w] by the names in return_layers."""
         if self.folds:
             c = self.conv1
-            affine = self.bn1.affine()  # type: ignore[union-attr, operator]
+            affine = self.bn1.affine()  # type: ignore
             x = folded(x, c.weight, affine, c.stride, c.padding, c.dilation, c.groups)  # type: ignore
         out: dict[str, Tensor] = {}
         for name, module in self.items():
