@@ -43,7 +43,7 @@ def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> Non
         assert told[name] == 0, name
     for name in ("lr_backbone", "backbone", "num_queries", "dist_url", "max_size", "check_data", "seed"):
         assert told[name] == 1, name
-    assert "(default: cuda)" not in shown and "(default: None)" not in shown and "(default: )" not in shown
+    assert "(default: None)" not in shown and "(default: )" not in shown
     assert "(default: True)" not in shown and "(default: False)" not in shown
 
 

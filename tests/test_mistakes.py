@@ -400,7 +400,7 @@ def test_out_of_memory_names_shape_and_images(
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("models.detr.DETR.detect", full)
+    monkeypatch.setattr("models.detr.DETR.forward", full)
     assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--output_dir", out) == 2
     assert_one_line(capsys, "out of memory", "(2, 3, ", "image ids 10", "--batch_size", "--max_size")
 
@@ -409,7 +409,7 @@ def test_other_errors_keep_their_traceback(coco_root: Path, monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("models.detr.DETR.detect", broken)
+    monkeypatch.setattr("models.detr.DETR.forward", broken)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1)
 

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from main import get_args_parser
 from util.command_line import RecipeParser
 from util.errors import UserError, exit_status
+from util.flags import get_args_parser
 
 if TYPE_CHECKING:
     from inference.trained import TrainedModel

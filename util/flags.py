@@ -9,8 +9,6 @@ from typing import Any
 
 from util.command_line import at_least
 
-OPEN_DEVICE = "cuda"
-
 
 def completed(args: Any) -> argparse.Namespace:
     """A copy of settings, with the default of every flag that they lack.
