@@ -174,7 +174,7 @@ def evaluate(
     segm = coco is not None and "segm" in kinds
     panoptic = _panoptic_evaluator(data_loader, output_dir) if "panoptic" in postprocessors else None
     segments = getattr(postprocessors.get("panoptic"), "select", None)
-    # A panoptic post-processor of a user's own, which does not tell which masks it reads, gets them all.
+    # A user-defined panoptic post-processor, which does not say which masks it reads, gets them all.
     every_mask = segm or (panoptic is not None and segments is None)
 
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
@@ -224,10 +224,10 @@ def _forward(
     also: Callable | None = None,
     every_mask: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs in float32, and what the criterion should be told of them.
+    """Outputs in float32, and what the criterion should know of them.
 
     Masks are drawn for the queries that the criterion compares, which are matched on the way, and for those
-    that `also` selects; all of them for `every_mask`, or where model or criterion are a user's own.
+    that `also` selects; all of them for `every_mask`, or where model or criterion are user-defined.
     """
     select = None
     if not every_mask and _takes(model, "select") and hasattr(criterion, "matched_queries"):
@@ -239,7 +239,7 @@ def _forward(
 
 
 def _takes(module: nn.Module, argument: str) -> bool:
-    """Whether forward has an argument of this name: a user's own has those of the published code alone."""
+    """Whether forward has an argument of this name: a user-defined one has those of the published code alone."""
     wrapped = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
     inner: Any = module.module if wrapped else module
     return argument in inspect.signature(inner.forward).parameters
@@ -323,7 +323,7 @@ def _weigh(
     the average over shares is the step's loss. Figures without a weight are averages already.
     """
     device = next((value.device for value in losses.values() if isinstance(value, Tensor)), None)
-    # A criterion of a user's own may give plain numbers, and vectors of one.
+    # A user-defined criterion may give plain numbers, and vectors of one.
     values = {name: torch.as_tensor(value, device=device).reshape(()) for name, value in losses.items()}
     scaled = {name: value * weights[name] for name, value in values.items() if name in weights}
     loss = torch.stack(list(scaled.values())).sum() if scaled else torch.zeros((), device=device)

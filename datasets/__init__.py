@@ -29,7 +29,7 @@ def build_dataset(image_set: str, args: Any, normalize_images: bool = True) -> A
         args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
         normalize_images: True: float32 images [3, h, w], normalised with ImageNet's mean and deviation.
             False: uint8 images [3, h, w]; whoever moves the batch to its device normalises it there. The
-            targets are the same. A data set of a user's own learns of it as `args.normalize_images`; one
+            targets are the same. A user-defined data set learns of it as `args.normalize_images`; one
             that always gives floats may be trained on as well.
 
     Raises:

@@ -43,7 +43,7 @@ from datasets.coco_per_image import (
 from util.distributed import all_gather, is_main_process
 from util.errors import UserError
 
-# `evaluate`, `merge` and `create_common_coco_eval` are for evaluators of a user's own; ours matches in C++.
+# `evaluate`, `merge` and `create_common_coco_eval` are for user-defined evaluators; ours matches in C++.
 __all__ = [
     "CocoEvaluator",
     "convert_to_xywh",

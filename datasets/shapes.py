@@ -2,7 +2,7 @@
 
     python -m datasets.shapes --out data/shapes
 
-Thing classes are the three shapes, stuff classes the sky, grass and sand behind them; see
+Thing classes are the three shapes, stuff classes sky, grass and sand in the background; see
 datasets/shapes_drawing.py for the pictures. The files do not depend on the number of worker processes, nor
 a picture on how many others there are.
 """

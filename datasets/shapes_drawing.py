@@ -1,6 +1,6 @@
 """Pictures of circles, squares and triangles before a landscape, with what describes them in COCO files.
 
-Thing classes are the three shapes, stuff classes the sky, grass and sand behind them. One to four shapes
+Thing classes are the three shapes, stuff classes sky, grass and sand in the background. One to four shapes
 stand in a picture; position, size, rotation and colour are random and tell nothing about the class, and
 mirroring a picture gives another one that is just as likely. A shape lies wholly inside the picture, and
 later ones may cover up to `MAX_HIDDEN` of an earlier one. Polygon, bbox and area describe what remains

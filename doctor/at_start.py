@@ -1,4 +1,4 @@
-"""The doctor at the start of a training: what needs no pixels, told in a few lines or refused in one.
+"""The doctor at the start of a training: what needs no pixels, said in a few lines or refused in one.
 
 The headers of pictures are read, of large sets those of a sample.
 """
@@ -49,8 +49,8 @@ def check_at_start(
     """Check a data set that is about to be trained on; warnings go to stderr.
 
     Args:
-        mode: 'warn': faults that training survives are told; 'error': they are refused too; 'off': nothing is
-            looked at.
+        mode: 'warn': faults that training survives are listed; 'error': they are refused too; 'off': none
+            is looked for.
         dataset_file: 'coco', 'custom' or 'coco_panoptic'; others, such as the built-in pictures, are not
             checked.
         coco_path, panoptic_path: folders of the data set, as main's flags name them.

@@ -14,7 +14,7 @@ class NewFolder:
     """A folder that is new or empty, and the writing into it.
 
     Names are relative to it. Folders within are made as they are needed; what is there already is replaced,
-    never written through: pictures are links to the user's own files.
+    never written through: pictures are links to the user's files.
 
     Raises:
         UserError: it holds something already; later, for a name that leads out of it.

@@ -104,7 +104,7 @@ def _look(file: IO[bytes], whole: bool) -> Picture:
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
-    """`work` of each item, in order; by several processes, behind a progress bar, where there are many."""
+    """`work` of each item, in order; by several processes, with a progress bar, where there are many."""
     if len(items) < _FEW or (os.cpu_count() or 1) == 1:
         return list(map(work, items))
     with ProcessPoolExecutor() as pool:

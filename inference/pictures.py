@@ -1,4 +1,4 @@
-"""A user's own pictures: found by path, folder or pattern, read whatever their format, prepared for a model.
+"""Your own pictures: found by path, folder or pattern, read whatever their format, prepared for a model.
 
     picture = read_picture("street.jpg")         # uint8 [3, H, W], upright, in RGB
     image = prepare(picture, 800, 1333)          # uint8 [3, h, w], as evaluation resizes it
@@ -70,7 +70,7 @@ def _looks_like_picture(path: Path) -> bool:
 
 
 def unique_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name without suffix for each picture: its own, with a number behind it where that is taken."""
+    """A name without suffix for each picture: its own, with a number after it where that is taken."""
     stems: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:

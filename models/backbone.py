@@ -114,7 +114,7 @@ class Joiner(nn.Sequential):
 
     def __init__(self, backbone: nn.Module, position_embedding: nn.Module):
         super().__init__(backbone, position_embedding)
-        # A backbone of a user's own may be told its width later.
+        # A user-defined backbone may be given its width later.
         self.num_channels: int = getattr(backbone, "num_channels", None)  # type: ignore[assignment]
 
     def forward(self, tensor_list: NestedTensor) -> tuple[list[NestedTensor], list[Tensor]]:

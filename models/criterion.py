@@ -52,7 +52,7 @@ class SetCriterion(nn.Module):
     """Matches each image's predictions with its objects and computes the losses of the pairs.
 
     All decoder layers are matched and compared in one pass. Where the matcher or a method below is one of a
-    user's own, it is called for each layer instead, as published.
+    user-defined, it is called for each layer instead, as published.
 
     Args:
         num_classes: C; class C is "no object".
@@ -148,7 +148,7 @@ class SetCriterion(nn.Module):
     def matched_queries(self, targets: Targets, also: Select | None = None) -> MatchedQueries | None:
         """A selection of the queries whose masks this criterion compares, for a model that takes one.
 
-        None where a loss of a user's own may read the masks of all queries, or takes no matches.
+        None where a user-defined loss may read the masks of all queries, or takes no matches.
 
         Args:
             targets: of the batch that the model is about to see.
@@ -341,7 +341,7 @@ class SetCriterion(nn.Module):
         corners = box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(wanted)
         if is_original(box_ops, "generalized_box_iou"):
             giou = box_ops.paired_generalized_box_iou(*corners)  # [..., N]
-        else:  # one of a user's own, called as published
+        else:  # user-defined, called as published
             giou = torch.diag(box_ops.generalized_box_iou(*corners))
         return {
             "loss_bbox": l1.sum((-2, -1)) / num_boxes,

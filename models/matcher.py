@@ -86,7 +86,7 @@ class HungarianMatcher(nn.Module):
         own, theirs = box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(wanted)
         if is_original(sys.modules[__name__], "generalized_box_iou"):
             return box_ops.paired_generalized_box_iou(own[:, :, None], theirs[:, None])
-        # One of a user's own is called as published, for all queries of the batch with all of its objects.
+        # A user-defined one is called as published, for all queries of the batch with all of its objects.
         objects = torch.cat([each[:count] for each, count in zip(theirs, counts, strict=True)])
         every = generalized_box_iou(own.flatten(0, 1), objects).view(*own.shape[:2], -1)  # [B, Q, sum of n]
         of_images = [each[i] for i, each in enumerate(every.split(counts, -1))]  # B times [Q, n]

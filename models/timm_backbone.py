@@ -74,7 +74,7 @@ class TimmBody(nn.Module):
         """Images [B, 3, H, W] -> the maps of every level, fine to coarse."""
         height, width = x.shape[-2:]
         x = torch.addcmul(self.shift, x, self.scale)
-        # No division of negative numbers: ONNX and torch.export round it otherwise than Python.
+        # No division of negative numbers: ONNX and torch.export round it differently from Python.
         below, right = (_cells(side, STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
         x = pad(x, (0, right, 0, below))
         maps = self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True)  # type: ignore
@@ -203,7 +203,7 @@ def _levels(model: nn.Module, name: str, masks: bool) -> dict[int, tuple[int, in
 
 
 def _limit_training(body: TimmBody, freeze_first_stage: bool) -> None:
-    """Exclude from training what the maps do not depend on, such as a norm behind the last one.
+    """Exclude from training what the maps do not depend on, such as a norm after the last one.
 
     DistributedDataParallel waits for the gradient of everything that trains.
 

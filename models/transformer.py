@@ -193,7 +193,7 @@ class _Layer(nn.Module):
     residual sums. A subclass may override either, and how positions are added (`with_pos_embed`).
 
     A plain attention (see is_plain) is asked for no weights, which lets torch take its fused kernel. Any
-    other is called with the published arguments alone: a user's own module may know no more of them, and
+    other is called with the published arguments alone: a user-defined module may know no more of them, and
     hooks find the weights.
     """
 

@@ -36,7 +36,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights behind an optimizer step; nothing waits for the device."""
+        """Take in the weights after an optimizer step; nothing waits for the device."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""What goes wrong inside a training step, told in one line with the images concerned.
+"""What goes wrong inside a training step, said in one line with the images concerned.
 
 A loss or gradient that is not finite never reaches the weights. On a CPU the flag is simply looked at. On a
-GPU looking would wait for the device, so the fused optimizer is told on the device to leave the step out, and
+GPU looking would wait for the device, so the fused optimizer learns on the device to leave the step out, and
 the flag is read one step later, when it has arrived by itself.
 
 Under fp16 a gradient overflows now and then: such a step is left out, the scale of the loss is halved, and
@@ -53,7 +53,7 @@ class StepGuard:
     """Watches the steps of one epoch; a context manager around each forward and backward pass.
 
     Args:
-        optimizer: its fused CUDA form is told on the device to leave a step out.
+        optimizer: its fused CUDA form learns on the device to leave a step out.
         device: where the model is.
         epoch: for messages.
         tolerant: a gradient alone that is not finite is left out, not a failure.
@@ -101,7 +101,7 @@ class StepGuard:
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether to take the next optimizer step: loss and gradient norm, scalars, are finite.
 
-        True as well where the optimizer has been told on the device, which leaves the step out by itself.
+        True as well where the optimizer knows it on the device, which leaves the step out by itself.
 
         Raises:
             NotFinite: they are not, and the device need not be waited for to know.

@@ -59,15 +59,15 @@ def alone_in(folder: Path | None) -> Iterator[None]:
 
 def _lock(handle: int, folder: Path) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
-    told = False
+    said = False
     while not _locked(handle):
         if time.monotonic() >= deadline:
             raise UserError(
                 f"--output_dir {folder}: another run writes there; end that one, or pass another folder"
             )
-        if not told:
+        if not said:
             warn(f"another run writes to {folder}: waiting up to {WAIT_SECONDS} s for its end")
-            told = True
+            said = True
         time.sleep(POLL_SECONDS)
 
 

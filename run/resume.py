@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what it does otherwise than the run that wrote it."""
+"""Which checkpoint a run goes on from, and what it does differently from the run that wrote it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Saver:
         self.saved_at = time.monotonic()
 
     def inside_epoch(self, epoch: int) -> Callable[[int, MetricLogger], None]:
-        """What to call behind each optimizer step of an epoch, with the steps done and the meters."""
+        """What to call after each optimizer step of an epoch, with the steps done and the meters."""
 
         def after_step(step: int, logger: MetricLogger) -> None:
             due = 0 < self.every_seconds <= time.monotonic() - self.saved_at
@@ -62,7 +62,7 @@ class Saver:
 
         Args:
             epoch: the last finished one.
-            step: optimizer steps done in the one behind it.
+            step: optimizer steps done in the one after it.
             meters: this process's meters inside that epoch.
             more: further entries.
         """

@@ -1,4 +1,4 @@
-"""Millions of objects: no search for garbage where it only costs, and their memory given back behind them."""
+"""Millions of objects: no search for garbage where it only costs, and their memory given back afterwards."""
 
 from __future__ import annotations
 

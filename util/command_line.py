@@ -27,8 +27,8 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescr
     """Help that keeps the description's lines and ends each flag's with its default, read off the parser."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = any(words in (action.help or "") for words in ("(default", "left out"))
-        if told or isinstance(action.default, bool) or action.default in (None, ""):  # bool: a switch
+        said = any(words in (action.help or "") for words in ("(default", "left out"))
+        if said or isinstance(action.default, bool) or action.default in (None, ""):  # bool: a switch
             return action.help
         return super()._get_help_string(action)
 
@@ -57,7 +57,7 @@ class RecipeParser(OneLineParser):
             self.error(f"recipe line {arg_line!r}: {error}")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does; a recipe that cannot be read is told."""
+        """As argparse does; a recipe that cannot be read is named."""
         try:
             return super().parse_known_args(args, namespace)
         except UnicodeDecodeError as error:

@@ -192,7 +192,7 @@ def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.para
         return torch.nn.parallel.DistributedDataParallel(
             model,
             device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # frozen norms never change, others are shared behind each epoch
+            broadcast_buffers=False,  # frozen norms never change, others are shared after each epoch
             gradient_as_bucket_view=True,
         )
 
@@ -200,7 +200,7 @@ def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.para
 def settle_buckets(trained: torch.nn.parallel.DistributedDataParallel, device: torch.device) -> None:
     """Let DistributedDataParallel group gradients for good, by a backward pass whose result is dropped.
 
-    Behind its first backward pass it groups them anew, in the order in which they came. From three processes
+    After its first backward pass it groups them anew, in the order in which they came. From three processes
     on the grouping moves the last bits of their sums, so a resumed run would take its first step with other
     gradients than the run that was left alone. Nothing random is drawn, no weight or statistic changes.
     """

@@ -104,7 +104,7 @@ def _backbone_flags(flag: Callable[..., Any]) -> None:
         "--backbone_stages",
         default=4,
         type=count,
-        help="stop behind this ResNet stage (3: at stride 16)",
+        help="stop after this ResNet stage (3: at stride 16)",
     )
 
 
@@ -116,7 +116,7 @@ def _transformer_flags(flag: Callable[..., Any]) -> None:
     flag("--dropout", default=0.1, type=real, help="dropout in the transformer")
     flag("--nheads", default=8, type=count, help="attention heads; divide the width")
     flag("--num_queries", default=100, type=count, help="the most objects that can be found in an image")
-    flag("--pre_norm", action="store_true", help="norms in front of the sub-layers, not behind them")
+    flag("--pre_norm", action="store_true", help="norms before the sub-layers, not after them")
     flag(
         "--num_classes",
         type=count,
@@ -293,7 +293,7 @@ def _run_flags(flag: Callable[..., Any]) -> None:
         "--save_every_minutes",
         default=15,
         type=real,
-        help="save inside an epoch too; 0: only behind each",
+        help="save inside an epoch too; 0: only after each",
     )
     flag("--save_every_steps", default=0, type=whole, help="the same, counted in optimizer steps")
     flag("--keep", default=1, type=whole, help="earlier versions of checkpoint.pth to keep")

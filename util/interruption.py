@@ -1,7 +1,7 @@
 """Signals that ask a run to stop: noted at once, obeyed between two steps.
 
 SIGTERM saves and ends; SIGUSR1 and SIGUSR2 save, and under Slurm put the job back into the queue. A handler
-that was there before (submitit's) is called behind the saving, not displaced.
+that was there before (submitit's) is called after the saving, not displaced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Interruption:
         if self.received is None:
             # Not print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):
-                when = "all is saved" if self._at_once else "saving behind this step"
+                when = "all is saved" if self._at_once else "saving after this step"
                 os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
         if self.received not in REQUEUING:  # a SIGTERM that follows does not take the requeue back
             self.received = number

@@ -171,7 +171,7 @@ def _canvas(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
 def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tuple:
     """Items (uint8 image, target) -> (ByteBatch, tuple of targets): what the project's own loaders give.
 
-    Images of floats, which a user's own transforms have normalised, become a NestedTensor.
+    Images of floats, which user-defined transforms have normalised, become a NestedTensor.
 
     Args:
         batch: as a data loader gives it.

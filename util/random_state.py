@@ -44,7 +44,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Whatever is drawn within the block, behind it the generators are where they were before."""
+    """Whatever is drawn within the block, after it the generators are where they were before."""
     before = random_state()
     try:
         yield

@@ -179,7 +179,7 @@ class Detr(nn.Module):
             for target in targets:
                 h, w = target["masks"].shape[-2:]
                 target["masks"] = pad(target["masks"], (0, width - w, 0, height - h))
-            # Only queries that are matched with an object get a mask, unless the criterion is a user's own.
+            # Only queries that are matched with an object get a mask, unless the criterion is user-defined.
             select = self.criterion.matched_queries(targets)
         if select is None:
             losses = self.criterion(self.detr(images), targets)

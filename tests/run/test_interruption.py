@@ -47,7 +47,7 @@ def test_a_signal_is_noted_and_said(number: signal.Signals, capfd: pytest.Captur
         send(number)
         send(number)
         assert interruption.received == number
-    assert capfd.readouterr().err == f"{number.name}: saving behind this step\n"
+    assert capfd.readouterr().err == f"{number.name}: saving after this step\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
