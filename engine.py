@@ -239,7 +239,7 @@ def _forward(
 
 
 def _takes(module: nn.Module, argument: str) -> bool:
-    """Whether forward has an argument of this name: a user-defined one has those of the published code alone."""
+    """Whether forward has an argument of this name; a user-defined one may have the published ones alone."""
     wrapped = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
     inner: Any = module.module if wrapped else module
     return argument in inspect.signature(inner.forward).parameters
