@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,14 +44,14 @@ class Tree:
     """
 
     def __init__(self, options: SimpleNamespace):
-        import models.backbone
+        import models
 
-        # The published backbone fetches ImageNet's weights in the main process.
-        vars(models.backbone)["is_main_process"] = lambda: False
         self.args = arguments(options)
         self.device = torch.device(options.device)
         self.model: Any
-        self.model, self.criterion, self.postprocessors = models.build_model(self.args)
+        # The published backbone fetches ImageNet's weights in the main process.
+        with mock.patch("models.backbone.is_main_process", lambda: False):
+            self.model, self.criterion, self.postprocessors = models.build_model(self.args)
         weights = options.folder / ("segmenter.pth" if options.masks else "detector.pth")
         if not weights.exists():  # those of the side that comes first are both sides'
             if options.masks:

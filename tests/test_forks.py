@@ -118,7 +118,7 @@ def test_a_mask_that_is_changed_afterwards_counts(change: str) -> None:
         batch.decompose()[1][..., 64:] = True
     batch = batch.to("cpu") if change == "moved" else batch
     with torch.no_grad():
-        found, expected = model(batch), model(NestedTensor(image[None], mask))
+        found, expected = model(batch), model(NestedTensor(batch.tensors, mask))  # in one memory layout
     assert torch.equal(found["pred_logits"], expected["pred_logits"])
 
 

@@ -16,11 +16,12 @@ from models.backbone import Joiner
 from models.detr import DETR
 from models.segmentation import DETRsegm
 from models.transformer import TransformerEncoder, TransformerEncoderLayer
-from tests.helpers import TINY
+from tests import helpers
 from tests.reference.settings import build, parse
 from util.misc import NestedTensor, nested_tensor_from_tensor_list
 
-MASKS = f"{TINY} --backbone resnet18 --hidden_dim 128 --nheads 8 --masks"
+TINY = f"{helpers.TINY} --backbone_stages 4"  # whole ResNets, and masks
+MASKS = f"{TINY} --hidden_dim 128 --nheads 8 --masks"
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.recomputation import RecomputedStage, enable_grad_checkpoint, recomputed
-from tests.helpers import TINY
+from tests import helpers
 from tests.reference.settings import build
 from util.errors import UserError
 
-SMALL = f"{TINY} --enc_layers 2 --dropout 0.1"
+SMALL = f"{helpers.TINY} --backbone_stages 4 --enc_layers 2 --dropout 0.1"
 MASKS = SMALL.replace("--hidden_dim 32 --nheads 4", "--hidden_dim 128 --nheads 8") + " --masks"
 SETTINGS = {
     "frozen norms": SMALL,
