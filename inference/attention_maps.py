@@ -5,8 +5,10 @@
     maps = heard.decoder(0, queries)                   # [k, n, h, w] of the first image
     smooth = heard.over_picture(0, maps, (480, 640))   # [k, n, 480, 640]
 
-The last layer of each is meant: what enters it is kept, and the weights are computed afterwards, of the
-queries or places that are asked for alone.
+The last layer of each is meant: what enters its attention is kept, and the weights are computed afterwards,
+of the queries or places that are asked for alone. The model's answer is the same as without a listener, bit
+for bit: attention with a hook does not take torch's fused kernel, so the hook is set only while the
+layer is computed a second time, for the listener alone.
 
 A cell of the feature map is drawn at the pixel on which its receptive field is centred. Padded convolutions,
 as those of a ResNet, centre cell c on pixel c · stride, not on the middle of the stride's pixels: maps drawn
@@ -34,9 +36,12 @@ class Attention:
 
     def __init__(self, detr: Any):
         transformer = detr.transformer
-        self._decoder: nn.MultiheadAttention = transformer.decoder.layers[-1].multihead_attn
-        layers = transformer.encoder.layers
-        self._encoder: nn.MultiheadAttention | None = layers[-1].self_attn if len(layers) else None
+        layer = transformer.decoder.layers[-1]
+        self._decoder: nn.MultiheadAttention = layer.multihead_attn
+        self._encoder: nn.MultiheadAttention | None = None
+        self._heard_in: dict[nn.Module, nn.MultiheadAttention] = {layer: self._decoder}
+        for layer in transformer.encoder.layers[-1:]:
+            self._encoder = self._heard_in[layer] = layer.self_attn
         # Whether the backbone begins with patches that do not overlap, as ConvNeXt and Swin do.
         first = next(module for module in detr.backbone.modules() if isinstance(module, nn.Conv2d))
         self._in_middle = first.kernel_size == first.stride and not any(first.padding)
@@ -50,6 +55,14 @@ class Attention:
         def attention(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self._inputs[module] = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
 
+        @torch.no_grad()
+        def layer(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            handle = self._heard_in[module].register_forward_pre_hook(attention, with_kwargs=True)
+            try:
+                module.forward(*args, **kwargs)
+            finally:
+                handle.remove()
+
         def transformer(module: nn.Module, args: tuple) -> None:
             self._grid = args[0].shape[-2], args[0].shape[-1]
 
@@ -58,9 +71,8 @@ class Attention:
             shape_alone = batch.tensors[:, :0].clone()  # a view would keep the images
             self._batch = NestedTensor(shape_alone, batch.mask)
 
-        attentions = [module for module in (self._decoder, self._encoder) if module is not None]
         return [
-            *(module.register_forward_pre_hook(attention, with_kwargs=True) for module in attentions),
+            *(module.register_forward_pre_hook(layer, with_kwargs=True) for module in self._heard_in),
             detr.transformer.register_forward_pre_hook(transformer),
             detr.backbone.register_forward_pre_hook(backbone),
         ]
@@ -162,7 +174,7 @@ class Attention:
 
 @contextmanager
 def listening(model: nn.Module) -> Iterator[Attention]:
-    """Hear what enters the last attentions of a DETR or DETRsegm while the context lasts."""
+    """Hear what enters the last attentions of a DETR or DETRsegm, in evaluation, while the context lasts."""
     detr: Any = getattr(model, "detr", model)
     heard = Attention(detr)
     handles = heard.hooks(detr)

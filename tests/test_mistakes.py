@@ -296,7 +296,7 @@ def test_what_the_system_says_of_a_file_is_told(
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "some/file")
 
-    monkeypatch.setattr("datasets.labels.read_categories", denied)
+    monkeypatch.setattr("run.settings.read_categories", denied)
     assert run("--coco_path", coco_root) == 2
     assert_one_line(capsys, "some/file: permission denied")
     assert exit_status(lambda: denied()) == 2
@@ -304,9 +304,7 @@ def test_what_the_system_says_of_a_file_is_told(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which Linux has")
-@pytest.mark.parametrize(
-    "program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "doctor.check"]]
-)
+@pytest.mark.parametrize("program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "doctor"]])
 def test_what_cannot_be_printed_is_told(program: list[str], coco_root: Path) -> None:
     with open("/dev/full", "w") as full:
         answer = subprocess.run(

@@ -82,7 +82,7 @@ def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) 
 
 
 @pytest.mark.parametrize(
-    "module, status, stops", [("doctor.check", 1, False), ("doctor.check", 2, True), ("main", 1, True)]
+    "module, status, stops", [("doctor", 1, False), ("doctor", 2, True), ("main", 1, True)]
 )
 def test_a_command_that_fails_stops_the_notebook(
     module: str, status: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

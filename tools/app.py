@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> None:
     from inference.trained import load_trained
     from tools.app_look import Limits, warm_up
 
-    settings = {name: getattr(args, name) for name in ("dilation", "nheads", "eval_scale", "max_size")}
+    names = ("dilation", "nheads", "eval_scale", "max_size", "white_level")
+    settings = {name: getattr(args, name) for name in names}
     trained = load_trained(args.resume, args.device, **settings)
     warm_up(trained)
     with tempfile.TemporaryDirectory(prefix="detr-app-") as folder:

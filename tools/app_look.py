@@ -106,10 +106,7 @@ def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: L
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from error
     was_read = time.perf_counter()
-    try:
-        image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
     batch = ByteBatch([image]).to(trained.device)
     _wait(trained.device)
     prepared = time.perf_counter()

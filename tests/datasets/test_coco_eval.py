@@ -544,8 +544,8 @@ def test_predictions_prepared_as_results(iou_type, tmp_path):
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = evaluator.coco_gt.loadRes(str(file))
     assert len(loaded.anns) == len(results)
-    with pytest.raises(ValueError, match="'keypoints'"):
-        evaluator.prepare(predicted, "keypoints")
+    with pytest.raises(ValueError, match="'points'"):
+        evaluator.prepare(predicted, "points")
 
 
 def test_convert_to_xywh():
@@ -584,7 +584,7 @@ def test_mistakes_are_named():
         dataset["annotations"][3]["segmentation"] = [polygon]
         with pytest.raises(UserError, match="segmentation of annotation 4 gives no mask"):
             evaluate(dataset, {i: {} for i in predicted}, ["segm"])
-    for iou_types in ("bbox", ["keypoints"]):
+    for iou_types in ("bbox", "keypoints", ["bbox", "points"]):
         with pytest.raises(ValueError, match="iou_types"):
             CocoEvaluator(evaluator.coco_gt, iou_types)
     with pytest.raises(ValueError, match="max_dets"):

@@ -53,7 +53,7 @@ def test_a_run_that_is_ending_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = other_run(tmp_path)
-    monkeypatch.setattr("run.folder_lock.time.sleep", lambda _: first.communicate())  # instead of sleeping
+    monkeypatch.setattr("run.folder.time.sleep", lambda _: first.communicate())  # instead of sleeping
     with alone_in(tmp_path):
         assert first.returncode == 0
     assert capsys.readouterr().err.startswith(f"warning: another run writes to {tmp_path}: waiting")

@@ -123,11 +123,16 @@ def test_files_are_those_of_predict(kind: str, folder: Path, trained: TrainedMod
     assert counts[0] > counts[2], "the threshold must make a difference"
 
 
-def test_a_model_without_masks(folder: Path, tmp_path: Path) -> None:
+def boxes_alone(path: Path) -> TrainedModel:
+    """A model without masks, which all classes are things to, and its checkpoint at a path."""
     model = build(f"{TINY_MODEL} --num_classes 20", 0)[0]
     content = {"args": vars(parse(f"{TINY_MODEL} --num_classes 20 {SIZES}")), "categories": NAMES}
-    torch.save({"model": model.state_dict(), **content}, tmp_path / "boxes.pth")
-    trained = load_trained(tmp_path / "boxes.pth")
+    torch.save({"model": model.state_dict(), **content}, path)
+    return load_trained(path)
+
+
+def test_a_model_without_masks(folder: Path, tmp_path: Path) -> None:
+    trained = boxes_alone(tmp_path / "boxes.pth")
     assert app_results.kinds_of(trained) == ["boxes"]
     look = look_at(trained, folder / "7.png", "7.png", Limits())
     files = written(look, Choice("boxes", 0.05))
@@ -315,9 +320,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(trained: TrainedMod
     assert "cannot be read" in refused(trained, path)
 
 
-def test_too_thin_a_picture(trained: TrainedModel, tmp_path: Path) -> None:
-    noise(tmp_path / "a.png", 1, 2000)
-    assert "too thin" in refused(trained, tmp_path / "a.png")
+def test_a_thin_picture_is_seen_as_predict_sees_it(tmp_path: Path) -> None:
+    thin, trained = noise(tmp_path / "7.png", 1, 2000), boxes_alone(tmp_path / "boxes.pth")
+    look = look_at(trained, thin, "7.png", Limits())
+    assert look.size == (1, 2000) and look.image.shape == (3, 1, 2000)
+    files = written(look, Choice("boxes", 0.05))
+    expected = predicted(tmp_path / "boxes.pth", thin, "boxes", 0.05, tmp_path / "out")
+    assert len(json.loads(files["results.json"])) > 0
+    assert json.loads(files["results.json"]) == without_folders(expected["results.json"])
 
 
 def test_pictures_are_turned_upright(trained: TrainedModel, folder: Path, tmp_path: Path) -> None:
@@ -367,6 +377,22 @@ def test_without_gradio(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
     assert app.run(["--resume", str(folder / "panoptic.pth"), "--port", str(free_port())]) == 2
     assert_one_line(capsys, "tools.app needs gradio: pip install -r requirements-app.txt")
+
+
+def test_flags_of_a_trained_model_reach_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in predict.py: pictures would be seen otherwise than there if one were left out."""
+    given: dict[str, Any] = {}
+
+    def load(*_: Any, **settings: Any) -> None:
+        given.update(settings)
+        raise UserError("enough")
+
+    monkeypatch.setattr("inference.trained.load_trained", load)
+    monkeypatch.setattr(app, "prepare_gradio", lambda host: None)
+    words = ["--resume", str(folder / "panoptic.pth"), "--port", str(free_port()), "--eval_scale", "64"]
+    words += ["--max_size", "128", "--white_level", "4095", "--nheads", "4", "--dilation"]
+    assert app.run(words) == 2
+    assert given == {"eval_scale": 64, "max_size": 128, "white_level": 4095, "nheads": 4, "dilation": True}
 
 
 def test_a_port_that_is_taken(folder: Path, capsys: Any) -> None:
