@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2.conversion_check import compare
-from d2.converter import main, to_detectron2, to_detr
+from d2.converter import HEADS, main, to_detectron2, to_detr
 from tests.d2.test_converter import state_of
 from tests.d2.values import filled
 from util.errors import UserError
@@ -50,6 +50,6 @@ def test_one_image_both_ways(tmp_path: Path, kind: str, capsys: pytest.CaptureFi
 
 def test_another_function_is_refused() -> None:
     state = sensible(MODELS["DC5"])
-    compare(state, to_detectron2(state, "detr"), dilation=True, nheads=8)
+    compare(state, to_detectron2(state, "detr"), dilation=True, nheads=8, heads=HEADS)
     with pytest.raises(UserError, match="differ by"):  # detectron2's own ResNet is not dilated here
-        compare(state, to_detectron2(state), dilation=True, nheads=8)
+        compare(state, to_detectron2(state), dilation=True, nheads=8, heads=HEADS)
