@@ -187,7 +187,7 @@ def setup_for_distributed(is_master: bool) -> None:
 
 def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.parallel.DistributedDataParallel:
     """Let gradients be averaged over all processes; `device` is where this one's model is."""
-    # Batches are channels_last and weights are not, so gradients of 1x1 convolutions have other strides for the
+    # Batches are channels_last, weights are not: gradients of 1x1 convolutions have other strides for the
     # same order of numbers. They are copied into the buckets; the warning would tell a user to do something.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
