@@ -44,7 +44,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     _try_out(device)
     detector: Any = getattr(model, "detr", model)
     for part in (detector.backbone[0].body, detector.transformer):
-        # Batches are channels_last. Without the option, graphs of gradients hold for one size of images alone.
+        # Batches are channels_last; without the option, graphs of gradients hold for one size of images.
         part.compile(dynamic=True, options={"force_layout_optimization": True})
     dynamo.utils.counters["stats"].clear()
 
