@@ -177,7 +177,7 @@ def test_a_report_draws_no_random_numbers_and_reads_a_picture_once(tmp_path: Pat
     path = tmp_path / "a.png"
     Image.new("RGB", (20, 10), "green").save(path)
     splits = [Split("val", 1, {1: 1})]
-    report = RunReport(tmp_path, Still(path), {1: "leaf"}, splits, {"epochs": 3, "lr": 0.1}, {"lr": 0.2})
+    report = RunReport(tmp_path, Still(path), {1: "leaf"}, splits, {"epochs": 3, "lr": 0.1}, {"lr": 0.2})  # type: ignore[arg-type]
     np.random.seed(0)
     expected = np.random.random()
     np.random.seed(0)
