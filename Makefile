@@ -1,7 +1,7 @@
 # Set up and prove the project:
 #   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
 #   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: on fewer)
-#   make test    the tests, two at a time: under 5 minutes on two cores
+#   make test    the tests, two at a time
 #   make benchmark AGAINST=PATH  measure beside a checkout of the published code (15 minutes on idle cores);
 #                without a path beside transformers
 #   make slow    the tests that take long or need what `make demo` trained
