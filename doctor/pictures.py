@@ -13,8 +13,16 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from datasets.picture_modes import DEEP_MODES, EXIF_ORIENTATION, TURNING, default_white_level, is_transparent
-from datasets.picture_names import PICTURE_ENDINGS, other_ending, what_lies_there
+from datasets.images import (
+    DEEP_MODES,
+    EXIF_ORIENTATION,
+    PICTURE_ENDINGS,
+    TURNING,
+    default_white_level,
+    is_transparent,
+    other_ending,
+    what_lies_there,
+)
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report
 from doctor.sources import Source
