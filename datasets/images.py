@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from util.errors import UserError
-from util.file_contents import LONGEST, what_it_is
+from util.files import LONGEST, what_it_is
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _SHOWN = 5  # names of what lies there instead

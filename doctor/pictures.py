@@ -26,7 +26,7 @@ from datasets.images import (
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report
 from doctor.sources import Source
-from util.file_contents import LONGEST, what_it_is
+from util.files import LONGEST, what_it_is
 
 TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for
