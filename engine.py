@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
-from datasets.panoptic_eval import PanopticEvaluator
 from run.finite_check import StepGuard, naming
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
@@ -250,13 +249,15 @@ def _sizes(targets: Iterable[Mapping[str, Tensor]]) -> Tensor:
     return torch.stack([target["size"] for target in targets])
 
 
-def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> PanopticEvaluator:
+def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> Any:
+    from datasets.panoptic_eval import PanopticEvaluator  # runs on boxes need none of it
+
     dataset = data_loader.dataset
     folder = Path(output_dir) / "panoptic_eval" if output_dir else ""
     return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
 
 
-def _panoptic_figures(evaluator: PanopticEvaluator, per_class: bool) -> dict[str, dict[str, Any]]:
+def _panoptic_figures(evaluator: Any, per_class: bool) -> dict[str, dict[str, Any]]:
     """PQ by group, for every process; the main one writes the figures of each class."""
     evaluator.synchronize_between_processes()
     figures = all_gather(evaluator.summarize())[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from models.backbone import Backbone, Joiner
 from models.detr import DETR
 from models.position_encoding import PositionEmbeddingSine
-from models.postprocess import PostProcess, PostProcessPanoptic, coco_is_thing
-from models.segmentation import DETRsegm
+from models.postprocess import PostProcess
+from models.segmentation import DETRsegm, PostProcessPanoptic, coco_is_thing
 from models.transformer import Transformer
 from util.checkpoint_file import load_checkpoint, model_state
 from util.hub_models import HUB_MODELS, PUBLISHED

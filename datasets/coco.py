@@ -16,12 +16,10 @@ from torch import Tensor
 
 import datasets.transforms as T
 from datasets.annotations import CocoAnnotations, is_crowd, load_annotations
-from datasets.images import image_size, read_image
-from datasets.json_file import read_json
-from datasets.layouts import find_split
-from datasets.masks import decode, run_lengths
-from datasets.picture_names import find_picture, picture_name
-from datasets.seeding import ItemSeeds
+from datasets.images import find_picture, image_size, picture_name, read_image
+from datasets.layouts import find_split, read_json
+from datasets.masks import run_lengths
+from datasets.sampler import ItemSeeds
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -194,7 +192,12 @@ class ConvertCocoPolysToMask:
 
 def convert_coco_poly_to_mask(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
     """Masks uint8 [N, height, width], 0 or 1, of COCO segmentations: polygons or run lengths each."""
-    return decode([run_lengths(one, height, width) for one in segmentations], height, width)
+    from pycocotools.mask import decode
+
+    if not segmentations:
+        return torch.zeros((0, height, width), dtype=torch.uint8)
+    masks = torch.from_numpy(decode([run_lengths(one, height, width) for one in segmentations]))  # [h, w, N]
+    return masks.permute(2, 0, 1).contiguous()
 
 
 def _masks(objects: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:

@@ -24,21 +24,19 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from datasets.coco_columns import (
+from datasets.coco_results import (
     Columns,
+    LazyCOCOeval,
+    annotations_of,
     as_dicts,
     as_results,
     concatenate,
     convert_to_xywh,
-    encode_masks,
-    to_columns,
-)
-from datasets.coco_per_image import (
-    LazyCOCOeval,
-    annotations_of,
     create_common_coco_eval,
+    encode_masks,
     evaluate,
     merge,
+    to_columns,
 )
 from util.distributed import all_gather, is_main_process
 from util.errors import UserError

@@ -1,13 +1,17 @@
-"""Masks of objects, made from COCO segmentations."""
+"""Masks of objects as COCO writes them: polygons and run lengths, and which of them can be drawn.
+
+pycocotools checks nothing, and takes memory for every pixel of an outline: a coordinate that is no finite
+number, or one of 1e8, ends the process. Within FAR times the longer side an edge costs a megabyte at most in
+a picture of 640 pixels, and 17 in one of 10,000.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from datasets.polygons import cannot_be_drawn
+FAR = 10.0  # times the longer side of the image, from its corner
 
 
 def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -31,11 +35,29 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
 
 
-def decode(runs: list[dict[str, Any]], height: int, width: int) -> Tensor:
-    """Masks uint8 [N, height, width], 0 or 1."""
-    import pycocotools.mask as coco_mask
+def cannot_be_drawn(polygon: Sequence[float], longer_side: float) -> str:
+    """What is wrong with the coordinates x1, y1, x2, y2, … of a polygon; '' where nothing is.
 
-    if not runs:
-        return torch.zeros((0, height, width), dtype=torch.uint8)
-    masks = torch.from_numpy(coco_mask.decode(runs))  # [h, w, N], stored column by column
-    return masks.permute(2, 0, 1).contiguous()
+    Args:
+        polygon: numbers, in pixels.
+        longer_side: of the image; NaN: not known.
+    """
+    if not math.isfinite(sum(map(float, polygon))):
+        return "a coordinate of a polygon is NaN or infinite"
+    furthest = max(max(polygon, default=0), -min(polygon, default=0))
+    if furthest > FAR * longer_side:
+        return f"a coordinate of a polygon, {furthest:g} pixels away, is beyond {FAR:g} times the longer side"
+    return ""
+
+
+def is_usable(polygon: Sequence[float], longer_side: float) -> bool:
+    """Whether a polygon, a list of numbers, has three points or more, all of which can be drawn."""
+    pairs = len(polygon) >= 6 and len(polygon) % 2 == 0
+    return pairs and not cannot_be_drawn(polygon, longer_side)
+
+
+def enclosed_area(polygon: Sequence[float]) -> float:
+    """Of a usable polygon, in square pixels."""
+    xs, ys = polygon[::2], polygon[1::2]
+    turns = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in turns)) / 2

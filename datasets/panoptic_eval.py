@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.json_file import read_json
+from datasets.layouts import read_json
 from datasets.panoptic_png import read_ids
 from datasets.panoptic_quality import (
     Category,

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.images import image_size, pil_to_tensor
+from datasets.images import image_size
 from util.box_ops import box_xyxy_to_cxcywh
 
 ImageLike = Image.Image | Tensor
@@ -275,7 +275,7 @@ class ToByteTensor:
     """PIL image -> uint8 [3, h, w], channels_last; a tensor stays as it is."""
 
     def __call__(self, img: ImageLike, target: Target = None) -> Pair:
-        return (pil_to_tensor(img) if isinstance(img, Image.Image) else img), target
+        return (F.pil_to_tensor(img) if isinstance(img, Image.Image) else img), target
 
 
 class RandomErasing:

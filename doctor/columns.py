@@ -1,6 +1,6 @@
 """A COCO file as NumPy columns, whatever is wrong with it: what is no number is marked, not refused.
 
-The readers that training uses (datasets.annotations, datasets.panoptic_annotations) stop at the first
+The readers that training uses (datasets.annotations, datasets.coco_panoptic) stop at the first
 fault; the checks read the file through this module instead and see all of them.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.json_file import parse
-from datasets.picture_names import picture_name
+from datasets.images import picture_name
+from datasets.layouts import parse
 from doctor.json_columns import floats, integers, quads
 from doctor.report import Finding, Report
 from util.collector import paused_collector

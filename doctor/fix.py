@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.picture_names import picture_name
+from datasets.images import picture_name
 from doctor import mend_ids, mend_objects, mend_pictures
 from doctor.check import check_raw
 from doctor.columns import SECTIONS, RawFile, read_raw

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.polygons import FAR, enclosed_area, is_usable
+from datasets.masks import FAR, enclosed_area, is_usable
 from doctor.columns import RawFile
 from doctor.json_columns import floats, is_number
 from doctor.report import Finding, Report

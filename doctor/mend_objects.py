@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.polygons import is_usable
+from datasets.masks import is_usable
 from doctor.boxes import to_corners
 from doctor.columns import means_crowd
 from doctor.correction import Action, Correction, drop

@@ -13,12 +13,20 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from datasets.picture_modes import DEEP_MODES, EXIF_ORIENTATION, TURNING, default_white_level, is_transparent
-from datasets.picture_names import PICTURE_ENDINGS, other_ending, what_lies_there
+from datasets.images import (
+    DEEP_MODES,
+    EXIF_ORIENTATION,
+    PICTURE_ENDINGS,
+    TURNING,
+    default_white_level,
+    is_transparent,
+    other_ending,
+    what_lies_there,
+)
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report
 from doctor.sources import Source
-from util.file_contents import LONGEST, what_it_is
+from util.files import LONGEST, what_it_is
 
 TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.picture_names import find_picture
+from datasets.images import find_picture
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.data
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.annotations import AnnotationFile, load_annotations
-from datasets.images import pil_to_tensor, read_image
-from datasets.picture_names import last_part, picture_name
+from datasets.images import last_part, picture_name, read_image
 from datasets.transforms import resize
 from util.collector import leave_parents_objects
 from util.errors import UserError

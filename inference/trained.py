@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from inference.architecture import fitting_resnets, settings_from_weights
 from models import build_model
 from models.finetune import detector_state
-from models.postprocess import coco_is_thing
 from models.resnet import RESNETS
+from models.segmentation import coco_is_thing
 from util import coco_names
 from util.checkpoint_file import (
     is_url,

@@ -15,10 +15,9 @@ from util.errors import UserError
 from util.flags import completed
 from util.nested_tensor import NestedTensor
 
-from .backbone_base import BackboneBase
-from .frozen_norm import FrozenBatchNorm2d
+from .folding import FrozenBatchNorm2d
 from .position_encoding import build_position_encoding
-from .resnet import RESNETS, STAGES, BasicBlock, build_resnet
+from .resnet import RESNETS, STAGES, BackboneBase, BasicBlock, build_resnet
 
 __all__ = ["Backbone", "BackboneBase", "FrozenBatchNorm2d", "Joiner", "build_backbone"]
 

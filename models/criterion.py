@@ -18,10 +18,7 @@ from util.distributed import get_world_size
 from util.metrics import accuracy
 from util.originals import is_original, original
 
-from . import matcher as matching
-from . import segmentation
-from .losses import MatchedPairs, at_one_size, cardinality_error, classification_loss, mask_losses
-from .mask_sampling import covered
+from .losses import MatchedPairs, cardinality_error, classification_loss
 from .selection import MatchedQueries, Matches, Select, flat_index, masks_of
 
 Outputs = dict[str, Any]
@@ -138,12 +135,9 @@ class SetCriterion(nn.Module):
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
         """The matches of every layer: the last one's, then those of `aux_outputs`."""
         layers = _layers(outputs)
-        if not (is_original(self.matcher, "forward") and is_original(matching, "generalized_box_iou")):
-            return [self.matcher(layer, targets) for layer in layers]
-        # Side by side, the images of all layers are one batch, whose costs are copied to the host once.
-        every = {name: torch.cat([layer[name] for layer in layers]) for name in ("pred_logits", "pred_boxes")}
-        matches = self.matcher(every, [*targets] * len(layers))
-        return [matches[i : i + len(targets)] for i in range(0, len(matches), len(targets))]
+        if is_original(self.matcher, "forward"):
+            return self.matcher.match_layers(layers, targets)  # type: ignore[operator]
+        return [self.matcher(layer, targets) for layer in layers]
 
     def matched_queries(self, targets: Targets, also: Select | None = None) -> MatchedQueries | None:
         """A selection of the queries whose masks this criterion compares, for a model that takes one.
@@ -276,6 +270,11 @@ class SetCriterion(nn.Module):
 
         `pred_masks` are [B, Q, h, w], or [N, h, w] of the queries under `selected`.
         """
+        # Here, so that who trains boxes loads no code of masks, and what is replaced in segmentation counts.
+        from .mask_losses import at_one_size, mask_losses
+        from .mask_sampling import covered
+        from .segmentation import dice_loss, sigmoid_focal_loss
+
         if "selected" in outputs:
             masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
         else:
@@ -284,12 +283,12 @@ class SetCriterion(nn.Module):
         wanted = [targets[i]["masks"][j] for i, j in zip(image, obj, strict=True)]  # N times [H, W]
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (-2, -1))
         canvas = covered(masks.shape[-2], height), covered(masks.shape[-1], width)
-        if is_original(segmentation, "sigmoid_focal_loss") and is_original(segmentation, "dice_loss"):
+        if is_original(sigmoid_focal_loss, "sigmoid_focal_loss") and is_original(dice_loss, "dice_loss"):
             focal, dice = mask_losses(masks, wanted, (height, width), canvas, num_boxes)
         else:
             logits, true = at_one_size(masks, wanted, (height, width), canvas)  # [N, P]
-            focal = segmentation.sigmoid_focal_loss(logits, true, num_boxes)
-            dice = segmentation.dice_loss(logits, true, num_boxes)
+            focal = sigmoid_focal_loss(logits, true, num_boxes)
+            dice = dice_loss(logits, true, num_boxes)
         return {"loss_mask": focal, "loss_dice": dice}
 
     @original

@@ -16,8 +16,7 @@ from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 from .backbone import build_backbone
 from .criterion import SetCriterion
 from .matcher import build_matcher
-from .postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, coco_is_thing
-from .segmentation import DETRsegm
+from .postprocess import PostProcess
 from .transformer import build_transformer
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
@@ -147,6 +146,9 @@ def build(
     weight_dict = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
     postprocessors: dict[str, nn.Module] = {"bbox": PostProcess()}
     if args.masks:
+        # Here, so that who trains boxes loads no code of masks.
+        from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, coco_is_thing
+
         model = DETRsegm(model, freeze_detr=args.frozen_weights is not None)
         losses.append("masks")
         weight_dict |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, relu
 
-from .plain import is_plain
+from .folding import is_plain
 
 GROUPS = 8  # of every GroupNorm
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -80,6 +81,20 @@ class HungarianMatcher(nn.Module):
             queries, objects = (torch.as_tensor(x, dtype=torch.int64) for x in linear_sum_assignment(own))
             matches.append((queries, objects))
         return matches
+
+    def match_layers(
+        self, layers: Sequence[dict[str, Tensor]], targets: list[dict[str, Tensor]]
+    ) -> list[Matches]:
+        """The matches of several layers' outputs with the same targets, found in one pass.
+
+        With a user-defined GIoU each layer is matched by itself, as published.
+        """
+        if not is_original(sys.modules[__name__], "generalized_box_iou"):
+            return [self(layer, targets) for layer in layers]
+        # Side by side, the images of all layers are one batch, whose costs are copied to the host once.
+        every = {name: torch.cat([layer[name] for layer in layers]) for name in ("pred_logits", "pred_boxes")}
+        matches = self(every, [*targets] * len(layers))
+        return [matches[i : i + len(targets)] for i in range(0, len(matches), len(targets))]
 
     def _giou(self, boxes: Tensor, wanted: Tensor, counts: list[int]) -> Tensor:
         """GIoU of an image's queries and its own objects, cxcywh [B, Q, 4] and [B, T, 4] -> [B, Q, T]."""

@@ -1,8 +1,4 @@
-"""torchvision's ResNets with their frozen norms folded into the convolutions (paper, section 4).
-
-norm(conv(x, w)) is conv(x, scale * w) + shift. Scaling the weight at every forward costs next to nothing
-beside a pass over the activations, and the activations between convolution and norm are neither computed nor
-kept for the gradient, which reaches the weight through the scale.
+"""torchvision's ResNets with their norms folded, and the feature maps of a backbone (paper, section 4).
 
 Shapes: B batch, C and C' channels in and out, H W image, h w feature map.
 """
@@ -12,48 +8,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 from torchvision.models import resnet
 
-from .frozen_norm import FrozenBatchNorm2d
-from .plain import is_plain
+from util.nested_tensor import NestedTensor
+
+from .folding import folded, folds
 
 STAGES = 4  # layer1 ... layer4, at strides 4, 8, 16, 32
 
 
-def folds(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether `folded` may stand for the two: a bias-free convolution and a frozen norm, both plain."""
-    return (
-        isinstance(conv, nn.Conv2d)
-        and conv.bias is None
-        and conv.padding_mode == "zeros"
-        and isinstance(norm, FrozenBatchNorm2d)
-        and is_plain(conv)
-        and is_plain(norm)
-    )
-
-
-def folded(
-    x: Tensor,
-    weight: Tensor,
-    affine: tuple[Tensor, Tensor],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
-    """A convolution and the frozen norm after it, of which `affine` is scale and shift, as one.
-
-    [B, C, h, w] -> [B, C', h', w'].
-    """
-    scale, shift = affine
-    return conv2d(x, weight * scale[:, None, None, None], shift, stride, padding, dilation, groups)
-
-
-class BasicBlock(resnet.BasicBlock):
-    """torchvision's block of ResNet-18 and -34."""
+class _Block(nn.Module):
+    """What both kinds of block share: whether their norms are folded, and a shortcut that folds its own."""
 
     __constants__ = ["folds"]
+    convolutions: int
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,7 +32,14 @@ class BasicBlock(resnet.BasicBlock):
     @property
     def folds(self) -> bool:
         """Whether the norms are folded. TorchScript asks once, and leaves out the other branch."""
-        return folds(self.conv1, self.bn1) and folds(self.conv2, self.bn2)
+        numbers = range(1, self.convolutions + 1)
+        return all(folds(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in numbers)
+
+
+class BasicBlock(_Block, resnet.BasicBlock):
+    """torchvision's block of ResNet-18 and -34."""
+
+    convolutions = 2
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', h', w']."""
@@ -81,22 +56,10 @@ class BasicBlock(resnet.BasicBlock):
         return self.relu(x)
 
 
-class Bottleneck(resnet.Bottleneck):
+class Bottleneck(_Block, resnet.Bottleneck):
     """torchvision's block of the deeper ResNets."""
 
-    __constants__ = ["folds"]
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.downsample is not None:  # type: ignore[has-type]
-            self.downsample = Downsample(*self.downsample)  # type: ignore[has-type]
-
-    @torch.jit.unused  # type: ignore[prop-decorator]
-    @property
-    def folds(self) -> bool:
-        """As of BasicBlock."""
-        pairs = (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)
-        return all(folds(conv, norm) for conv, norm in pairs)
+    convolutions = 3
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', h', w']."""
@@ -220,3 +183,62 @@ class Body(nn.ModuleDict):
             if name in self.return_layers:
                 out[self.return_layers[name]] = x
         return out
+
+
+class BackboneBase(nn.Module):
+    """Runs a body on a padded batch and brings the mask to the size of each feature map.
+
+    Args:
+        backbone: a network with children `layer1` ... `layer4`, whose outputs are taken; or one without, that
+            maps images [B, 3, H, W] to a dict of feature maps.
+        train_backbone: let the stages after the first train; otherwise nothing in it does.
+        num_channels: channels of the last feature map.
+        return_interm_layers: give the map of every stage (the mask head needs them), not the last alone.
+        train_everything: train the first stage and the stem too.
+        stages: stop after this many of the network's stages.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        train_backbone: bool,
+        num_channels: int,
+        return_interm_layers: bool,
+        train_everything: bool = False,
+        stages: int = STAGES,
+    ):
+        super().__init__()
+        late = ("layer2", "layer3", "layer4")
+        for name, parameter in backbone.named_parameters():
+            trains = train_backbone and (train_everything or name.startswith(late))
+            parameter.requires_grad_(parameter.requires_grad and trains)
+        if hasattr(backbone, "layer1"):
+            wanted = range(1, stages + 1) if return_interm_layers else [stages]
+            backbone = Body(backbone, {f"layer{stage}": str(i) for i, stage in enumerate(wanted)})
+        self.body = backbone
+        self.num_channels = num_channels
+        self.return_interm_layers = return_interm_layers
+
+    def forward(self, tensor_list: NestedTensor) -> dict[str, NestedTensor]:
+        """A batch [B, 3, H, W] -> feature maps by name, each with its mask [B, h, w]."""
+        mask = tensor_list.mask
+        assert mask is not None
+        out: dict[str, NestedTensor] = {}
+        for name, features in self.body(tensor_list.tensors).items():
+            out[name] = NestedTensor(features, shrunk(mask, features))
+        return out
+
+
+def shrunk(mask: Tensor, features: Tensor) -> Tensor:
+    """The mask [B, H, W] at the nearest pixels of features [B, C, h, w] -> [B, h, w]."""
+    rows = _nearest(mask.shape[1], features.shape[2], mask.device)
+    columns = _nearest(mask.shape[2], features.shape[3], mask.device)
+    return mask.index_select(1, rows).index_select(2, columns)
+
+
+def _nearest(pixels: int, cells: int, device: torch.device) -> Tensor:
+    """The pixel that torch's nearest interpolation takes for each cell of an axis, int64 [cells].
+
+    Spelled out, because runtimes of exported models round its division otherwise, at one size in ten.
+    """
+    return (torch.arange(cells, dtype=torch.float32, device=device) * (pixels / cells)).long()

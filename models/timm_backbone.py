@@ -19,7 +19,7 @@ from util.distributed import is_main_process
 from util.errors import UserError
 from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD
 
-from .backbone_base import BackboneBase
+from .resnet import BackboneBase
 from .timm_weights import PREFIX, create, create_with_weights
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, relu
 
-from .plain import is_plain
-from .recomputation import recomputed
+from .folding import is_plain
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "glu": glu}
 
@@ -136,6 +135,8 @@ class TransformerEncoder(nn.Module):
     def _recomputing(
         self, src: Tensor, mask: Tensor | None, padding: Tensor | None, pos: Tensor | None
     ) -> Tensor:
+        from .recomputation import recomputed  # of --grad_checkpoint alone
+
         for layer in self.layers:
             src = recomputed(layer, layer, src, mask, padding, pos)
         return src

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.coco_eval import CocoEvaluator
-from datasets.panoptic_png import read_ids
 from util.box_ops import box_cxcywh_to_xyxy
 
 LONGEST_MASK = 320  # pixels of a mask in the page
@@ -150,6 +149,8 @@ class ReportSource:
 
     def predicted_segments(self, image_ids: Sequence[int]) -> dict[int, list[Region]]:
         """The panoptic predictions that the evaluator wrote."""
+        from datasets.panoptic_png import read_ids  # pages of boxes need none of it
+
         assert self.panoptic_folder is not None
         content = json.loads((self.panoptic_folder / "predictions.json").read_text(encoding="utf-8"))
         entries = {entry["image_id"]: entry for entry in content["annotations"]}

@@ -35,10 +35,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, StepLR
 
-from run.best import Best
-from run.ema import WeightAverage
 from run.resume import Source
-from run.schedule import override_lr, warn_of_other_rates
+from run.state import Best, WeightAverage, override_lr, warn_of_other_rates
 from util.checkpoint_file import stored_flags
 from util.distributed import get_rank, get_world_size, is_main_process
 from util.errors import UserError, warn

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 import engine
 from datasets.coco_eval import CocoEvaluator
-from run.ema import WeightAverage
 from run.records import RunRecords, per_class_table
 from run.resume import Source
+from run.state import WeightAverage
 from run.summary import describe
 from util.amp import Precision
 from util.distributed import is_main_process

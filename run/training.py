@@ -21,14 +21,13 @@ from run.checkpoint import (
     position_of,
     warmup_steps_left,
 )
-from run.ema import WeightAverage
 from run.evaluation import Evaluation
 from run.finite_check import NotFinite
 from run.folder import output_folder
 from run.records import RunRecords, per_class_table, write_crash_report
 from run.resume import Source
 from run.saving import Saver
-from run.schedule import build_schedules
+from run.state import WeightAverage, build_schedules
 from run.summary import describe, steps_per_epoch
 from util.distributed import (
     StepVote,

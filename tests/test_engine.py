@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import main
 from engine import train_one_epoch
-from run.schedule import build_schedules
+from run.state import build_schedules
 from tests.reference.settings import quiet
 from tests.stand_in import (
     CPU,

@@ -22,7 +22,7 @@ from inference import export_formats, trained
 from inference.export_formats import FORMATS, Format, Onnx, TorchExport, TorchScript
 from inference.exportable import Exportable, example_inputs
 from inference.trained import TrainedModel, load_trained
-from models.backbone_base import _nearest
+from models.resnet import _nearest
 from tests.helpers import ROOT
 from tests.reference.settings import build
 from util.errors import UserError

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: each is written next to its place under a hidden name, then renamed."""
+"""Files that are whole or absent: each is written next to its place under a hidden name, then renamed.
+
+And what a file is that should have been a picture or an annotation file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError
+
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: git lfs pull fetches it",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"<!doctype html": "a web page, as a download that failed leaves it",
+    b"<html": "a web page, as a download that failed leaves it",
+}
+LONGEST = 64  # bytes that suffice
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -55,3 +67,11 @@ def link_whole(path: Path, name: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{name}: cannot be written ({error.strerror}); check --output_dir") from error
+
+
+def what_it_is(data: bytes) -> str:
+    """What the first bytes of a file show; '' where they show nothing of the usual mistakes."""
+    if not data:
+        return "an empty file"
+    start = data[:LONGEST].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((said for begin, said in _BEGINNINGS.items() if start.startswith(begin.lower())), "")

@@ -8,6 +8,7 @@ it is made: on the object, in a subclass, on the class, in the module, in the fi
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable)
@@ -25,8 +26,8 @@ def is_original(owner: Any, name: str) -> bool:
     """Whether calling `owner.name` calls the function that the project defines by this name.
 
     Args:
-        owner: an object or a module.
+        owner: an object or a module; or what was found by this name already.
     """
-    found = getattr(owner, name, None)
+    found = owner if isinstance(owner, FunctionType) else getattr(owner, name, None)
     function = getattr(found, "__func__", found)  # of a bound method
     return any(function is own and own.__name__ == name for own in _ORIGINALS)

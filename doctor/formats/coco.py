@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.picture_names import find_picture, picture_name, what_lies_there
+from datasets.images import find_picture, picture_name, what_lies_there
 from doctor.columns import RawFile, read_raw
 from doctor.correction import labels_of
 from doctor.formats.record import pictures_below

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.picture_names import PICTURE_ENDINGS
+from datasets.images import PICTURE_ENDINGS
 from doctor.pictures import Picture as Header
 from doctor.pictures import inspect_header
 from doctor.summary import Tally

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.json_file import read_json
-from datasets.picture_names import find_picture, what_lies_there
+from datasets.images import find_picture, what_lies_there
+from datasets.layouts import read_json
 from doctor.columns import show
 from doctor.formats.record import Object, Picture, Reading, as_seen, check_near, header_of, of_box, of_polygon
 from doctor.splits import split_of_folders

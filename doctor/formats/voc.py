@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from datasets.picture_names import PICTURE_ENDINGS, find_picture
+from datasets.images import PICTURE_ENDINGS, find_picture
 from doctor.columns import show
 from doctor.formats.record import (
     Object,

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from datasets.picture_names import find_picture
+from datasets.images import find_picture
 from doctor.columns import show
 from doctor.formats.record import (
     Object,

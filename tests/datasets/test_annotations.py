@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from datasets.annotations import CocoAnnotations, is_crowd, load_annotations
+from datasets.annotations import CocoAnnotations, PackedRecords, is_crowd, load_annotations
 from datasets.coco import read_coco
-from datasets.json_file import parse
-from datasets.packed import PackedRecords
+from datasets.layouts import parse
 from util.errors import UserError
 
 IMAGES = [(12, "b.jpg"), (3, "sub/ü.png"), (700000000001, "c.jpg"), (5, "empty.jpg")]

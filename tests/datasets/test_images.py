@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from datasets.images import image_size, pil_to_tensor, read_image
+from datasets.images import image_size, read_image
 from util.errors import UserError
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from datasets.coco import ConvertCocoPolysToMask
-from datasets.masks import run_lengths
-from datasets.polygons import cannot_be_drawn
+from datasets.masks import cannot_be_drawn, run_lengths
 from util.errors import UserError
 
 UNDRAWABLE = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.seeding import ItemSeeds
+from datasets.sampler import ItemSeeds
 
 
 def draw():

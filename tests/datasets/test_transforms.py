@@ -8,10 +8,11 @@ import torch
 import torchvision.transforms.v2.functional as v2
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.transforms.functional import pil_to_tensor
 
 import datasets.transforms as T
 from datasets.coco import make_coco_transforms
-from datasets.images import image_size, pil_to_tensor
+from datasets.images import image_size
 from datasets.transforms import resized_size
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]

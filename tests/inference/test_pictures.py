@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.coco import make_coco_transforms
-from datasets.images import pil_to_tensor, read_image
+from datasets.images import read_image
 from inference.pictures import (
     View,
     find_pictures,

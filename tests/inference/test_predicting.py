@@ -20,8 +20,9 @@ from inference.predicting import (
     summary,
 )
 from inference.trained import TrainedModel, load_trained
-from models.postprocess import PostProcess, PostProcessPanoptic
+from models.postprocess import PostProcess
 from models.segment_maps import PanopticMap
+from models.segmentation import PostProcessPanoptic
 from tests.helpers import TINY_MODEL
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.reference.settings import build

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from models.postprocess import coco_is_thing
+from models.segmentation import coco_is_thing
 from models.selection import masks_of
 
 THINGS = coco_is_thing(250)

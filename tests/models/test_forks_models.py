@@ -103,9 +103,7 @@ def test_set_aux_loss_may_be_overridden(model: Any) -> None:
         assert all("mark" in layer for layer in each(images())["aux_outputs"])
 
 
-@pytest.mark.parametrize(
-    "name", ["build_backbone", "build_transformer", "build_matcher", "DETRsegm", "PostProcess"]
-)
+@pytest.mark.parametrize("name", ["build_backbone", "build_transformer", "build_matcher", "PostProcess"])
 def test_what_is_replaced_in_models_detr_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = getattr(models.detr, name)

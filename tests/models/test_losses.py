@@ -5,13 +5,8 @@ import torch
 import torchvision
 from torch.nn import functional
 
-from models.losses import (
-    MatchedPairs,
-    cardinality_error,
-    classification_loss,
-    dice_loss,
-    sigmoid_focal_loss,
-)
+from models.losses import MatchedPairs, cardinality_error, classification_loss
+from models.mask_losses import dice_loss, sigmoid_focal_loss
 from util.metrics import accuracy
 
 LAYERS, BATCH, QUERIES, CLASSES = 3, 2, 4, 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models.losses
+import models.mask_losses
 
 
 def straight_mask_losses(masks: Tensor, wanted: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -26,12 +26,12 @@ def straight_mask_losses(masks: Tensor, wanted: list[Tensor], size: tuple[int, i
 def test_mask_losses_do_not_depend_on_how_many_are_computed_at_once(
     pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.losses, "PIXELS_AT_ONCE", pixels)
+    monkeypatch.setattr(models.mask_losses, "PIXELS_AT_ONCE", pixels)
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(5, 10, 14, generator=generator, requires_grad=True)
     sizes = [(40, 50)] * 3 + [(37, 56)] * 2
     wanted = [torch.rand(size, generator=generator) > 0.6 for size in sizes]
-    found = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
+    found = models.mask_losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
     expected = straight_mask_losses(masks, wanted, (40, 56))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -45,7 +45,7 @@ def test_mask_losses_on_a_canvas_that_is_rounded_up() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(3, 10, 14, generator=generator)
     wanted = list(torch.rand(3, 40, 56, generator=generator) > 0.6)
-    expected = models.losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
+    expected = models.mask_losses.mask_losses(masks, wanted, (40, 56), (40, 56), 3)
     larger = nn.functional.pad(masks, (0, 2, 0, 6), mode="replicate")
-    found = models.losses.mask_losses(larger, wanted, (40, 56), (64, 64), 3)
+    found = models.mask_losses.mask_losses(larger, wanted, (40, 56), (64, 64), 3)
     torch.testing.assert_close(torch.stack(found), torch.stack(expected))

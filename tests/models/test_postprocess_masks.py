@@ -11,7 +11,9 @@ from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 from models.mask_sampling import Resampler
-from models.postprocess import PostProcess, PostProcessPanoptic, PostProcessSegm, semantic_maps
+from models.postprocess import PostProcess
+from models.segment_maps import semantic_maps
+from models.segmentation import PostProcessPanoptic, PostProcessSegm
 from tests.models.mask_outputs import NO_OBJECT, THINGS, enlarged, ids_of, random_outputs, selected
 
 # --- Resizing --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from pycocotools import mask as mask_utils
 from torch.nn.functional import interpolate
 
-from models.postprocess import coco_rle, instance_maps, panoptic_maps, semantic_maps
+from models.segment_maps import coco_rle, instance_maps, panoptic_maps, semantic_maps
 from models.selection import confident_queries
 from tests.models.mask_outputs import NO_OBJECT, THINGS, enlarged, random_outputs, selected
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from run.best import Best, score
+from run.state import Best, score
 
 
 def line(epoch: int, ap: float) -> dict[str, Any]:

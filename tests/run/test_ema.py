@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from run.best import score
-from run.ema import WeightAverage
+from run.state import WeightAverage, score
 from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
 from tests.stand_in import weights_of
 from util.errors import UserError

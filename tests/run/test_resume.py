@@ -350,7 +350,7 @@ def test_best_is_the_checkpoint_of_the_best_epoch(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.3, 0.3])
-    monkeypatch.setattr("run.best.score", lambda line: next(scores))
+    monkeypatch.setattr("run.state.score", lambda line: next(scores))
     assert start(coco_root, tmp_path) == 0
     assert load(tmp_path / "checkpoint_best.pth")["epoch"] == 1
     assert load(tmp_path / "checkpoint.pth")["best"] == {"value": 0.3, "epoch": 1}
@@ -360,7 +360,7 @@ def test_patience_ends_a_run_and_keeps_it_ended(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = {0: 0.2, 1: 0.1, 2: 0.1}
-    monkeypatch.setattr("run.best.score", lambda line: scores[line["epoch"]])
+    monkeypatch.setattr("run.state.score", lambda line: scores[line["epoch"]])
     for _ in range(2):
         assert start(coco_root, tmp_path, "--patience", 1) == 0
         assert "--patience 1: nothing better since epoch 0" in capsys.readouterr().out

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize, prune
 
-from models.frozen_norm import FrozenBatchNorm2d
-from models.plain import is_plain
+from models.folding import FrozenBatchNorm2d, is_plain
 
 
 class Subclass(nn.Conv2d):
