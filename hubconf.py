@@ -6,9 +6,10 @@ from models.backbone import Backbone, Joiner
 from models.detr import DETR
 from models.position_encoding import PositionEmbeddingSine
 from models.postprocess import PostProcess
-from models.segmentation import DETRsegm, PostProcessPanoptic, coco_is_thing
+from models.segmentation import DETRsegm, PostProcessPanoptic
 from models.transformer import Transformer
 from util.checkpoint_file import load_checkpoint, model_state
+from util.coco_names import coco_is_thing
 from util.hub_models import HUB_MODELS, PUBLISHED
 
 dependencies = ["torch", "torchvision", "scipy"]

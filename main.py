@@ -36,7 +36,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset, get_coco_api_from_dataset
-from datasets.coco import read_coco
+from datasets.annotations import read_coco
 from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
@@ -57,7 +57,7 @@ from util.distributed import (
     get_world_size,
     init_distributed_mode,
     is_main_process,
-    leave,
+    leave_after,
 )
 from util.errors import UserError, exit_status, warn
 from util.random_state import seed_everything
@@ -147,12 +147,15 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     pinned = args.device.startswith("cuda")
     loader = partial(make_loader, num_workers=args.num_workers, pinned=pinned, seed=args.seed)
     ranks = get_world_size(), get_rank()
-    val = build_dataset("val", args, normalize_images=False)
-    check_labels(val.annotations, args.num_classes)
+    # As bytes, which are normalised on the device. User-defined data sets may give floats, and tell less.
+    data_args = argparse.Namespace(**vars(args), normalize_images=False)
+    val = build_dataset("val", data_args)
+    if hasattr(val, "annotations"):
+        check_labels(val.annotations, args.num_classes)
     val_loader = loader(val, EvalBatchSampler(val, args.eval_batch_size, *ranks))
     if args.eval:
         return None, val_loader
-    train = build_dataset("train", args, normalize_images=False)
+    train = build_dataset("train", data_args)
     groups = aspect_groups(train) if args.group_by_aspect else None
     sampler = TrainBatchSampler(train, args.batch_size, *ranks, seed=args.seed, groups=groups)
     if sampler.batches_per_epoch < args.accum_steps:
@@ -160,8 +163,9 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
             f"--accum_steps {args.accum_steps}: the training set's {len(train)} images make fewer batches of "
             f"{args.batch_size}; lower --accum_steps or --batch_size"
         )
-    check_labels(train.annotations, args.num_classes)
-    check_objects(train.annotations, args.num_queries)
+    if hasattr(train, "annotations"):
+        check_labels(train.annotations, args.num_classes)
+        check_objects(train.annotations, args.num_queries)
     if args.compile:
         from models.compilation import CANVAS_MULTIPLE
 
@@ -190,13 +194,13 @@ def build_model_and_weights(
         frozen: that of `--frozen_weights`; None where `--resume` brings the detector along.
         categories: of the data, id -> name.
     """
-    is_thing = None
-    if args.dataset_file == "coco_panoptic":
-        is_thing = read_things(args, ("val",))  # a class that the ground truth lacks cannot be evaluated
     try:
-        model, criterion, postprocessors = build_model(args, is_thing)
+        model, criterion, postprocessors = build_model(args)
     except ValueError as error:  # flags that do not fit together
         raise UserError(str(error)) from error
+    if "panoptic" in postprocessors:
+        # A class that the ground truth lacks cannot be evaluated.
+        postprocessors["panoptic"].is_thing_map = read_things(args, ("val",))  # type: ignore[assignment]
     if source is not None:
         load_strictly(model, model_state(source.checkpoint), f"--resume {source.path}")
     elif args.finetune:
@@ -237,8 +241,11 @@ def build_report(
     train_loader: DataLoader | None = None,
 ) -> RunReport | None:
     """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
-    args = evaluation.args
+    args, dataset = evaluation.args, evaluation.loader.dataset
     if records.folder is None or not args.report:
+        return None
+    if not hasattr(dataset, "image_path"):
+        warn("no report: this data set does not tell where its pictures lie (`image_path`)")
         return None
     from report import RunReport
     from report.source import ReportSource
@@ -249,7 +256,7 @@ def build_report(
     panoptic = records.folder / "panoptic_eval" if "panoptic" in evaluation.postprocessors else None
     return RunReport(
         records.folder,
-        ReportSource(evaluation.loader.dataset, panoptic),
+        ReportSource(dataset, panoptic),
         categories,
         splits_of(loaders),
         vars(args),
@@ -262,21 +269,11 @@ def build_report(
 # --- The command -------------------------------------------------------------------------------------
 
 
-@record  # torchrun shows the error of the process that failed first
-def work(args: argparse.Namespace) -> None:
-    """`main` as all that a process does: at its end it parts from the others."""
-    try:
-        main(args)
-    except SystemExit:  # a signal, once all is saved
-        leave()
-        raise
-    leave()
-
-
 def run(argv: list[str] | None = None) -> int:
     """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
     args = parse(argv)
-    return exit_status(lambda: work(args), args.debug)
+    worker = record(leave_after)  # torchrun shows the error of the process that failed first
+    return exit_status(lambda: worker(main, args), args.debug)
 
 
 if __name__ == "__main__":

@@ -258,9 +258,10 @@ def work(args: argparse.Namespace) -> None:
     import submitit
 
     import main
+    from util.distributed import leave_after
 
     args = job_arguments(args, submitit.JobEnvironment())
-    status = exit_status(lambda: main.work(args), args.debug)
+    status = exit_status(lambda: leave_after(main.main, args), args.debug)
     if status:
         sys.exit(status)
 

@@ -29,8 +29,8 @@ def build_dataset(image_set: str, args: Any, normalize_images: bool = True) -> A
         args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
         normalize_images: True: float32 images [3, h, w], normalised with ImageNet's mean and deviation.
             False: uint8 images [3, h, w]; whoever moves the batch to its device normalises it there. The
-            targets are the same. A user-defined data set learns of it as `args.normalize_images`; one
-            that always gives floats may be trained on as well.
+            targets are the same. A user-defined data set learns of it as `args.normalize_images`, which
+            counts where it is there already; one that always gives floats may be trained on as well.
 
     Raises:
         UserError: an unknown name, a missing folder or a faulty annotation file.
@@ -38,7 +38,7 @@ def build_dataset(image_set: str, args: Any, normalize_images: bool = True) -> A
     args = completed(args)
     if args.dataset_file not in BUILDERS:
         raise UserError(f"--dataset_file {args.dataset_file}: unknown; choose from {', '.join(BUILDERS)}")
-    args.normalize_images = normalize_images
+    args.normalize_images = getattr(args, "normalize_images", normalize_images)
     return importlib.import_module(BUILDERS[args.dataset_file]).build(image_set, args)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
 from collections import Counter
@@ -223,3 +225,18 @@ def load_annotations(path: str | Path, form: Callable[..., Any] = CocoAnnotation
 def _load(path: str, form: Callable[..., Any], modified: int, size: int) -> Any:
     with paused_collector():
         return form(read_json(path), path)
+
+
+def read_coco(ann_file: str | Path) -> Any:
+    """A COCO file as pycocotools' COCO.
+
+    Raises:
+        UserError: the file is missing or is no JSON.
+    """
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = read_json(ann_file)
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
+        coco.createIndex()
+    return coco

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import datasets.transforms as T
-from datasets.annotations import CocoAnnotations, is_crowd, load_annotations
+from datasets.annotations import CocoAnnotations, is_crowd, load_annotations, read_coco
 from datasets.images import find_picture, image_size, picture_name, read_image
-from datasets.layouts import find_split, read_json
+from datasets.layouts import find_split
 from datasets.masks import run_lengths
 from datasets.sampler import ItemSeeds
 from util.errors import UserError
@@ -126,21 +124,6 @@ class CocoDetection(torchvision.datasets.CocoDetection):
         """Size of an image in pixels, as the file says; KeyError where it does not."""
         image = self._image(self.ids[idx])
         return image["height"], image["width"]
-
-
-def read_coco(ann_file: str | Path) -> Any:
-    """A COCO file as pycocotools' COCO.
-
-    Raises:
-        UserError: the file is missing or is no JSON.
-    """
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = read_json(ann_file)
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
-        coco.createIndex()
-    return coco
 
 
 class ConvertCocoPolysToMask:

@@ -13,74 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import datasets.transforms as T
-from datasets.annotations import (
-    AnnotationFile,
-    PackedRecords,
-    is_crowd,
-    is_integer,
-    is_number,
-    load_annotations,
-)
+from datasets.annotations import is_crowd, load_annotations
 from datasets.coco import transforms_of
 from datasets.images import find_picture, image_size, picture_name, read_image
 from datasets.layouts import read_json
+from datasets.panoptic_annotations import PanopticAnnotations, find_panoptic_files
 from datasets.panoptic_png import read_ids, run_starts
 from datasets.sampler import ItemSeeds
 from util.box_ops import masks_to_boxes
 from util.errors import UserError
-
-
-class PanopticAnnotations(AnnotationFile):
-    """A COCO panoptic file.
-
-    Whatever the order of the file's images and annotations, they belong together by image_id, one to one.
-    Crowds are counted, for they are trained on as well.
-
-    Attributes:
-        annotations: the records of the annotations, one for each image, in the order of image ids.
-        is_thing: category id -> whether it is one of things, by id.
-
-    Raises:
-        UserError: a section or a value is missing; an id is no integer, occurs twice, or is not between 0
-            and 2^24 - 1 where it is a segment's; a category is unknown; an image has no annotation, or an
-            annotation no image.
-    """
-
-    form = "panoptic"
-
-    def __init__(self, content: dict[str, Any], source: str | Path):
-        super().__init__(content, source)
-        self._check(content["categories"], "category", "isthing", lambda _: True, "0 or 1")
-        is_thing = {category["id"]: bool(category["isthing"]) for category in content["categories"]}
-        self.is_thing: dict[int, bool] = {category: is_thing[category] for category in self.categories}
-        self._check_ids(content["annotations"], "annotation", "image_id")
-        self._check(content["annotations"], "annotation", "file_name", lambda _: True, "a path")
-        annotations = sorted(content["annotations"], key=lambda annotation: annotation["image_id"])
-        listed, annotated = set(self.image_ids.tolist()), {one["image_id"] for one in annotations}
-        for image_id in sorted(annotated - listed)[:1]:
-            raise self._fault(f"an annotation belongs to image {image_id}, which the file does not list")
-        for image_id in sorted(listed - annotated)[:1]:
-            raise self._fault(f"image {image_id} has no annotation: add one, or take the image off the list")
-        for annotation in annotations:
-            self._check_segments(f"image {annotation['image_id']}", annotation.get("segments_info"))
-        self._count(annotation["segments_info"] for annotation in annotations)
-        self.annotations = PackedRecords(annotations)
-
-    def _check_segments(self, image: str, segments: Any) -> None:
-        if not isinstance(segments, list):
-            raise self._fault(f"{image}: segments_info must be a list, not {segments!r:.60}")
-        kind = f"{image}, segment"
-        self._check(segments, kind, "id", _fits_a_colour, "an integer from 0 to 2^24 - 1")
-        self._check_ids(segments, kind)
-        self._check(segments, kind, "category_id", self._is_listed, "a category that the file lists")
-        self._check(segments, kind, "area", is_number, "a number")
-
-    def _is_listed(self, value: Any) -> bool:
-        return is_integer(value) and value in self.categories
-
-
-def _fits_a_colour(value: Any) -> bool:
-    return is_integer(value) and 0 <= value < 1 << 24
 
 
 class CocoPanoptic(Dataset):
@@ -239,31 +180,3 @@ def build(image_set: str, args: Namespace) -> CocoPanoptic:
     files = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)
     settings = {"seed": args.seed, "white_level": args.white_level}
     return CocoPanoptic(*files, transforms_of(image_set, args), args.masks, **settings)
-
-
-def find_panoptic_files(
-    coco_path: str | Path | None, panoptic_path: str | Path | None, image_set: str
-) -> tuple[Path, Path, Path]:
-    """The image folder, the folder of PNGs and the panoptic file of an image set in COCO's layout.
-
-    Raises:
-        UserError: there is none; the message says what was looked for and what lies there.
-    """
-    (img_folder,) = _inside("--coco_path", coco_path, [f"{image_set}2017"])
-    names = [f"panoptic_{image_set}2017", f"annotations/panoptic_{image_set}2017.json"]
-    ann_folder, ann_file = _inside("--coco_panoptic_path", panoptic_path, names)
-    return img_folder, ann_folder, ann_file
-
-
-def _inside(flag: str, folder: str | Path | None, names: list[str]) -> list[Path]:
-    """The paths `names` below `folder`, all of which exist."""
-    if not folder:
-        raise UserError(f"{flag} is missing: the folder that holds {' and '.join(names)}")
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"{flag} {root}: there is no such folder")
-    missing = [name for name in names if not (root / name).exists()]
-    if missing:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
-        raise UserError(f"{flag} {root}: no {' and no '.join(missing)} there; the folder holds {there}")
-    return [root / name for name in names]

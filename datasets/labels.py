@@ -37,7 +37,7 @@ def _united(parts: Iterable[dict[int, Any]]) -> dict[int, Any]:
 def _annotations(args: Namespace, image_sets: Iterable[str]) -> Iterator[Any]:
     for image_set in image_sets:
         if args.dataset_file == "coco_panoptic":
-            from datasets.coco_panoptic import PanopticAnnotations, find_panoptic_files
+            from datasets.panoptic_annotations import PanopticAnnotations, find_panoptic_files
 
             file = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)[2]
             yield load_annotations(file, PanopticAnnotations)

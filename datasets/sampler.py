@@ -114,6 +114,8 @@ def aspect_groups(dataset: Any) -> list[int]:
     Raises:
         UserError: the annotation file does not give an image's width and height.
     """
+    if not hasattr(dataset, "get_height_and_width"):
+        raise UserError("--group_by_aspect: this data set does not tell the sizes of images; leave it out")
     groups = []
     for index in range(len(dataset)):
         try:

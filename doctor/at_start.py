@@ -90,7 +90,7 @@ def training_sources(
     if dataset_file != "coco_panoptic":
         splits = {name: find_split(coco_path, name, dataset_file) for name in ("train", "val")}
         return {name: Source(split.annotations, split.images) for name, split in splits.items()}
-    from datasets.coco_panoptic import find_panoptic_files
+    from datasets.panoptic_annotations import find_panoptic_files
 
     sources = {}
     for name in ("train", "val"):

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from models import default_num_classes
 from models.resnet import RESNETS, STAGES, Bottleneck, Depth
+from util.coco_names import default_num_classes
 from util.errors import UserError
 
 BODY = "backbone.0.body."

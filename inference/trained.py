@@ -24,7 +24,6 @@ from inference.architecture import fitting_resnets, settings_from_weights
 from models import build_model
 from models.finetune import detector_state
 from models.resnet import RESNETS
-from models.segmentation import coco_is_thing
 from util import coco_names
 from util.checkpoint_file import (
     is_url,
@@ -34,6 +33,7 @@ from util.checkpoint_file import (
     stored_categories,
     stored_flags,
 )
+from util.coco_names import coco_is_thing
 from util.device import resolve_device
 from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
@@ -113,9 +113,11 @@ def load_trained(
     names = _names(checkpoint, args)
     is_thing = _things(checkpoint, args) if args.masks and args.dataset_file == "coco_panoptic" else None
     try:
-        model, _, postprocessors = build_model(args, is_thing)
+        model, _, postprocessors = build_model(args)
     except ValueError as error:  # settings that do not fit together
         raise UserError(f"{source}: {error}") from error
+    if is_thing:
+        postprocessors["panoptic"].is_thing_map = is_thing  # type: ignore[assignment]
     load_strictly(model, state, source)
     (model.detr if args.masks else model).aux_loss = False  # type: ignore[union-attr, assignment]
     return TrainedModel(model.to(device).eval(), postprocessors, args, names, is_thing, source)

@@ -3,13 +3,13 @@
 Shapes: B batch, Q queries, C classes, D width, L decoder layers, h w feature map.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util.coco_names import coco_is_thing, default_num_classes
 from util.flags import completed
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
@@ -114,9 +114,7 @@ class MLP(nn.Module):
         return x
 
 
-def build(
-    args: Any, is_thing: Mapping[int, bool] | None = None
-) -> tuple[nn.Module, SetCriterion, dict[str, nn.Module]]:
+def build(args: Any) -> tuple[nn.Module, SetCriterion, dict[str, nn.Module]]:
     """Build what the flags describe; no file is read but for the backbone's weights.
 
     An open `num_classes` is 250 for coco_panoptic and 91 otherwise. With `frozen_weights` the detector is
@@ -124,11 +122,11 @@ def build(
 
     Args:
         args: what main's parser gives, or a checkpoint's `args`; flags that they lack have their defaults.
-        is_thing: category id -> whether it is a thing, for coco_panoptic; left out, COCO's own.
 
     Returns:
         The model, its criterion (on `args.device`; on the CPU where that is a GPU and there is none), and the
-        post-processors by name: `bbox`, and with masks `segm`, and with coco_panoptic `panoptic`.
+        post-processors by name: `bbox`, and with masks `segm`, and with coco_panoptic `panoptic`, which takes
+        COCO's things for things until it is given another `is_thing_map`.
 
     Raises:
         ValueError: settings that do not fit together; see the modules.
@@ -147,14 +145,14 @@ def build(
     postprocessors: dict[str, nn.Module] = {"bbox": PostProcess()}
     if args.masks:
         # Here, so that who trains boxes loads no code of masks.
-        from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, coco_is_thing
+        from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm
 
         model = DETRsegm(model, freeze_detr=args.frozen_weights is not None)
         losses.append("masks")
         weight_dict |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
         postprocessors["segm"] = PostProcessSegm()
         if args.dataset_file == "coco_panoptic":
-            postprocessors["panoptic"] = PostProcessPanoptic(is_thing or coco_is_thing(num_classes))
+            postprocessors["panoptic"] = PostProcessPanoptic(coco_is_thing(num_classes))
     earlier = range(args.dec_layers - 1) if args.aux_loss else ()
     weight_dict |= {f"{name}_{i}": weight for i in earlier for name, weight in weight_dict.items()}
     criterion = SetCriterion(
@@ -164,11 +162,3 @@ def build(
     if device.type != "cuda" or torch.cuda.is_available():
         criterion.to(device)
     return model, criterion, postprocessors
-
-
-def default_num_classes(dataset_file: str) -> int:
-    """What an open `--num_classes` means where no annotation file is read: highest category id + 1 of COCO.
-
-    Panoptic's 250 is merely large enough for ids to 200.
-    """
-    return 250 if dataset_file == "coco_panoptic" else 91

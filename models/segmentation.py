@@ -27,14 +27,12 @@ __all__ = [
     "MaskHeadSmallConv",
     "PostProcessPanoptic",
     "PostProcessSegm",
-    "coco_is_thing",
     "dice_loss",
     "sigmoid_focal_loss",
 ]
 
 FPN_STAGES = 3  # the head grows over the backbone's maps at strides 16, 8 and 4
 CHANNELS = [256, 512, 1024, 2048]  # of the published ResNets' stages, where a backbone does not tell its own
-COCO_THINGS = 90  # COCO's ids up to this one are things; those above are stuff
 MASKS_AT_ONCE = 16  # so many are enlarged together; all of an image's at once would be large
 
 
@@ -212,11 +210,6 @@ class PostProcessPanoptic(nn.Module):
             outputs, self.is_thing_map, processed_sizes, target_sizes, self.threshold, self.merge_always
         )
         return [{"png_string": _png_of_ids(ids), "segments_info": segments} for ids, segments in maps]
-
-
-def coco_is_thing(num_classes: int) -> dict[int, bool]:
-    """Which of the ids below num_classes COCO's rule takes for things."""
-    return {i: i <= COCO_THINGS for i in range(num_classes)}
 
 
 def _png_of_ids(ids: Tensor) -> bytes:

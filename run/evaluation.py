@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -20,6 +22,22 @@ from util.errors import UserError
 
 if TYPE_CHECKING:
     from report import RunReport
+
+
+def options_for(loop: Callable, **options: tuple[Any, str]) -> dict[str, Any]:
+    """Those keyword arguments that a loop of engine.py takes; an engine of somebody's own may know fewer.
+
+    Args:
+        options: by name the value, and the flag that asks for it, "" where it can be done without.
+
+    Raises:
+        UserError: the loop lacks what a flag asks for.
+    """
+    taken = inspect.signature(loop).parameters
+    for name, (_, flag) in options.items():
+        if flag and name not in taken:
+            raise UserError(f"{flag}: engine.{loop.__name__} has no argument {name}; leave the flag out")
+    return {name: value for name, (value, _) in options.items() if name in taken}
 
 
 class Evaluation(NamedTuple):
@@ -50,6 +68,7 @@ class Evaluation(NamedTuple):
 
     def evaluated(self, model: nn.Module, output_dir: str) -> tuple[dict[str, Any], CocoEvaluator | None]:
         """What engine.evaluate gives."""
+        args = self.args
         return engine.evaluate(
             model,
             self.criterion,
@@ -58,9 +77,12 @@ class Evaluation(NamedTuple):
             self.base_ds,
             self.precision.device,
             output_dir,
-            per_class=self.args.eval,
-            max_dets=self.args.max_dets,
-            precision=self.precision,
+            **options_for(
+                engine.evaluate,
+                per_class=(args.eval, ""),
+                max_dets=(args.max_dets, "--max_dets" if args.max_dets else ""),
+                precision=(self.precision, "" if args.amp == "off" else "--amp"),
+            ),
         )
 
 
@@ -84,7 +106,7 @@ def evaluate_only(
     line, evaluator = evaluation(model, average)
     if evaluator is not None:
         if is_main_process():
-            print(per_class_table(evaluator.per_class()))
+            print(per_class_table(evaluator))
         records.save_evaluation(evaluator)
     records.write_stats(line)
     if report is not None:

@@ -140,7 +140,7 @@ class RunRecords:
             )
             for name in names:
                 write_whole(folder / f"{name}{suffix}.pth", buffer.getvalue())
-            write_table(folder / f"per_class{suffix}.csv", evaluator.per_class(iou_type))
+            write_table(folder / f"per_class{suffix}.csv", _per_class(evaluator, iou_type))
 
     def close(self) -> None:
         """Finish TensorBoard's files."""
@@ -161,10 +161,15 @@ def write_crash_report(folder: Path | None, report: Mapping[str, Any], rank: int
     return f". The batch, its image ids, learning rates and gradient norm are in {path}"
 
 
-def per_class_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Per-class figures as a table for the screen; n/a where there is no ground truth."""
+def _per_class(evaluator: Any, iou_type: str) -> list[dict[str, Any]]:
+    """An evaluator's figures by class; none of a user-defined one that does not tell any."""
+    return evaluator.per_class(iou_type) if hasattr(evaluator, "per_class") else []
+
+
+def per_class_table(evaluator: Any) -> str:
+    """Per-class figures of boxes as a table for the screen; n/a where there is no ground truth."""
     lines = [f"{'id':>6}  {'class':<24}{'AP':>8}{'AP50':>8}{'AR':>8}"]
-    for row in rows:
+    for row in _per_class(evaluator, "bbox"):
         figures = "".join(
             f"{'n/a' if row[k] is None else format(row[k], '.3f'):>8}" for k in ("AP", "AP50", "AR")
         )

@@ -6,9 +6,8 @@ import argparse
 
 from datasets.labels import read_categories
 from datasets.layouts import SHAPES_PATH
-from models import default_num_classes
 from util.checkpoint_file import model_state
-from util.coco_names import COCO_NUM_CLASSES, are_coco_categories
+from util.coco_names import COCO_NUM_CLASSES, are_coco_categories, default_num_classes
 from util.distributed import barrier, is_main_process
 from util.errors import UserError
 from util.flags import completed

@@ -70,10 +70,12 @@ def _arithmetic(args: Namespace) -> str:
 
 def splits_of(loaders: list[tuple[str, DataLoader]]) -> list[Split]:
     """What there is to train and evaluate on, by the name of the split."""
-    return [
-        Split(name, len(loader.dataset), loader.dataset.annotations.objects_per_category)  # type: ignore
-        for name, loader in loaders
-    ]
+    splits = []
+    for name, loader in loaders:
+        annotations = getattr(loader.dataset, "annotations", None)  # a user-defined data set may have none
+        objects = {} if annotations is None else annotations.objects_per_category
+        splits.append(Split(name, len(loader.dataset), objects))  # type: ignore[arg-type]
+    return splits
 
 
 def steps_per_epoch(loader: DataLoader, args: Namespace) -> int:

@@ -21,7 +21,7 @@ from run.checkpoint import (
     position_of,
     warmup_steps_left,
 )
-from run.evaluation import Evaluation
+from run.evaluation import Evaluation, options_for
 from run.finite_check import NotFinite
 from run.folder import output_folder
 from run.records import RunRecords, per_class_table, write_crash_report
@@ -157,7 +157,8 @@ class Training:
     def train_epoch(self, epoch: int, position: Position) -> dict[str, float]:
         """Train an epoch, or what is left of it after a position -> its averages."""
         args = self.args
-        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        if hasattr(self.loader.dataset, "set_epoch"):  # a user-defined data set draws as it likes
+            self.loader.dataset.set_epoch(epoch)
         self.loader.batch_sampler.set_epoch(epoch, position.step * args.accum_steps)  # type: ignore
         try:
             stats = engine.train_one_epoch(
@@ -168,12 +169,15 @@ class Training:
                 self.precision.device,
                 epoch,
                 args.clip_max_norm,
-                warmup=self.warmup,
-                accum_steps=args.accum_steps,
-                start_step=position.step,
-                meters=position.meters,
-                after_step=self.after_step(epoch),
-                precision=self.precision,
+                **options_for(
+                    engine.train_one_epoch,
+                    warmup=(self.warmup, "--warmup_steps" if self.warmup else ""),
+                    accum_steps=(args.accum_steps, "--accum_steps" if args.accum_steps > 1 else ""),
+                    start_step=(position.step, "--resume inside an epoch" if position.step else ""),
+                    meters=(position.meters, ""),
+                    after_step=(self.after_step(epoch), "--ema" if args.ema else ""),
+                    precision=(self.precision, "" if args.amp == "off" else "--amp"),
+                ),
             )
         except NotFinite as error:
             remark = write_crash_report(self.saver.folder, error.report, get_rank())
@@ -211,7 +215,7 @@ class Training:
         if evaluator is not None:
             self.records.save_evaluation(evaluator, epoch)
             if epoch == args.epochs - 1 and is_main_process():
-                print(per_class_table(evaluator.per_class()))
+                print(per_class_table(evaluator))
         self.records.finish_epoch(line)
         if self.report is not None:
             self.report.write(evaluator)

@@ -29,6 +29,8 @@ COCO_THINGS: dict[int, str] = dict(zip((i for i in range(1, 91) if i not in _GAP
 COCO_NUM_CLASSES = 91
 """Highest id of a thing + 1."""
 
+HIGHEST_THING = 90  # COCO's ids up to this one are things; those above are stuff
+
 # fmt: off
 COCO_STUFF: dict[int, str] = {
     92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain",
@@ -58,3 +60,16 @@ def are_coco_categories(categories: Mapping[int, str]) -> bool:
 def plain_name(name: object) -> str:
     """A class's name without what is often written in two ways: case, spaces, underscores, hyphens."""
     return re.sub(r"[\s_-]+", "", str(name)).casefold()
+
+
+def default_num_classes(dataset_file: str) -> int:
+    """What an open `--num_classes` means where no annotation file is read: highest category id + 1 of COCO.
+
+    Panoptic's 250 is merely large enough for ids to 200.
+    """
+    return 250 if dataset_file == "coco_panoptic" else COCO_NUM_CLASSES
+
+
+def coco_is_thing(num_classes: int) -> dict[int, bool]:
+    """Which of the ids below num_classes COCO's rule takes for things."""
+    return {i: i <= HIGHEST_THING for i in range(num_classes)}

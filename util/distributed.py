@@ -6,6 +6,7 @@ import builtins
 import gc
 import importlib
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -169,6 +170,16 @@ def leave() -> None:
     if is_dist_avail_and_initialized():
         dist.destroy_process_group()
         gc.collect()  # DistributedDataParallel refers to the group, and to itself
+
+
+def leave_after(function: Callable[..., None], *args: Any) -> None:
+    """Call what a process of a run does; at its end, a signal's included, it parts from the others."""
+    try:
+        function(*args)
+    except SystemExit:  # a signal, once all is saved
+        leave()
+        raise
+    leave()
 
 
 def setup_for_distributed(is_master: bool) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from datasets.annotations import CocoAnnotations, PackedRecords, is_crowd, load_annotations
-from datasets.coco import read_coco
+from datasets.annotations import CocoAnnotations, PackedRecords, is_crowd, load_annotations, read_coco
 from datasets.layouts import parse
 from util.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datasets.annotations import load_annotations
-from datasets.coco_panoptic import PanopticAnnotations
+from datasets.panoptic_annotations import PanopticAnnotations
 from util.errors import UserError
 
 LARGE = 700000000001

@@ -15,7 +15,6 @@ import main
 from inference import trained
 from inference.architecture import fitting_resnets, settings_from_weights
 from inference.trained import SETTINGS, load_trained
-from models import default_num_classes
 from models.backbone import Backbone
 from models.resnet import RESNETS
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL
@@ -24,7 +23,7 @@ from tests.mask_model import images
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build
 from util.checkpoint_file import load_checkpoint
-from util.coco_names import COCO_PANOPTIC, COCO_THINGS
+from util.coco_names import COCO_PANOPTIC, COCO_THINGS, default_num_classes
 from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from models.segmentation import coco_is_thing
 from models.selection import masks_of
+from util.coco_names import coco_is_thing
 
 THINGS = coco_is_thing(250)
 NO_OBJECT = 250

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, default_num_classes
+from models import build_model
 from models.criterion import SetCriterion
 from models.detr import DETR, MLP
 from models.postprocess import PostProcess
 from models.transformer import Transformer
 from tests.reference.settings import parse
+from util.coco_names import default_num_classes
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 TINY = (

@@ -95,8 +95,6 @@ def test_build_model_wires_masks() -> None:
     _, _, postprocessors = build("--dataset_file coco_panoptic")
     things = postprocessors["panoptic"].is_thing_map
     assert list(things) == list(range(250)) and [i for i in things if things[i]] == list(range(91))
-    _, _, postprocessors = build("--dataset_file coco_panoptic", is_thing={3: True, 8: False})
-    assert postprocessors["panoptic"].is_thing_map == {3: True, 8: False}
 
 
 @pytest.mark.parametrize(
