@@ -2,6 +2,9 @@
 
 Of model, criterion, batches and targets they ask what the published loops ask: `outputs = model(samples)`, a
 dict of losses from `criterion(outputs, targets)`, `criterion.weight_dict`, and `.to(device)`.
+
+The file is longer than others because a reader should find all of both loops here; each is a page of arguments
+and a page of steps.
 """
 
 from __future__ import annotations
@@ -44,17 +47,16 @@ def train_one_epoch(
     after_step: Callable[[int, MetricLogger], None] | None = None,
     precision: Precision | None = None,
 ) -> dict[str, float]:
-    """Train on every batch of a loader once.
+    """Train on every batch of a loader, (samples, targets), once.
 
     Args:
-        data_loader: batches (samples, targets) as the collate functions of util.nested_tensor make them.
         epoch: its number, for the printed lines.
         max_norm: clip the gradient's norm to this; 0 leaves it alone.
         warmup: a schedule that steps after every optimizer step.
         accum_steps: batches to one optimizer step; the gradient is that of one batch of all their images.
             Batches left over at the end are dropped.
-        start_step, meters: continue inside an epoch, after this many optimizer steps and with the state of
-            its meters. The loader gives the batches that are left.
+        start_step, meters: continue inside an epoch, after so many optimizer steps and with the state of its
+            meters; the loader gives the batches that are left.
         after_step: called with the number of optimizer steps done in this epoch, and with the meters.
         precision: in what the model computes; left out, float32.
 
@@ -76,11 +78,11 @@ def train_one_epoch(
         logger.load_state_dict(meters)
     guard = StepGuard(optimizer, device, epoch, tolerant=precision.scaler is not None)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches = _Accumulated(data_loader, accum_steps)
 
-    step = start_step
-    for samples, targets in logger.log_every(batches, PRINT_EVERY, f"Epoch: [{epoch}]", start_step):
-        step += 1
+    batches = logger.log_every(
+        _Accumulated(data_loader, accum_steps), PRINT_EVERY, f"Epoch: [{epoch}]", start_step
+    )
+    for step, (samples, targets) in enumerate(batches, start_step + 1):
         guard.begin(step, samples, targets)
         optimizer.zero_grad()
         loss = _accumulate_gradients(model, criterion, samples, targets, precision, guard, logger)
@@ -155,7 +157,6 @@ def evaluate(
         output_dir: panoptic predictions and figures go to its folder panoptic_eval; empty: nothing is kept.
         per_class: print panoptic quality of each class, too.
         max_dets: also report AP and AR with so many detections an image, as `max_dets_bbox`, `max_dets_segm`.
-        precision: in what the model computes; left out, float32.
 
     Returns:
         Averages over batches as in training, with `coco_eval_bbox` and `coco_eval_masks` (the 12 COCO figures
@@ -201,14 +202,7 @@ def evaluate(
     logger.synchronize_between_processes()
     stats: dict[str, Any] = {name: meter.global_avg for name, meter in logger.meters.items()}
     if coco is not None:
-        coco.synchronize_between_processes()
-        coco.accumulate()
-        coco.summarize()
-        for kind, name in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks")):
-            if kind in kinds:
-                stats[name] = coco.coco_eval[kind].stats.tolist()
-        if max_dets is not None:
-            stats |= {f"max_dets_{kind}": figures for kind, figures in coco.max_dets_stats.items()}
+        stats |= _coco_figures(coco, kinds, max_dets)
     if panoptic is not None:
         stats |= _panoptic_figures(panoptic, per_class)
     return stats, coco
@@ -247,6 +241,18 @@ def _takes(module: nn.Module, argument: str) -> bool:
 def _sizes(targets: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """(height, width) of the images as the model sees them, without padding: [B, 2]."""
     return torch.stack([target["size"] for target in targets])
+
+
+def _coco_figures(coco: CocoEvaluator, kinds: Sequence[str], max_dets: int | None) -> dict[str, Any]:
+    """The 12 figures of boxes and masks, for every process; with `max_dets` those of so many detections."""
+    coco.synchronize_between_processes()
+    coco.accumulate()
+    coco.summarize()
+    names = {"bbox": "coco_eval_bbox", "segm": "coco_eval_masks"}
+    figures = {names[kind]: coco.coco_eval[kind].stats.tolist() for kind in kinds}
+    if max_dets is not None:
+        figures |= {f"max_dets_{kind}": values for kind, values in coco.max_dets_stats.items()}
+    return figures
 
 
 def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> Any:

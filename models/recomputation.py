@@ -32,19 +32,15 @@ def enable_grad_checkpoint(model: nn.Module) -> None:
         elif hasattr(module, "grad_checkpoint"):  # TransformerEncoder
             module.grad_checkpoint = True  # type: ignore[assignment]
         elif hasattr(module, "set_grad_checkpointing"):  # timm's own way
-            _enable_in_timm(module)
-
-
-def _enable_in_timm(module: Any) -> None:
-    if any(isinstance(norm, _BatchNorm) for norm in module.modules()):
-        raise UserError(
-            "--grad_checkpoint: timm's backbones would count the statistics of norms twice; leave out "
-            "--backbone_norm batch"
-        )
-    try:
-        module.set_grad_checkpointing(True)
-    except AssertionError as error:
-        raise UserError(f"--grad_checkpoint: this backbone of timm cannot do it ({error})") from error
+            if any(isinstance(norm, _BatchNorm) for norm in module.modules()):
+                raise UserError(
+                    "--grad_checkpoint: timm's backbones would count the statistics of norms twice; leave "
+                    "out --backbone_norm batch"
+                )
+            try:
+                module.set_grad_checkpointing(True)  # type: ignore[operator]
+            except AssertionError as error:
+                raise UserError(f"--grad_checkpoint: this backbone of timm cannot do it ({error})") from error
 
 
 class RecomputedStage(nn.Sequential):

@@ -168,9 +168,9 @@ def _share_out(
 ) -> tuple[Tensor, list[int], list[int]]:
     """Logits [k, H, W] and their classes -> ids [H, W], and each id's area and class."""
     merge = True
-    while True:
+    while len(masks):
         first = [i if is_thing_map[c] or not merge else classes.index(c) for i, c in enumerate(classes)]
-        ids = _highest(masks, first)
+        ids = to_device(torch.tensor(first), masks.device)[masks.argmax(0)]  # as its group's first
         areas = torch.bincount(ids.flatten(), minlength=len(classes)).tolist()[: len(classes)]
         # With merge_always, a segment is as small as all that it is merged with.
         sizes = [areas[i] for i in first] if merge_always else areas
@@ -179,16 +179,7 @@ def _share_out(
             return ids, areas, classes
         masks, classes = masks[large], [classes[i] for i in large]
         merge = merge_always
-
-
-def _highest(masks: Tensor, first: list[int]) -> Tensor:
-    """Which mask is the highest at each pixel, [H, W], counted as its group's first."""
-    if not len(masks):
-        return torch.zeros(masks.shape[1:], dtype=torch.int64, device=masks.device)
-    ids = masks.argmax(0)
-    if first == list(range(len(first))):
-        return ids
-    return to_device(torch.tensor(first), masks.device)[ids]
+    return torch.zeros(masks.shape[1:], dtype=torch.int64, device=masks.device), [], []
 
 
 def coco_rle(masks: Tensor) -> list[dict[str, Any]]:

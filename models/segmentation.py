@@ -209,12 +209,12 @@ class PostProcessPanoptic(nn.Module):
         maps = panoptic_maps(
             outputs, self.is_thing_map, processed_sizes, target_sizes, self.threshold, self.merge_always
         )
-        return [{"png_string": _png_of_ids(ids), "segments_info": segments} for ids, segments in maps]
-
-
-def _png_of_ids(ids: Tensor) -> bytes:
-    """Ids [H, W] as the bytes of a PNG file, its channels the ids' bytes from the lowest."""
-    channels = ids.to(torch.int32).cpu().contiguous().view(torch.uint8).unflatten(-1, (-1, 4))[..., :3]
-    with io.BytesIO() as file:
-        Image.fromarray(channels.numpy().copy()).save(file, format="PNG")
-        return file.getvalue()
+        results = []
+        for ids, segments in maps:
+            channels = (
+                ids.to(torch.int32).cpu().contiguous().view(torch.uint8).unflatten(-1, (-1, 4))[..., :3]
+            )
+            with io.BytesIO() as file:
+                Image.fromarray(channels.numpy().copy()).save(file, format="PNG")
+                results.append({"png_string": file.getvalue(), "segments_info": segments})
+        return results

@@ -93,12 +93,7 @@ def masks_of(outputs: Outputs, wanted: Sequence[Tensor]) -> Tensor:
         return masks[flat_index(wanted, masks.device)]
     if all(a is b for a, b in zip(selected, wanted, strict=True)):
         return masks
-    return masks[to_device(_rows(selected, wanted), masks.device)]
-
-
-def _rows(selected: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Where the wanted queries stand among all selected ones."""
-    rows, first = [], 0
+    rows, first = [], 0  # where the wanted queries stand among all selected ones
     for image, (chosen, queries) in enumerate(zip(selected, wanted, strict=True)):
         chosen, queries = chosen.cpu(), queries.cpu()
         order = chosen.argsort()
@@ -110,4 +105,4 @@ def _rows(selected: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
             )
         rows.append(first + order[place])
         first += len(chosen)
-    return torch.cat(rows)
+    return masks[to_device(torch.cat(rows), masks.device)]

@@ -26,7 +26,7 @@ FEW_STEPS_ADVICE = (
 
 
 class Split(NamedTuple):
-    """One split of the data: its name, its number of images, and its objects per category id."""
+    """One split of the data: its name, its images, and its objects per category id; none where unknown."""
 
     name: str
     images: int
@@ -59,13 +59,11 @@ def describe(
         for name, part in model.named_children()
     }
     facts["trains"] = ", ".join(f"{name} {count:,}" for name, count in parts_that_train.items() if count)
-    facts |= {"device": args.device, "computes in": _arithmetic(args), "seed": args.seed, "git": get_sha()}
+    arithmetic = PRECISIONS[args.amp]
+    if args.device.startswith("cuda"):
+        arithmetic += f"; {TF32_IN_WORDS[args.tf32]}"
+    facts |= {"device": args.device, "computes in": arithmetic, "seed": args.seed, "git": get_sha()}
     return run_summary(splits_of(loaders), categories, model, facts)
-
-
-def _arithmetic(args: Namespace) -> str:
-    words = PRECISIONS[args.amp]
-    return f"{words}; {TF32_IN_WORDS[args.tf32]}" if args.device.startswith("cuda") else words
 
 
 def splits_of(loaders: list[tuple[str, DataLoader]]) -> list[Split]:
@@ -94,29 +92,23 @@ def run_summary(
         model: its parameters are counted, those that train by component.
         facts: further lines, by their title.
     """
-    rows = [(f"{split.name} data", _size(split)) for split in splits]
-    rows += [("parameters", _parameters(model)), *((title, str(value)) for title, value in facts.items())]
-    width = max(len(title) for title, _ in rows)
-    lines = [f"{title:<{width}}  {text}" for title, text in rows]
-    return "\n".join([*lines, *_class_table(splits, categories)])
-
-
-def _size(split: Split) -> str:
-    return f"{split.images:,} images, {sum(split.objects.values()):,} objects"
-
-
-def _parameters(model: nn.Module) -> str:
+    rows = []
+    for split in splits:
+        known = split.objects or not split.images
+        objects = f", {sum(split.objects.values()):,} objects" if known else ""
+        rows.append((f"{split.name} data", f"{split.images:,} images{objects}"))
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    return f"{trains:,} train, {frozen:,} are frozen"
-
-
-def _class_table(splits: list[Split], categories: Mapping[int, str]) -> list[str]:
-    """Objects of each class in each split, the first CLASSES_SHOWN classes."""
-    names = [split.name for split in splits]
-    lines = [f"{'id':>6}  {'class':<24}" + "".join(f"{name + ' objects':>16}" for name in names)]
+    rows.append(("parameters", f"{trains:,} train, {frozen:,} are frozen"))
+    rows += [(title, str(value)) for title, value in facts.items()]
+    width = max(len(title) for title, _ in rows)
+    lines = [f"{title:<{width}}  {text}" for title, text in rows]
+    # Objects of each class in each split
+    lines.append(f"{'id':>6}  {'class':<24}" + "".join(f"{split.name + ' objects':>16}" for split in splits))
     for category, name in list(categories.items())[:CLASSES_SHOWN]:
         counts = "".join(f"{split.objects.get(category, 0):>16,}" for split in splits)
         lines.append(f"{category:>6}  {name[:24]:<24}{counts}")
     hidden = len(categories) - CLASSES_SHOWN
-    return [*lines, f"{'':>6}  ... and {hidden} more classes"] if hidden > 0 else lines
+    if hidden > 0:
+        lines.append(f"{'':>6}  ... and {hidden} more classes")
+    return "\n".join(lines)

@@ -141,19 +141,6 @@ class _Update(NamedTuple):
     counts: Sequence[int]
 
 
-def _to_host(vectors: list[Tensor]) -> list[list[float]]:
-    """The numbers of vectors of any lengths, with one transfer per device."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, vector in enumerate(vectors):
-        by_device[vector.device].append(index)
-    numbers: list[list[float]] = [[] for _ in vectors]
-    for indices in by_device.values():
-        joined = iter(torch.cat([vectors[index] for index in indices]).cpu().tolist())
-        for index in indices:
-            numbers[index] = [next(joined) for _ in range(len(vectors[index]))]
-    return numbers
-
-
 class MetricLogger:
     """Named meters, and a loop that shows them.
 
@@ -210,14 +197,15 @@ class MetricLogger:
             self._flush()
 
     def _flush(self) -> None:
-        """Read what is pending into the meters, in the order in which it came."""
-        if not self._pending:
-            return
+        """Read what is pending into the meters, in the order in which it came, with one transfer a device."""
         pending, self._pending = self._pending, []
-        on_host = _to_host([update.values for update in pending])
-        for (names, _, counts), values in zip(pending, on_host, strict=True):
-            for name, value, count in zip(names, values, counts, strict=True):
-                self._meters[name].update(value, count)
+        numbers: dict[torch.device, Iterator[float]] = {}
+        for device in {update.values.device for update in pending}:
+            vectors = [update.values for update in pending if update.values.device == device]
+            numbers[device] = iter(torch.cat(vectors).cpu().tolist())
+        for names, values, counts in pending:
+            for name, count in zip(names, counts, strict=True):
+                self._meters[name].update(next(numbers[values.device]), count)
 
     def _new_meter(self) -> SmoothedValue:
         meter = SmoothedValue()
