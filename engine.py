@@ -3,8 +3,8 @@
 Of model, criterion, batches and targets they ask what the published loops ask: `outputs = model(samples)`, a
 dict of losses from `criterion(outputs, targets)`, `criterion.weight_dict`, and `.to(device)`.
 
-The file is longer than others because a reader should find all of both loops here; each is a page of arguments
-and a page of steps.
+The file is longer than others because a reader should find all of both loops here; each is a page of
+arguments and a page of steps.
 """
 
 from __future__ import annotations
