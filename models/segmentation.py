@@ -54,9 +54,18 @@ class DETRsegm(nn.Module):
         self.freeze_detr = freeze_detr
         if freeze_detr:
             detr.requires_grad_(False)
+        body = detr.backbone[0]
+        if not getattr(body, "return_interm_layers", True):
+            raise ValueError("masks need the maps of all stages: a backbone with return_interm_layers=True")
+        channels = getattr(body, "channels", CHANNELS)
+        if len(channels) < FPN_STAGES:
+            raise ValueError(
+                f"masks need a backbone of at least {FPN_STAGES} stages, and this one has {len(channels)}"
+            )
         width, heads = detr.transformer.d_model, detr.transformer.nhead
         self.bbox_attention = MHAttentionMap(width, width, heads)  # type: ignore[arg-type]
-        self.mask_head = MaskHeadSmallConv(width + heads, _fpn_widths(detr.backbone), width)  # type: ignore
+        fpn_widths = channels[FPN_STAGES - 1 :: -1]  # coarse to fine
+        self.mask_head = MaskHeadSmallConv(width + heads, fpn_widths, width)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> "DETRsegm":
         """Switch between training and evaluation; a frozen backbone stays in evaluation."""
@@ -111,19 +120,6 @@ class DETRsegm(nn.Module):
         image, query = flat_index(selected, attention.device)
         masks = self.mask_head(src, attention[image, query], maps, image)  # [N, 1, h, w]
         return {**out, "selected": selected, "pred_masks": masks[:, 0]}
-
-
-def _fpn_widths(backbone: Any) -> list[int]:
-    """Channels of the maps that the head grows over, coarse to fine."""
-    body = backbone[0]
-    if not getattr(body, "return_interm_layers", True):
-        raise ValueError("masks need the maps of all stages: a backbone with return_interm_layers=True")
-    channels = getattr(body, "channels", CHANNELS)
-    if len(channels) < FPN_STAGES:
-        raise ValueError(
-            f"masks need a backbone of at least {FPN_STAGES} stages, and this one has {len(channels)}"
-        )
-    return channels[FPN_STAGES - 1 :: -1]
 
 
 class PostProcessSegm(nn.Module):

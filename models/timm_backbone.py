@@ -130,7 +130,14 @@ class TimmBackbone(BackboneBase):
         indices = {stride: index for stride, (index, _) in levels.items()}
         body = TimmBody(model, indices, return_interm_layers, wanted["mean"], wanted["std"])
         if norm == "frozen" and has_batch_norm:
-            _freeze_norms(body, name)
+            from timm.layers import freeze_batch_norm_2d  # statistics and affine maps become buffers
+
+            freeze_batch_norm_2d(body)
+            if any(isinstance(module, _BatchNorm) for module in body.modules()):
+                raise UserError(
+                    f"--backbone {PREFIX}{name}: has batch norms over vectors, which cannot be frozen; take "
+                    "another model, or --backbone_norm batch"
+                )
         channels = [width for _, width in levels.values()]
         super().__init__(body, train_backbone, channels[-1], return_interm_layers, train_everything=True)
         self.channels = channels
@@ -160,18 +167,6 @@ def build_timm_backbone(
             f"--backbone_stages {stages}: only torchvision's ResNets can be cut, not {name}; leave it out"
         )
     return TimmBackbone(name.removeprefix(PREFIX), train_backbone, return_interm_layers, weights, norm)
-
-
-def _freeze_norms(body: TimmBody, name: str) -> None:
-    """Let the statistics and affine maps of batch norms be constants: buffers that no optimizer sees."""
-    from timm.layers import freeze_batch_norm_2d
-
-    freeze_batch_norm_2d(body)
-    if any(isinstance(module, _BatchNorm) for module in body.modules()):
-        raise UserError(
-            f"--backbone {PREFIX}{name}: has batch norms over vectors, which cannot be frozen; take another "
-            "model, or --backbone_norm batch"
-        )
 
 
 def _levels(model: nn.Module, name: str, masks: bool) -> dict[int, tuple[int, int]]:

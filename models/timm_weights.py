@@ -38,7 +38,12 @@ def create(name: str, **options: Any) -> nn.Module:
     timm = _timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise UserError(f"--backbone {PREFIX}{name}: timm knows no such model{_suggestion(timm, name)}")
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.7)
+        close += [other for other in timm.list_models(f"*{name}*") if other not in close]
+        close = close or difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+        has = f"it has {', '.join(close[:5])}" if close else "`timm.list_models()` lists those it knows"
+        raise UserError(f"--backbone {PREFIX}{name}: timm knows no such model; {has}")
     if tag and tag not in _tags(timm, architecture):
         raise UserError(
             f"--backbone {PREFIX}{name}: timm has no weights of {architecture} with the tag {tag}; it has "
@@ -103,12 +108,3 @@ def _tags(timm: Any, architecture: str) -> list[str]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__
-
-
-def _suggestion(timm: Any, name: str) -> str:
-    """The end of a message: names of timm that come close to this one."""
-    known = timm.list_models()
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.7)
-    close += [other for other in timm.list_models(f"*{name}*") if other not in close]
-    close = close or difflib.get_close_matches(name, known, n=5, cutoff=0.3)
-    return f"; it has {', '.join(close[:5])}" if close else "; `timm.list_models()` lists those it knows"
