@@ -49,18 +49,10 @@ def _optimisation_flags(flag: Callable[..., Any]) -> None:
     flag("--batch_size", default=2, type=count, help="images per process and step")
     flag("--weight_decay", default=1e-4, type=real, help="AdamW's, on every parameter")
     flag("--epochs", default=300, type=count, help="how many epochs to train")
-    flag(
-        "--lr_drop",
-        default=200,
-        type=count,
-        help="multiply the learning rates by 0.1 every so many epochs",
-    )
+    flag("--lr_drop", default=200, type=count, help="multiply the learning rates by 0.1 every so many epochs")
     flag("--clip_max_norm", default=0.1, type=real, help="clip the gradient's norm; 0 turns it off")
     flag(
-        "--warmup_steps",
-        default=0,
-        type=whole,
-        help="raise the learning rates linearly over the first steps",
+        "--warmup_steps", default=0, type=whole, help="raise the learning rates linearly over the first steps"
     )
     flag(
         "--accum_steps",
@@ -100,12 +92,7 @@ def _backbone_flags(flag: Callable[..., Any]) -> None:
         help="frozen: statistics and affine maps are constants; batch: ordinary batch norm, and the whole "
         "backbone trains, for runs from scratch",
     )
-    flag(
-        "--backbone_stages",
-        default=4,
-        type=count,
-        help="stop after this ResNet stage (3: at stride 16)",
-    )
+    flag("--backbone_stages", default=4, type=count, help="stop after this ResNet stage (3: at stride 16)")
 
 
 def _transformer_flags(flag: Callable[..., Any]) -> None:
@@ -134,18 +121,8 @@ def _loss_flags(flag: Callable[..., Any]) -> None:
     flag(
         "--no_aux_loss", dest="aux_loss", action="store_false", help="no losses on the earlier decoder layers"
     )
-    flag(
-        "--set_cost_class",
-        default=1,
-        type=real,
-        help="matching cost: weight of the class probability",
-    )
-    flag(
-        "--set_cost_bbox",
-        default=5,
-        type=real,
-        help="matching cost: weight of the box distance (L1)",
-    )
+    flag("--set_cost_class", default=1, type=real, help="matching cost: weight of the class probability")
+    flag("--set_cost_bbox", default=5, type=real, help="matching cost: weight of the box distance (L1)")
     flag("--set_cost_giou", default=2, type=real, help="matching cost: weight of the generalised IoU")
     flag("--mask_loss_coef", default=1, type=real, help="weight of the masks' focal loss")
     flag("--dice_loss_coef", default=1, type=real, help="weight of the masks' dice loss")
@@ -156,12 +133,7 @@ def _loss_flags(flag: Callable[..., Any]) -> None:
         action="store_true",
         help="normalise the class loss over all processes, not over each one's",
     )
-    flag(
-        "--eos_coef",
-        default=0.1,
-        type=real,
-        help="weight of the class 'no object' in the class loss",
-    )
+    flag("--eos_coef", default=0.1, type=real, help="weight of the class 'no object' in the class loss")
 
 
 def _data_flags(flag: Callable[..., Any]) -> None:
@@ -289,12 +261,7 @@ def _run_flags(flag: Callable[..., Any]) -> None:
         metavar="PATH|URL",
         help="start from another model's weights: what fits is loaded, the rest is listed and starts anew",
     )
-    flag(
-        "--save_every_minutes",
-        default=15,
-        type=real,
-        help="save inside an epoch too; 0: only after each",
-    )
+    flag("--save_every_minutes", default=15, type=real, help="save inside an epoch too; 0: only after each")
     flag("--save_every_steps", default=0, type=whole, help="the same, counted in optimizer steps")
     flag("--keep", default=1, type=whole, help="earlier versions of checkpoint.pth to keep")
     flag("--tensorboard", action="store_true", help="write TensorBoard's files to OUTPUT_DIR/tensorboard")
