@@ -194,10 +194,8 @@ def evaluate(
             coco.update(dict(zip(image_ids, results, strict=True)))
         if panoptic is not None:
             maps = postprocessors["panoptic"](outputs, _sizes(targets), original_sizes)
-            panoptic.update(
-                {**one, "image_id": i, "file_name": f"{i:012d}.png"}
-                for i, one in zip(image_ids, maps, strict=True)
-            )
+            names = [{"image_id": i, "file_name": f"{i:012d}.png"} for i in image_ids]
+            panoptic.update([{**one, **name} for one, name in zip(maps, names, strict=True)])
 
     logger.synchronize_between_processes()
     stats: dict[str, Any] = {name: meter.global_avg for name, meter in logger.meters.items()}
