@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from util.errors import UserError
+from util.harmless_objects import harmless_types
 
 
 class Run(NamedTuple):
@@ -77,17 +78,10 @@ def read_evaluation(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: there is no such file, or something else in it.
     """
     import torch
-    from numpy._core import multiarray
     from pycocotools.cocoeval import Params
 
-    makers: list[Any] = [multiarray._reconstruct, multiarray.scalar]
-    makers += [
-        (maker, f"numpy.core.multiarray.{maker.__name__}") for maker in makers
-    ]  # as NumPy 1 calls them
-    types: list[Any] = [Params, np.ndarray, np.dtype]
-    types += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
     try:
-        with torch.serialization.safe_globals([*types, *makers]):
+        with torch.serialization.safe_globals([Params, *harmless_types()]):
             evaluation = torch.load(path, map_location="cpu", weights_only=True)
         return {name: np.asarray(evaluation[name]) for name in ("precision", "recall", "scores")}
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
