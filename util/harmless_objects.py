@@ -35,28 +35,7 @@ def harmless_types() -> list[Any]:
     import numpy as np
     from numpy._core import multiarray
 
-    kinds = [
-        "?",
-        "i1",
-        "i2",
-        "i4",
-        "i8",
-        "u1",
-        "u2",
-        "u4",
-        "u8",
-        "f2",
-        "f4",
-        "f8",
-        "c8",
-        "c16",
-        "S",
-        "U",
-        "M",
-        "m",
-        "O",
-    ]
-    arrays = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    arrays = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefdFDSUMmO")]
     # NumPy 1 and 2 keep the functions that make scalars and arrays in modules of different names.
     arrays += [
         (function, f"numpy.{core}.multiarray.{function.__name__}")
