@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+
+def _refuse_namesakes(*names: str) -> None:
+    """Other projects have packages of these names too; one that is imported already would stand in for ours.
+
+    Raises:
+        ImportError: there is one.
+    """
+    here = os.path.dirname(os.path.realpath(__file__))
+    for name in names:
+        other = sys.modules.get(name)
+        places = [
+            getattr(other, "__file__", None) or "",
+            *getattr(other, "__path__", ()),
+        ]  # without __init__.py
+        place = next(filter(None, places), "a module without a file")
+        if other is not None and not os.path.realpath(place).startswith(os.path.join(here, name)):
+            raise ImportError(
+                f"detr's package `{name}` cannot be imported, as another one of that name has been: {place}. "
+                "Load detr in a process of its own"
+            )
+
+
+_refuse_namesakes("models", "util")
+
 from models.backbone import Backbone, Joiner
 from models.detr import DETR
 from models.position_encoding import PositionEmbeddingSine

@@ -59,7 +59,7 @@ from util.distributed import (
     is_main_process,
     leave_after,
 )
-from util.errors import UserError, exit_status, warn
+from util.errors import UserError, escape_unprintable, exit_status, warn
 from util.random_state import seed_everything
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> None:
         args: what the parser gives; flags that it lacks have their defaults. Only `init_distributed_mode`
             writes to it.
     """
+    escape_unprintable()  # a caller's own script may print anywhere
+
     # Processes and device
     init_distributed_mode(args)
     args = completed(args)  # a copy

@@ -76,7 +76,7 @@ def create_with_weights(name: str, weights: str) -> nn.Module:
 def _from_file(timm: Any, name: str, path: str) -> nn.Module:
     """The model with weights from a file: a state_dict, also as entry `model` or `state_dict`."""
     checkpoint = load_checkpoint(path)
-    state = model_state(checkpoint.get("state_dict", checkpoint))
+    state = model_state(checkpoint)
     classifier = timm.models.get_pretrained_cfg(name).classifier
     names = [classifier] if isinstance(classifier, str) else list(classifier or ())
     # The classifier is dropped afterwards; of the right width it lets timm compare all names.

@@ -11,6 +11,11 @@ from pathlib import Path
 
 from util.errors import UserError, warn
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 WAIT_SECONDS = 30  # a run that was killed or requeued may still be ending, its data workers above all
 POLL_SECONDS = 0.5
 
@@ -46,7 +51,7 @@ def alone_in(folder: Path | None) -> Iterator[None]:
     Raises:
         UserError: another run holds it, and still does after WAIT_SECONDS.
     """
-    if folder is None or os.name != "posix":
+    if folder is None or fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -72,8 +77,6 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _locked(handle: int) -> bool:
-    import fcntl
-
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -44,7 +44,7 @@ def _set_aside(folder: Path, names: Sequence[str]) -> None:
 
 def _append(path: Path, line: str) -> None:
     try:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())  # the next checkpoint may not outlive a line that belongs before it
@@ -91,7 +91,7 @@ class RunRecords:
         if path is not None and path.exists() and epoch == 0:
             _set_aside(path.parent, ("log.txt", "args.json"))
         elif path is not None and path.exists():
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8", errors="replace")
             kept = [line for line in map(_parsed, text.splitlines()) if line and line["epoch"] < epoch]
             whole = "".join(json.dumps(line) + "\n" for line in kept)
             if whole != text:

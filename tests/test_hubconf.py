@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,33 @@ def test_number_of_classes_and_postprocessor(small, no_network):
     assert outputs["pred_logits"].shape == (1, 100, 5)
     (result,) = postprocessor(outputs, torch.tensor([[480, 640]]))
     assert result["boxes"].shape == (100, 4) and result["labels"].max() < 4
+
+
+# --- Beside other projects ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["models", "util"])
+@pytest.mark.parametrize(
+    "place, known",
+    [
+        ("other/NAME/__init__.py", {"__file__": "other/NAME/__init__.py", "__path__": ["other/NAME"]}),
+        ("other/NAME.py", {"__file__": "other/NAME.py"}),
+        ("other/NAME", {"__file__": None, "__path__": ["other/NAME"]}),  # a folder without __init__.py
+        ("a module without a file", {}),
+    ],
+)
+def test_a_package_of_another_project_is_named(monkeypatch, name, place, known):
+    """Ours would be searched for in it, or it would be taken for ours."""
+    other = types.ModuleType(name)
+    for key, value in known.items():
+        named = [one.replace("NAME", name) for one in value] if isinstance(value, list) else value
+        setattr(other, key, named.replace("NAME", name) if isinstance(named, str) else named)
+    monkeypatch.setitem(sys.modules, name, other)
+    with pytest.raises(ImportError) as caught:
+        torch.hub.load(str(ROOT), "detr_resnet50", source="local", pretrained=False)
+    said = str(caught.value)
+    assert f"`{name}` cannot be imported" in said and f": {place.replace('NAME', name)}. Load detr" in said
+    assert "\n" not in said and sys.modules[name] is other
 
 
 # --- Weights ------------------------------------------------------------------------------------------

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from util.errors import UserError
+from util.distributed import is_main_process
+from util.errors import UserError, warn
 from util.files import link_whole
+from util.harmless_objects import harmless_types, refusal
 
+# Parts of names that come from DataParallel and its like, torch.compile, Lightning Fabric, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 SAFETENSORS = ".safetensors"  # what reads them, or a URL, is imported where it is asked for
 
 
@@ -29,8 +33,9 @@ def is_url(location: str | os.PathLike) -> bool:
 def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint of this project, a published one, or a bare state_dict, onto the CPU.
 
-    Nothing in the file is executed: beside tensors and plain values only an argparse Namespace and NumPy
-    scalars are accepted, which the published code writes.
+    Nothing in the file is executed: beside tensors and plain values it may hold what `harmless_types` lists,
+    such as an argparse Namespace, paths and NumPy arrays. Names of tensors lose what wrappers put in front of
+    them, and Lightning's `state_dict` becomes `model`; a warning says so.
 
     A `.safetensors` file gives `model`, and `args`, `categories` and `is_thing` where it holds them.
 
@@ -52,19 +57,50 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
         from util.safetensors_file import read_safetensors
 
         _head(path)
-        return read_safetensors(path)
+        return _without_wrappers(read_safetensors(path), path)
     verify(path)
     try:
-        with torch.serialization.safe_globals(_harmless_types()):
+        with torch.serialization.safe_globals(harmless_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, error)) from error
+        raise UserError(f"checkpoint {path}: {refusal(error)}") from error
     except Exception as error:  # bytes that happen to look like a pickle can make its reader fail in any way
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: not readable, damaged or cut off ({first_line})") from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"checkpoint {path}: holds a {type(checkpoint).__name__}, not a dict of weights")
-    return dict(checkpoint)
+    return _without_wrappers(dict(checkpoint), path)
+
+
+def _without_wrappers(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The checkpoint with its weights as `model`, or alone, under the model's own names."""
+    if "model" not in checkpoint and isinstance(checkpoint.get("state_dict"), Mapping):  # Lightning's
+        checkpoint = {"model" if key == "state_dict" else key: value for key, value in checkpoint.items()}
+    state = checkpoint.get("model", checkpoint)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        return checkpoint
+    own = own_names(state)
+    if own.keys() == state.keys():
+        return checkpoint
+    if is_main_process():
+        first, left_out = next(iter(own)), len(state) - len(own)
+        rest = f", {left_out} others that are not the model's are left out" if left_out else ""
+        warn(f"checkpoint {path}: {next(iter(state))} is read as {first}, and so are all its tensors{rest}")
+    return checkpoint | {"model": own} if state is not checkpoint else own
+
+
+def own_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state_dict by the names that its model has without what it was wrapped in.
+
+    DistributedDataParallel, torch.compile and their like add a part to names, in front or, where they wrap a
+    part of the model, inside. Lightning keeps the model below `model.`, beside tensors of losses and metrics.
+    """
+    own = {".".join(p for p in name.split(".") if p not in WRAPPERS): value for name, value in state.items()}
+    if len(own) < len(state):
+        return dict(state)  # two models, one of them wrapped
+    below = {name.removeprefix("model."): own[name] for name in own if name.startswith("model.")}
+    is_detr = "class_embed.bias" in below or "detr.class_embed.bias" in below
+    return own_names(below) if below and (is_detr or len(below) == len(own)) else own
 
 
 def verify(path: Path) -> None:
@@ -133,30 +169,6 @@ def keep_predecessors(path: Path, keep: int) -> None:
         link_whole(path, first)
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if found:
-        return (
-            f"checkpoint {path}: refused, because loading it would run code ({found.group(1)}); ask its "
-            "author for a file that holds only tensors"
-        )
-    return f"checkpoint {path}: not a checkpoint, or damaged"
-
-
-def _harmless_types() -> list[Any]:
-    """Types beside tensors that published checkpoints hold; making one of them has no effect but itself."""
-    import numpy as np
-    from numpy._core import multiarray
-
-    numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bool")]
-    # Files written under NumPy 1 name the same function by its former module.
-    scalars = [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar")]
-    # Arguments of a Slurm job hold a path; Python 3.13 names its class by another module. A pure path can
-    # be made on every system.
-    paths = [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
-    return [argparse.Namespace, np.dtype, *scalars, *numbers, *paths]
-
-
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state_dict in a checkpoint: its `model` entry, or the checkpoint itself where it is one.
 
@@ -173,7 +185,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def stored_flags(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that a checkpoint holds, none where its `args` are none; published files hold a Namespace."""
     flags = checkpoint.get("args")
-    if isinstance(flags, argparse.Namespace):
+    if isinstance(flags, argparse.Namespace | SimpleNamespace):
         return dict(vars(flags))
     return dict(flags) if isinstance(flags, Mapping) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,13 @@ class UserError(Exception):
 def warn(text: str) -> None:
     """One line on stderr, about what goes on all the same."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def escape_unprintable() -> None:
+    """Let what an output's encoding lacks be escaped, as 红色 in cp1252, instead of ending a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -65,6 +73,7 @@ def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
     Args:
         debug: let a UserError through, with its traceback.
     """
+    escape_unprintable()
     try:
         with files_named():
             return command() or 0

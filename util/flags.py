@@ -279,6 +279,8 @@ def _run_flags(flag: Callable[..., Any]) -> None:
 def _distributed_flags(flag: Callable[..., Any]) -> None:
     flag("--world_size", default=1, type=count, help="number of processes; torchrun and Slurm set it")
     flag("--dist_url", default="env://", help="where the processes meet")
+    # torch.distributed.launch adds it, and says the same in the environment.
+    flag("--local-rank", "--local_rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     flag(
         "--dist_timeout",
         default=10,

@@ -17,6 +17,7 @@ LAUNCHERS = (
     ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
+INTERACTIVE_STEP = "4294967290"  # Slurm's number of the step in which salloc's shell runs
 FIRST_PORT, PORTS = 20_000, 10_000  # below those that systems hand out by themselves, from 32768
 
 
@@ -60,31 +61,56 @@ def find_place(dist_url: str, world_size: int, env: Mapping[str, str] = os.envir
                 f"--world_size {world_size}: which of them is this process? Start it with torchrun or srun, "
                 "set RANK, or pass --dist_url tcp://HOST:PORT?rank=NUMBER"
             )
-        rank = asked.get("rank", int(env.get("RANK", 0)))
-        local_rank = int(env.get("LOCAL_RANK", rank))
-        if rank >= world_size:
-            raise UserError(f"rank {rank} of --world_size {world_size}: ranks start at 0")
+        rank = asked.get("rank", _number(env, "RANK"))
+        local_rank = _number(env, "LOCAL_RANK", rank)
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank {rank} of {world_size} processes: ranks start at 0 and end below --world_size")
     if url == "env://" and "RANK" not in env and "SLURM_JOB_ID" in env:
         url = _slurm_url(env)
-    elif urlsplit(url).scheme not in ("env", "tcp", "file"):
+    elif url == "env://":
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+        if missing and world_size == 1:
+            return None  # left over from another command
+        if missing:
+            raise UserError(
+                f"{missing[0]} is not set, so rank {rank} of {world_size} cannot find the others: start it "
+                "with torchrun, or set MASTER_ADDR and MASTER_PORT; for one process alone, unset RANK"
+            )
+        _number(env, "MASTER_PORT")
+    elif urlsplit(url).scheme not in ("tcp", "file"):
         raise UserError(f"--dist_url {dist_url}: pass env://, tcp://HOST:PORT or file://PATH")
     return Place(rank, world_size, local_rank, url)
 
 
 def _from_launcher(env: Mapping[str, str]) -> tuple[int, int, int] | None:
     for names in LAUNCHERS:
-        rank, size, local_rank = (env.get(name) for name in names)
-        if rank is None or size is None:
+        if names[0] not in env or names[1] not in env:
             continue
-        if names[0].startswith("SLURM") and _is_batch_script(env):
-            continue  # a command of a batch script that srun does not start is there once
-        if names[0] == "RANK" or int(size) > 1:
-            return int(rank), int(size), int(local_rank or 0)
+        if names[0].startswith("SLURM") and _is_there_once(env):
+            continue
+        rank, size, local_rank = (_number(env, name) for name in names)
+        if names[0] == "RANK" or size > 1:
+            return rank, size, local_rank
     return None
 
 
-def _is_batch_script(env: Mapping[str, str]) -> bool:
-    return env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env
+def _number(env: Mapping[str, str], name: str, default: int = 0) -> int:
+    """A variable that holds a whole number."""
+    text = env.get(name) or str(default)
+    if not text.strip().isdecimal():
+        raise UserError(
+            f"{name} is {text!r} in the environment, not a whole number: set it right or unset it"
+        )
+    return int(text)
+
+
+def _is_there_once(env: Mapping[str, str]) -> bool:
+    """Whether Slurm's variables, for which srun alone would start several processes, are those of a shell."""
+    step = env.get("SLURM_STEP_ID")
+    if step is None:
+        return env.get("ENVIRONMENT") == "BATCH"
+    in_srun_pty = "SLURM_PTY_PORT" in env and env.get("SLURM_TASK_PID") not in (None, str(os.getpid()))
+    return step == INTERACTIVE_STEP or in_srun_pty
 
 
 def _slurm_url(env: Mapping[str, str]) -> str:

@@ -74,8 +74,11 @@ def _curve(run: Run, style: LineStyle, key: str, place: int | str | None = None)
     points = []
     for record in run.epochs:
         value = record.get(key)
-        if value is not None and place is not None:
-            value = value[place]
+        if place is not None:
+            try:
+                value = value[place]
+            except (TypeError, LookupError):  # nothing was evaluated, or by another program
+                value = None
         if isinstance(value, (int, float)) and not (place is not None and value == -1):
             points.append((record["epoch"], value))
     if not points:
@@ -94,11 +97,14 @@ def _curves(run: Run, field: str) -> list[Curve]:
     return [curve for curve in found if curve is not None]
 
 
-def _require_field(runs: Sequence[Run], field: str) -> None:
-    if field in FIGURES or any(_curves(run, field) for run in runs):
-        return
-    known = {key.split("_", 1)[1] for key in runs[0].epochs[-1] if key.startswith(("train_", "test_"))}
-    raise UserError(f"{runs[0].log}: no field {field!r}; it holds {', '.join(sorted(known))}")
+def _require_fields(runs: Sequence[Run], fields: Sequence[str]) -> None:
+    if not fields:
+        raise UserError("no field to draw: name some, such as loss or AP")
+    for field in fields:
+        if field not in FIGURES and not any(_curves(run, field) for run in runs):
+            first = runs[0]
+            known = {key.split("_", 1)[1] for key in first.epochs[-1] if key.startswith(("train_", "test_"))}
+            raise UserError(f"{first.log}: no field {field!r}; it holds {', '.join(sorted(known))}")
 
 
 def _colour(index: int) -> str:
@@ -170,8 +176,7 @@ def plot_logs(
     from matplotlib import pyplot as plt
 
     runs = load_runs([logs] if isinstance(logs, (str, os.PathLike)) else logs, log_name)
-    for field in fields:
-        _require_field(runs, field)
+    _require_fields(runs, fields)
     fig, axs = plt.subplots(ncols=len(fields), figsize=(16, 5), squeeze=False)
     for axis, field in zip(axs[0], fields, strict=True):
         _draw_field(axis, runs, field, ewm_col)
@@ -197,6 +202,8 @@ def plot_precision_recall(
     from matplotlib import pyplot as plt
 
     paths = [Path(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+    if not paths:
+        raise UserError("no evaluation to draw: pass files of a run's eval folder")
     if naming_scheme not in ("iter", "exp_id"):
         raise ValueError(f"naming_scheme is {naming_scheme!r}; it must be 'iter' or 'exp_id'")
     names = [path.stem if naming_scheme == "iter" else path.resolve().parts[-3] for path in paths]
@@ -250,8 +257,7 @@ def draw_curves(
     runs = load_runs(logs, log_name)
     if panels is None:
         panels = [*PANELS, *(panel for panel in OPTIONAL_PANELS if any(_curves(run, panel) for run in runs))]
-    for panel in panels:
-        _require_field(runs, panel)
+    _require_fields(runs, panels)
     columns = min(len(panels), 2 if len(panels) == 4 else 3)
     rows = math.ceil(len(panels) / columns)
     fig = Figure(figsize=(4.8 * columns, 3.1 * rows + 0.5), dpi=150, layout="constrained")

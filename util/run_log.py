@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, warn
+from util.harmless_objects import harmless_types
+
+WHAT_TO_PASS = "pass the folder of a run, its --output_dir"
+
+
+class NoEpochYet(UserError):
+    """A run that is still in its first epoch."""
 
 
 class Run(NamedTuple):
@@ -31,39 +38,79 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     logged from that epoch on.
 
     Raises:
-        UserError: there is no such file, or no finished epoch in it.
+        NoEpochYet: nothing is in it yet, or the first line is still being written.
+        UserError: there is no such file, or it is no log of training.
     """
     path = Path(path)
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(
             f"{path}: no log to read there ({error.strerror}); pass the folder of a run, its --output_dir"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not text, and so no log of training; {WHAT_TO_PASS}") from error
     epochs: list[dict[str, Any]] = []
+    unreadable = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            record.setdefault("epoch", len(epochs))
-        except (ValueError, AttributeError):
-            if number < len(lines):
-                warnings.warn(f"{path}: line {number} is not a JSON object and is left out", stacklevel=2)
-            continue
-        epochs = [earlier for earlier in epochs if earlier["epoch"] < record["epoch"]] + [record]
+        record = _record(line, len(epochs))
+        if record is not None:
+            epochs = [earlier for earlier in epochs if earlier["epoch"] < record["epoch"]] + [record]
+        elif line.strip():
+            unreadable.append(number)
+    is_half_written = len(lines) == 1 and lines[0].startswith("{") and not lines[0].endswith("}")
+    if unreadable and not epochs and not is_half_written:
+        raise UserError(f"{path}: no line of it is an epoch's record of training; {WHAT_TO_PASS}")
     if not epochs:
-        raise UserError(f"{path}: holds no finished epoch yet")
+        raise NoEpochYet(f"{path}: holds no finished epoch yet")
+    unreadable = [number for number in unreadable if number < len(lines)]
+    if unreadable:
+        more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        warnings.warn(
+            f"{path}: line {unreadable[0]} is no record of an epoch and is left out{more}", stacklevel=2
+        )
     return epochs
 
 
+def _record(line: str, epoch: int) -> dict[str, Any] | None:
+    """A line of the log, None for another; `epoch` is its number where it does not say."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not any(key.startswith(("train_", "test_")) for key in record):
+        return None
+    number = record.setdefault("epoch", epoch)
+    return record if isinstance(number, int) else None
+
+
 def load_runs(logs: Sequence[str | os.PathLike], log_name: str = "log.txt") -> list[Run]:
-    """Read runs by their folders (or log files), named by folder, with its parent where names are equal."""
+    """Read runs by their folders (or log files), named by folder, with its parent where names are equal.
+
+    One that is still in its first epoch is left out, with a warning, unless none has finished one.
+
+    Raises:
+        UserError: there is none, or a log is missing or none of training.
+    """
+    if not logs:
+        raise UserError(f"no run to draw; {WHAT_TO_PASS}")
     files = [path if path.is_file() else path / log_name for path in map(Path, logs)]
     names = [file.resolve().parent.name for file in files]
     if len(set(names)) < len(names):
         names = ["/".join(file.resolve().parts[-3:-1]) for file in files]
-    return [Run(name, file, read_log(file)) for name, file in zip(names, files, strict=True)]
+    runs = []
+    for name, file in zip(names, files, strict=True):
+        try:
+            if file.parent.is_dir() and not file.exists():  # the first epoch's end writes it
+                raise NoEpochYet(f"{file}: there is no log yet; {WHAT_TO_PASS}")
+            runs.append(Run(name, file, read_log(file)))
+        except NoEpochYet as error:
+            waiting = error
+            if len(files) > 1:
+                warn(f"{error} (left out)")
+    if not runs:
+        raise waiting
+    return runs
 
 
 def read_evaluation(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -77,17 +124,10 @@ def read_evaluation(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: there is no such file, or something else in it.
     """
     import torch
-    from numpy._core import multiarray
     from pycocotools.cocoeval import Params
 
-    makers: list[Any] = [multiarray._reconstruct, multiarray.scalar]
-    makers += [
-        (maker, f"numpy.core.multiarray.{maker.__name__}") for maker in makers
-    ]  # as NumPy 1 calls them
-    types: list[Any] = [Params, np.ndarray, np.dtype]
-    types += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
     try:
-        with torch.serialization.safe_globals([*types, *makers]):
+        with torch.serialization.safe_globals([Params, *harmless_types()]):
             evaluation = torch.load(path, map_location="cpu", weights_only=True)
         return {name: np.asarray(evaluation[name]) for name in ("precision", "recall", "scores")}
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:

@@ -12,8 +12,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _git(*words: str) -> str:
-    answer = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
+    answer = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, check=True)
+    return answer.stdout.decode(errors="replace").strip()
 
 
 def get_sha() -> str:

@@ -1,6 +1,8 @@
 """Checkpoints: what published files hold is read, what would run code is not; written whole or not at all."""
 
 import argparse
+import collections
+import datetime
 import errno
 import io
 import os
@@ -8,16 +10,21 @@ import pathlib
 import pickle
 import random
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import util.checkpoint_file
-from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint
+from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint, stored_flags
 from util.errors import UserError
 
 WEIGHTS = {"head.weight": torch.arange(12.0).view(3, 4), "head.bias": torch.tensor([1.0, -2.0, 0.5])}
+
+
+class Flag:
+    """Of a user's own code."""
 
 
 def written(path, content, **options):
@@ -73,6 +80,114 @@ def test_a_namespace_from_slurm_holds_a_path(tmp_path):
     assert str(checkpoint["args"].output_dir) == "/experiments/17"
 
 
+HARMLESS = {
+    "range": range(3, 9, 2),
+    "slice": slice(1, 2),
+    "complex": 1j,
+    "frozenset": frozenset({1}),
+    "type": int,
+    "namespace": SimpleNamespace(a=1, b=SimpleNamespace(c=range(2))),
+    "array": np.arange(6.0).reshape(2, 3),
+    "array of halves": np.ones(2, np.float16),
+    "array of words": np.array(["a", "bc"]),
+    "array of objects": np.array([[1], "a"], dtype=object),
+    "array by columns": np.asfortranarray(np.ones((2, 3))),
+    "time": datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
+    "duration": datetime.timedelta(1),
+    "path": pathlib.PurePosixPath("/a/b"),
+    "path of Windows": pathlib.PureWindowsPath("C:/a"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_that_do_no_harm(tmp_path, zipped):
+    args = argparse.Namespace(**HARMLESS)
+    path = written(
+        tmp_path / "x.pth", {"model": WEIGHTS, "args": args}, _use_new_zipfile_serialization=zipped
+    )
+    stored = vars(load_checkpoint(path)["args"])
+    assert stored.keys() == HARMLESS.keys()
+    for name, value in HARMLESS.items():
+        assert type(stored[name]) is type(value) and repr(stored[name]) == repr(value), name
+
+
+def test_containers_that_become_plain_ones(tmp_path):
+    counts = collections.defaultdict(list, {"a": [1]})
+    args = SimpleNamespace(counts=counts, last=collections.deque([1, 2], 2), lr=0.1)
+    checkpoint = load_checkpoint(written(tmp_path / "x.pth", {"model": WEIGHTS, "args": args}))
+    assert stored_flags(checkpoint) == {"counts": {"a": [1]}, "last": [1, 2], "lr": 0.1}
+
+
+def test_what_only_its_package_can_make_is_named_and_not_called_code(tmp_path):
+    """Such as a pickled model, or a flag of a class of the user's own."""
+    path = written(tmp_path / "other.pth", {"model": WEIGHTS, "args": Flag()})
+    with pytest.raises(UserError, match=r"other\.pth: holds a [\w.]+\.Flag, .*save its state_dict") as caught:
+        load_checkpoint(path)
+    assert "code" not in str(caught.value)
+
+
+# --- Names of tensors ---------------------------------------------------------------------------------
+
+DETR_NAMES = ("transformer.norm.weight", "class_embed.bias", "backbone.0.body.conv1.weight")
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "model.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "model._orig_mod.{}",
+        "_forward_module.model.{}",
+        "_fsdp_wrapped_module.{}",
+        "module.detr.{}",
+        "model.model.{}",
+    ],
+)
+@pytest.mark.parametrize("entry", ["model", "state_dict", None])
+def test_names_lose_what_wrappers_put_before_them(tmp_path, capsys, wrapped, entry):
+    detr = "detr." if "detr." in wrapped else ""
+    state = {wrapped.format(name): torch.full((2,), float(i)) for i, name in enumerate(DETR_NAMES)}
+    path = written(tmp_path / "x.pth", {entry: state, "epoch": 3} if entry else state)
+    checkpoint = load_checkpoint(path)
+    own = model_state(checkpoint)
+    assert [*own] == [detr + name for name in DETR_NAMES]
+    assert [value[0].item() for value in own.values()] == [0, 1, 2]
+    assert checkpoint.get("epoch") == (3 if entry else None)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{path}: {next(iter(state))} is read as {detr}{DETR_NAMES[0]}" in said
+
+
+def test_a_part_that_was_wrapped_and_tensors_beside_the_model(tmp_path, capsys):
+    state = dict.fromkeys(
+        ("model.transformer._orig_mod.norm.weight", "model.class_embed.bias"), torch.ones(1)
+    )
+    beside = {"criterion.empty_weight": torch.ones(2), "metric.total": torch.ones(1)}
+    checkpoint = load_checkpoint(written(tmp_path / "x.ckpt", {"state_dict": beside | state}))
+    assert [*model_state(checkpoint)] == ["transformer.norm.weight", "class_embed.bias"]
+    assert "2 others that are not the model's are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        DETR_NAMES,
+        ("model.encoder.norm.weight", "class_labels_classifier.bias"),  # of transformers
+        ("module.class_embed.bias", "class_embed.bias"),  # which of the two?
+        ("student.class_embed.bias", "teacher.class_embed.bias"),
+    ],
+)
+def test_other_names_stay(tmp_path, capsys, names):
+    state = dict.fromkeys(names, torch.ones(1))
+    assert [*model_state(load_checkpoint(written(tmp_path / "x.pth", {"model": state})))] == [*names]
+    assert capsys.readouterr().err == ""
+
+
+# --- More of what is read -----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.int32, np.bool_])
 @pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
 def test_numpy_scalars_of_either_numpy(tmp_path, kind, module):
@@ -80,8 +195,9 @@ def test_numpy_scalars_of_either_numpy(tmp_path, kind, module):
     path = tmp_path / "checkpoint.pth"
     written(path, {"model": WEIGHTS, "best": number}, _use_new_zipfile_serialization=False)
     raw = path.read_bytes()
-    assert raw.count(b"numpy._core.multiarray") == 1  # where NumPy 2 keeps the function that makes a scalar
-    path.write_bytes(raw.replace(b"numpy._core.multiarray", module))
+    ours = number.__reduce__()[0].__module__.encode()  # NumPy 1 and 2 keep the function in different ones
+    assert raw.count(ours) == 1
+    path.write_bytes(raw.replace(ours, module))
     best = load_checkpoint(path)["best"]
     assert best == number and type(best) is kind
 

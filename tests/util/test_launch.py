@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from util.errors import UserError
+from util.flags import get_args_parser
 from util.launch import FIRST_PORT, PORTS, Place, find_place, first_host
 
 SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "16",
     "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-09,12],login", "SLURM_JOB_NODELIST": "gpu[01-12]",
 }  # fmt: skip
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "5"}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,7 @@ def test_a_process_alone_needs_nothing() -> None:
 
 
 def test_torchrun_comes_first_inside_slurm_too() -> None:
-    env = SLURM | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    env = SLURM | TORCHRUN
     assert find_place("env://", 1, env) == Place(3, 4, 1, "env://")
 
 
@@ -69,6 +73,56 @@ def test_a_command_of_a_batch_script_is_there_once() -> None:
     del env["SLURM_STEP_ID"]
     assert find_place("env://", 1, env) is None
     assert find_place("env://", 1, env | {"SLURM_STEP_ID": "0"}) is not None, "what srun starts there"
+
+
+def test_the_shell_of_an_allocation_is_there_once() -> None:
+    salloc = SLURM | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "SLURM_JOB_NAME": "interactive"}
+    assert find_place("env://", 1, salloc) is None
+    assert find_place("env://", 1, salloc | {"SLURM_STEP_ID": "0"}) is not None, "what srun starts there"
+    on_login_node = {
+        name: value for name, value in SLURM.items() if name not in ("SLURM_PROCID", "SLURM_STEP_ID")
+    }
+    assert find_place("env://", 1, on_login_node) is None
+    pty = SLURM | {"SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000"}
+    assert find_place("env://", 1, pty | {"SLURM_TASK_PID": "1"}) is None, (
+        "a command typed into srun --pty bash"
+    )
+    assert find_place("env://", 1, pty | {"SLURM_TASK_PID": str(os.getpid())}) is not None, (
+        "srun --pty python"
+    )
+
+
+def test_variables_that_another_command_left() -> None:
+    assert find_place("env://", 1, {"RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert find_place("env://", 1, {"RANK": "3"}) is None
+    assert find_place("env://", 1, {"WORLD_SIZE": "2"}) is None
+    assert find_place("env://", 1, {"LOCAL_RANK": "none", "MASTER_PORT": "none"}) is None
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set, so rank 3 of 4 cannot find the others.*torchrun"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT is not set"),
+        ({"MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT is 'tcp://10.0.0.1:80' in the environment"),
+        ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four' in the environment, not a whole number"),
+        ({"RANK": "-1"}, "RANK is '-1' in the environment"),
+        ({"LOCAL_RANK": "$i"}, "LOCAL_RANK is '\\$i' in the environment"),
+        ({"RANK": "4"}, "rank 4 of 4 processes"),
+        ({"WORLD_SIZE": "0"}, "rank 3 of 0 processes"),
+    ],
+)
+def test_an_environment_that_is_wrong_is_one_line(change: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        find_place("env://", 1, TORCHRUN | change)
+
+
+@pytest.mark.parametrize("flag", ["--local-rank=1", "--local_rank=1"])
+def test_the_argument_of_torch_distributed_launch_is_taken(flag: str) -> None:
+    args = get_args_parser().parse_args([flag])
+    assert args.local_rank == 1
+    assert "local" not in get_args_parser().format_help()
+    assert not hasattr(get_args_parser().parse_args([]), "local_rank")
 
 
 def test_submitits_local_cluster() -> None:

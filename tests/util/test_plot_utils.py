@@ -109,9 +109,89 @@ def test_read_log_lets_a_resumed_run_replace_what_it_repeats(tmp_path):
 def test_missing_and_empty_logs_are_named(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "log.txt"))):
         plot_logs(tmp_path)
-    (tmp_path / "log.txt").write_text('{"train_l')
-    with pytest.raises(UserError, match="no finished epoch"):
-        plot_logs([tmp_path])
+    with pytest.raises(UserError, match="nowhere/log.txt"):
+        plot_logs(tmp_path / "nowhere")
+
+
+OTHER_FILES = {
+    "picture": b"\x89PNG\r\n\x1a\n\xff\xfe",
+    "output of training": b"Epoch: [0]  [ 0/10]  loss: 2.0\n" * 500,
+    "args.json": json.dumps({"args": {"lr": 1e-4}, "git": "sha"}, indent=2).encode(),
+    "annotations": json.dumps({"images": [], "annotations": []}).encode(),
+    "list": b"[1, 2]\n[3]\n",
+    "numbers": b"1\n2\n",
+    "epochs by name": b'{"train_loss": 1.0, "epoch": "first"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+@pytest.mark.filterwarnings("error")
+def test_another_file_in_place_of_a_log_is_named(kind, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(OTHER_FILES[kind])
+    for draw in (plot_logs, lambda logs: draw_curves(logs, tmp_path / "c.png")):
+        with pytest.raises(UserError, match=f"{path}: .*log of training|{path}: no line of it") as caught:
+            draw([path])
+        assert str(caught.value).endswith("pass the folder of a run, its --output_dir")
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    run = write_run(tmp_path / "run")
+    for draw, what in (
+        (lambda: plot_logs([]), "no run"),
+        (lambda: draw_curves([], tmp_path / "c.png"), "no run"),
+        (lambda: plot_precision_recall([]), "no evaluation"),
+        (lambda: plot_logs(run, fields=()), "no field"),
+        (lambda: draw_curves([run], tmp_path / "c.png", panels=[]), "no field"),
+    ):
+        with pytest.raises(UserError, match=f"{what} to draw"):
+            draw()
+
+
+@pytest.mark.parametrize("begun", [None, "", '{"train_lo'])
+def test_a_run_in_its_first_epoch_is_left_out_beside_others(tmp_path, capsys, begun):
+    young = tmp_path / "young"
+    young.mkdir()
+    if begun is not None:
+        (young / "log.txt").write_text(begun)
+    _, axs = plot_logs([young, write_run(tmp_path / "old")])
+    assert [text.get_text() for text in axs[2].get_legend().get_texts()] == ["old"]
+    assert f"{young / 'log.txt'}: " in capsys.readouterr().err
+    with pytest.raises(UserError, match="yet"):
+        plot_logs([young])
+    with pytest.raises(UserError, match="nowhere"):  # not begun, but mistyped
+        plot_logs([tmp_path / "nowhere", tmp_path / "old"])
+
+
+def test_figures_in_another_form_are_left_out(tmp_path):
+    """Of an evaluation of nothing, or of another program's log."""
+    run = write_run(tmp_path / "run", epochs=1)
+    with open(run / "log.txt", "a") as log:
+        for epoch, figures in enumerate((None, [], 0.3, {"pq": 1}, "n/a"), 1):
+            log.write(
+                json.dumps({"epoch": epoch, "test_coco_eval_bbox": figures, "test_PQ_all": figures}) + "\n"
+            )
+    _, axs = plot_logs(run, fields=("mAP", "PQ"))
+    assert lines_of(axs[0]) == [("-", [0.0], [0.0])] and lines_of(axs[1]) == [("-", [4.0], [1.0])]
+
+
+def test_a_panoptic_run_of_the_published_code(tmp_path):
+    """Its log has NaN, its evaluations masks and panoptic quality, and no entry that only this code writes."""
+    quality = {"pq": 0.4, "sq": 0.7, "rq": 0.5, "n": 133}
+    epochs = [
+        {
+            "train_lr": 1e-4, "train_class_error": float("nan"), "train_loss": 9.0 - epoch, "test_loss": 9.5 - epoch,
+            "test_class_error": 50.0, "test_coco_eval_bbox": [0.1] * 12, "test_coco_eval_masks": [0.2] * 12,
+            "test_PQ_all": quality, "test_PQ_th": quality, "test_PQ_st": quality, "epoch": epoch, "n_parameters": 7,
+        }
+        for epoch in range(2)
+    ]  # fmt: skip
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "log.txt").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    _, axs = plot_logs([folder], fields=("loss", "mAP", "mask AP", "PQ"))
+    assert [lines_of(axis)[0][2] for axis in axs] == [[9, 8], [0.1, 0.1], [0.2, 0.2], [0.4, 0.4]]
+    assert_is_a_picture(draw_curves([folder], tmp_path / "c.png"))
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
