@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model as build_detectron2_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2.detr import add_detr_config
 from inference.architecture import settings_from_weights
@@ -43,8 +43,23 @@ def compare(
     print(
         "configuration:", *(f"{key} {value}" for key, value in zip(options[::2], options[1::2], strict=True))
     )
-    detr = _detr(settings, ours)
-    wrapped = _wrapped(options, theirs)
+
+    args = get_args_parser().parse_args(["--device", "cpu", "--backbone_weights", "none"])
+    vars(args).update(settings)
+    detr = build_model(args)[0].eval()
+    detr.load_state_dict(ours)
+
+    cfg = get_cfg()
+    add_detr_config(cfg)
+    cfg.merge_from_list(options)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [1.0] * 3  # the image is normalised already
+    wrapped = build_detectron2_model(cfg).eval()
+    missing, unexpected = wrapped.load_state_dict(theirs, strict=False)
+    wrong = [name for name in missing if not name.startswith("criterion.")] + unexpected
+    if wrong:
+        raise UserError(f"--source_model: the wrapper's model has no place for, or lacks, {wrong[0]}")
+
     image = torch.randn(3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mine = detr([image])
@@ -96,28 +111,6 @@ def options_of(settings: Mapping[str, Any], theirs: State) -> list[Any]:
         options["MODEL.BACKBONE.NAME"] = "build_detr_resnet_backbone"
         options["MODEL.RESNETS.RES5_DILATION"] = 2 if settings["dilation"] else 1
     return [part for pair in options.items() for part in pair]
-
-
-def _detr(settings: Mapping[str, Any], state: State) -> nn.Module:
-    args = get_args_parser().parse_args(["--device", "cpu", "--backbone_weights", "none"])
-    vars(args).update(settings)
-    model = build_model(args)[0]
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _wrapped(options: list[Any], state: State) -> Any:
-    cfg = get_cfg()
-    add_detr_config(cfg)
-    cfg.merge_from_list(options)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [1.0] * 3  # the image is normalised already
-    model = build_detectron2_model(cfg)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = [name for name in missing if not name.startswith("criterion.")] + unexpected
-    if wrong:
-        raise UserError(f"--source_model: the wrapper's model has no place for, or lacks, {wrong[0]}")
-    return model.eval()
 
 
 def _tensor(state: State, ending: str) -> Tensor:

@@ -38,6 +38,7 @@ COUNTER = ".num_batches_tracked"
 
 # Rows of class_embed, category ids of COCO with gaps + "no object" -> those that detectron2 counts without.
 HEADS = {92: [*sorted(COCO_THINGS), 91], 251: [*sorted(COCO_PANOPTIC), 250]}
+HEAD = ("class_embed.weight", "class_embed.bias")
 NEVER = -1e4  # bias of a class that COCO does not have
 
 
@@ -83,7 +84,10 @@ def to_detectron2(
     is_boxes = not any(name.startswith(MASK_HEAD) for name in state)
     prefix = "detr.detr." if masks and is_boxes else "detr."
     renamed = {prefix + new: tensor for new, tensor in _renamed(state, OURS, body)}
-    return renamed if keep_classes else _with_rows(renamed, _without_gaps)
+    for name, head in renamed.items():
+        if name.endswith(HEAD) and len(head) in HEADS and not keep_classes:
+            renamed[name] = head[HEADS[len(head)]]
+    return renamed
 
 
 def to_detr(state: State, keep_classes: bool = False) -> dict[str, Tensor]:
@@ -111,7 +115,14 @@ def to_detr(state: State, keep_classes: bool = False) -> dict[str, Tensor]:
             raise UserError(f"--source_model: {name} is no tensor of the wrapper's model")
     stripped = {name.removeprefix("detr."): tensor for name, tensor in weights.items()}
     renamed = dict(_renamed(stripped, OF_DETECTRON2, body))
-    return renamed if keep_classes else _with_rows(renamed, _with_gaps)
+    ids = {len(rows): (size, rows) for size, rows in HEADS.items()}
+    for name, head in renamed.items():
+        if name.endswith(HEAD) and len(head) in ids and not keep_classes:
+            size, rows = ids[len(head)]
+            spread = torch.full((size, *head.shape[1:]), NEVER if head.ndim == 1 else 0.0, dtype=head.dtype)
+            spread[rows] = head
+            renamed[name] = spread
+    return renamed
 
 
 def _renamed(state: State, backbone: str, body: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
@@ -140,27 +151,6 @@ def _renamed(state: State, backbone: str, body: Callable[[str], str | None]) -> 
             yield name, tensor
         else:
             raise UserError(f"--source_model: {name} is no tensor of a DETR")
-
-
-def _with_rows(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The state with the rows of class_embed changed."""
-    is_head = {name: name.endswith(("class_embed.weight", "class_embed.bias")) for name in state}
-    return {name: change(tensor) if is_head[name] else tensor for name, tensor in state.items()}
-
-
-def _without_gaps(head: Tensor) -> Tensor:
-    """Rows of class_embed, [92, ...] or [251, ...] -> [81, ...] or [134, ...]; others stay."""
-    return head[HEADS[len(head)]] if len(head) in HEADS else head
-
-
-def _with_gaps(head: Tensor) -> Tensor:
-    """The reverse. Ids that COCO does not use get a class that is never predicted."""
-    for size, rows in HEADS.items():
-        if len(head) == len(rows):
-            spread = torch.full((size, *head.shape[1:]), NEVER if head.ndim == 1 else 0.0, dtype=head.dtype)
-            spread[rows] = head
-            return spread
-    return head
 
 
 def check_dilation(checkpoint: Mapping, source: str, backbone: str) -> bool:

@@ -1,4 +1,4 @@
-"""Data of one's own, registered from the command line: `--register NAME=annotations.json:images`."""
+"""Your own data, registered from the command line: `--register NAME=annotations.json:images`."""
 
 import json
 from pathlib import Path
@@ -38,10 +38,10 @@ def register(text: str) -> None:
     if len(folders) == 1:
         register_coco_instances(name, {}, str(annotations), str(folders[0]))
     else:
-        _register_panoptic(name, annotations, *folders)
+        register_panoptic(name, annotations, *folders)
 
 
-def _register_panoptic(name: str, annotations: Path, images: Path, pngs: Path) -> None:
+def register_panoptic(name: str, annotations: Path, images: Path, pngs: Path) -> None:
     """As detectron2's register_coco_panoptic, for images of any kind: it takes all of them for .jpg."""
     content = json.loads(annotations.read_text(encoding="utf-8"))
     categories = sorted(content["categories"], key=lambda record: record["id"])

@@ -3,12 +3,12 @@
 Shapes: B batch, Q queries, C classes, N objects of an image, H W image, h w masks.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -27,7 +27,7 @@ from util.checkpoint_file import load_checkpoint, model_state
 from util.errors import UserError
 
 from .backbone import MaskedBackbone
-from .masks import full_masks, roi_masks, segments_of
+from .masks import full_masks, roi_masks, segments_of, things_of
 
 __all__ = ["Detr", "MaskedBackbone"]
 
@@ -50,39 +50,15 @@ class Detr(nn.Module):
     def __init__(self, cfg: Any):
         super().__init__()
         settings = cfg.MODEL.DETR
+        if settings.MASK_FORMAT not in ("roi32", "full"):
+            raise UserError(f"MODEL.DETR.MASK_FORMAT {settings.MASK_FORMAT}: neither roi32 nor full")
         self.num_classes = settings.NUM_CLASSES
         self.mask_on = cfg.MODEL.MASK_ON
         self.mask_format = settings.MASK_FORMAT
         self.panoptic_on = settings.PANOPTIC_ON
-        _check(cfg)
-
-        # Model
-        width = settings.HIDDEN_DIM
         masked_backbone = MaskedBackbone(cfg)
-        if settings.POSITION_EMBEDDING == "learned":
-            embedding: nn.Module = PositionEmbeddingLearned(width // 2)
-        else:
-            embedding = PositionEmbeddingSine(width // 2, normalize=True)
-        backbone = Joiner(masked_backbone, embedding)
-        backbone.num_channels = masked_backbone.num_channels
         self.size_divisibility = masked_backbone.backbone.size_divisibility
-        transformer = Transformer(
-            d_model=width,
-            nhead=settings.NHEADS,
-            num_encoder_layers=settings.ENC_LAYERS,
-            num_decoder_layers=settings.DEC_LAYERS,
-            dim_feedforward=settings.DIM_FEEDFORWARD,
-            dropout=settings.DROPOUT,
-            normalize_before=settings.PRE_NORM,
-            return_intermediate_dec=settings.DEEP_SUPERVISION,
-        )
-        detector = DETR(
-            backbone,
-            transformer,
-            num_classes=self.num_classes,
-            num_queries=settings.NUM_OBJECT_QUERIES,
-            aux_loss=settings.DEEP_SUPERVISION,
-        )
+        detector = build_detector(cfg, masked_backbone)
         self.detr: nn.Module = detector
         if self.mask_on:
             if len(masked_backbone.channels) < 3:
@@ -92,27 +68,12 @@ class Detr(nn.Module):
                     "\"['res2','res3','res4','res5']\""
                 )
             if settings.FROZEN_WEIGHTS:
-                _load_frozen(detector, settings.FROZEN_WEIGHTS)
+                load_frozen_weights(detector, settings.FROZEN_WEIGHTS)
             self.detr = DETRsegm(detector, freeze_detr=bool(settings.FROZEN_WEIGHTS))
         if self.panoptic_on:
-            self.is_thing = _is_thing(cfg)
+            self.is_thing = things_of(cfg)
             self.panoptic = PostProcessPanoptic(self.is_thing, settings.PANOPTIC_THRESHOLD)
-
-        # Loss: what has no weight here is summed as it is
-        weights = {"loss_ce": 1.0, "loss_bbox": settings.L1_WEIGHT, "loss_giou": settings.GIOU_WEIGHT}
-        if settings.DEEP_SUPERVISION:
-            earlier = range(settings.DEC_LAYERS - 1)
-            weights |= {f"{name}_{i}": weight for i in earlier for name, weight in weights.items()}
-        self.criterion = SetCriterion(
-            self.num_classes,
-            matcher=HungarianMatcher(
-                cost_class=1, cost_bbox=settings.L1_WEIGHT, cost_giou=settings.GIOU_WEIGHT
-            ),
-            weight_dict=weights,
-            eos_coef=settings.NO_OBJECT_WEIGHT,
-            losses=["labels", "boxes", "cardinality"] + (["masks"] if self.mask_on else []),
-        )
-
+        self.criterion = build_criterion(cfg)
         # Not in the state_dict: a checkpoint holds weights, the configuration how pixels are normalised.
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -142,7 +103,7 @@ class Detr(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         if self.training:
-            return self._losses(images, batched_inputs)
+            return self.losses(images, batched_inputs)
         output = self.detr(images)
         canvas = images.tensor.shape[-2:]
         mask_pred = output["pred_masks"] if self.mask_on else None
@@ -170,7 +131,8 @@ class Detr(nn.Module):
                 result["panoptic_seg"] = segments_of(panoptic_map, self.device)
         return results
 
-    def _losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The weighted losses of a batch; see forward."""
         targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
         select = None
         if self.mask_on:
@@ -185,11 +147,12 @@ class Detr(nn.Module):
             losses = self.criterion(self.detr(images), targets)
         else:
             losses = self.criterion(self.detr(images, select=select), targets, matches=select.matches)
+        for_logging = {name: value for name, value in losses.items() if not name.startswith("loss")}
+        numbers = torch.stack([value.detach().float() for value in for_logging.values()])
+        with contextlib.suppress(AssertionError):  # no trainer keeps an event storage
+            get_event_storage().put_scalars(**dict(zip(for_logging, numbers.tolist(), strict=True)))
         weights = self.criterion.weight_dict
-        _store({name: value for name, value in losses.items() if not name.startswith("loss")})
-        return {
-            name: value * weights.get(name, 1.0) for name, value in losses.items() if name.startswith("loss")
-        }
+        return {k: value * weights.get(k, 1.0) for k, value in losses.items() if k not in for_logging}
 
     def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
         """Instances of a batch -> what the criterion reads.
@@ -263,18 +226,52 @@ class Detr(nn.Module):
         return (image - self.pixel_mean) / self.pixel_std
 
 
-def _check(cfg: Any) -> None:
-    """Keys of the configuration that contradict each other, or hold an unknown value."""
+def build_detector(cfg: Any, masked_backbone: MaskedBackbone) -> DETR:
+    """The model for boxes."""
     settings = cfg.MODEL.DETR
-    if settings.MASK_FORMAT not in ("roi32", "full"):
-        raise UserError(f"MODEL.DETR.MASK_FORMAT {settings.MASK_FORMAT}: neither roi32 nor full")
-    if settings.POSITION_EMBEDDING not in ("sine", "learned"):
+    width = settings.HIDDEN_DIM
+    if settings.POSITION_EMBEDDING == "sine":
+        embedding: nn.Module = PositionEmbeddingSine(width // 2, normalize=True)
+    elif settings.POSITION_EMBEDDING == "learned":
+        embedding = PositionEmbeddingLearned(width // 2)
+    else:
         raise UserError(
             f"MODEL.DETR.POSITION_EMBEDDING {settings.POSITION_EMBEDDING}: neither sine nor learned"
         )
+    backbone = Joiner(masked_backbone, embedding)
+    backbone.num_channels = masked_backbone.num_channels
+    transformer = Transformer(
+        d_model=width,
+        nhead=settings.NHEADS,
+        num_encoder_layers=settings.ENC_LAYERS,
+        num_decoder_layers=settings.DEC_LAYERS,
+        dim_feedforward=settings.DIM_FEEDFORWARD,
+        dropout=settings.DROPOUT,
+        normalize_before=settings.PRE_NORM,
+        return_intermediate_dec=settings.DEEP_SUPERVISION,
+    )
+    return DETR(
+        backbone,
+        transformer,
+        num_classes=settings.NUM_CLASSES,
+        num_queries=settings.NUM_OBJECT_QUERIES,
+        aux_loss=settings.DEEP_SUPERVISION,
+    )
 
 
-def _load_frozen(detector: nn.Module, path: str) -> None:
+def build_criterion(cfg: Any) -> SetCriterion:
+    """The loss. What its weight_dict does not hold, the losses of masks, is summed as it is."""
+    settings = cfg.MODEL.DETR
+    weights = {"loss_ce": 1.0, "loss_bbox": settings.L1_WEIGHT, "loss_giou": settings.GIOU_WEIGHT}
+    if settings.DEEP_SUPERVISION:
+        earlier = range(settings.DEC_LAYERS - 1)
+        weights |= {f"{name}_{i}": weight for i in earlier for name, weight in weights.items()}
+    matcher = HungarianMatcher(cost_class=1, cost_bbox=settings.L1_WEIGHT, cost_giou=settings.GIOU_WEIGHT)
+    losses = ["labels", "boxes", "cardinality"] + (["masks"] if cfg.MODEL.MASK_ON else [])
+    return SetCriterion(settings.NUM_CLASSES, matcher, weights, settings.NO_OBJECT_WEIGHT, losses)
+
+
+def load_frozen_weights(detector: nn.Module, path: str) -> None:
     """Fill a detector from a box model, or from the detector of a mask model, in this wrapper's format."""
     state = model_state(load_checkpoint(path))
     prefix = "detr.detr." if any(name.startswith("detr.detr.") for name in state) else "detr."
@@ -288,33 +285,3 @@ def _load_frozen(detector: nn.Module, path: str) -> None:
             f"MODEL.DETR.FROZEN_WEIGHTS {path}: does not fit ({str(error).splitlines()[1].strip():.200}); a "
             "checkpoint of main.py is converted by d2/converter.py"
         ) from error
-
-
-def _is_thing(cfg: Any) -> dict[int, bool]:
-    """Contiguous class -> whether it is a thing, as the first data set of the configuration says."""
-    name = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
-    metadata = MetadataCatalog.get(name)
-    things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
-    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
-    if not stuff or set(things) & set(stuff):
-        raise UserError(
-            f"MODEL.DETR.PANOPTIC_ON: things and stuff of data set {name} do not share one range of classes; "
-            "take one that register_coco_panoptic has registered, such as coco_2017_train_panoptic"
-        )
-    classes = {**dict.fromkeys(things, True), **dict.fromkeys(stuff, False)}
-    if max(classes) >= cfg.MODEL.DETR.NUM_CLASSES:
-        raise UserError(
-            f"MODEL.DETR.NUM_CLASSES {cfg.MODEL.DETR.NUM_CLASSES}: too few, data set {name} has "
-            f"{max(classes) + 1}"
-        )
-    return classes
-
-
-def _store(values: dict[str, Tensor]) -> None:
-    """Hand values that are for logging alone to detectron2's event storage, if a trainer keeps one."""
-    try:
-        storage = get_event_storage()
-    except AssertionError:
-        return
-    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()  # one copy
-    storage.put_scalars(**dict(zip(values, numbers, strict=True)))

@@ -1,4 +1,4 @@
-"""Masks of the model in the forms that detectron2 reads.
+"""Masks and segments of the model in the forms that detectron2 reads.
 
 Shapes: Q queries, k masks of one image, h w their size, which covers the padded batch (the canvas).
 """
@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BitMasks
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["full_masks", "roi_masks", "segments_of"]
+from util.errors import UserError
+
+__all__ = ["full_masks", "roi_masks", "segments_of", "things_of"]
 
 ROI_CELLS = 32  # a side of the grid through which MASK_FORMAT roi32 passes masks
 MASKS_AT_ONCE = 16  # so many are enlarged together; all of an image's at once would be large
@@ -60,3 +63,23 @@ def segments_of(panoptic_map: dict[str, Any], device: torch.device) -> tuple[Ten
     segments = [{**segment, "id": segment["id"] + 1} for segment in panoptic_map["segments_info"]]
     ids = red + 256 * green + 65536 * blue
     return (ids + 1 if segments else torch.zeros_like(ids)).to(device), segments
+
+
+def things_of(cfg: Any) -> dict[int, bool]:
+    """Contiguous class -> whether it is a thing, as the first data set of the configuration says."""
+    name = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0]
+    metadata = MetadataCatalog.get(name)
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {}).values()
+    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {}).values()
+    if not stuff or set(things) & set(stuff):
+        raise UserError(
+            f"MODEL.DETR.PANOPTIC_ON: things and stuff of data set {name} do not share one range of classes; "
+            "take one that register_coco_panoptic has registered, such as coco_2017_train_panoptic"
+        )
+    classes = {**dict.fromkeys(things, True), **dict.fromkeys(stuff, False)}
+    if max(classes) >= cfg.MODEL.DETR.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.DETR.NUM_CLASSES {cfg.MODEL.DETR.NUM_CLASSES}: too few, data set {name} has "
+            f"{max(classes) + 1}"
+        )
+    return classes

@@ -1,6 +1,7 @@
 """d2/converter.py without detectron2: every tensor comes back bit for bit, and none is lost in silence."""
 
 import argparse
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ SMALL = (
 )
 
 
+@functools.cache
 def state_of(flags: str) -> dict[str, torch.Tensor]:
     """A model's state of random numbers, in float32, those of frozen norms too."""
     model = build_model(get_args_parser().parse_args(f"{SMALL} {flags}".split()))[0]
@@ -164,7 +166,7 @@ def test_the_command_writes_a_file_that_comes_back(tmp_path: Path) -> None:
         (["--source_model", "none.pth", "--output_model", "no/out.pth"], "there is no folder"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_one_line_each(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert main(flags) == 2

@@ -104,10 +104,10 @@ def test_a_resnet18_has_masks() -> None:
         (["MODEL.DETR.PANOPTIC_ON", True, "DATASETS.TRAIN", ("coco_2017_train",)], "one range of classes"),
     ],
 )
-def test_contradictions_are_told_in_one_line(options: list, message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+def test_contradictions_are_errors_of_one_line(options: list, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         build_model(config(*options))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_our_own_backbone_is_real_dc5() -> None:

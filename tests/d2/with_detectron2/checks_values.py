@@ -35,12 +35,13 @@ def test_losses_gradients_and_a_step(kind: str) -> None:
     for name in published:
         if name.startswith("losses/"):
             np.testing.assert_allclose(ours[name], published[name], atol=1e-5, err_msg=name)
-    # Through a ResNet of random weights rounding grows: a ReLU that is just on here is just off there.
+    # On one machine with one thread the norms are 4e-6 apart. Rounding, by another order of sums, grows through
+    # a ResNet of random weights: the published wrapper with one thread and with two is 2e-4 from itself.
     names = dict(zip(published["gradients/names"], published["gradients/norms"], strict=True))
     found = dict(zip(ours["gradients/names"], ours["gradients/norms"], strict=True))
     assert set(found) == set(names)
     for name, norm in names.items():
-        assert found[name] == pytest.approx(norm, rel=5e-3, abs=1e-6), name
+        assert found[name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name
     np.testing.assert_array_equal(ours["rates"], published["rates"])
     # AdamW makes a step of a gradient that is nothing but rounding: that of a key's bias.
     smallest = 1e-3 * published["steps"].max()
