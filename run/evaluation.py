@@ -36,7 +36,7 @@ def options_for(loop: Callable, **options: tuple[Any, str]) -> dict[str, Any]:
     taken = inspect.signature(loop).parameters
     for name, (_, flag) in options.items():
         if flag and name not in taken:
-            raise UserError(f"{flag}: engine.{loop.__name__} has no argument {name}; leave the flag out")
+            raise UserError(f"{flag}: {loop.__name__} of engine.py has no argument {name}; leave it out")
     return {name: value for name, (value, _) in options.items() if name in taken}
 
 

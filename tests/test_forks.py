@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import datasets.coco
@@ -24,6 +25,7 @@ from tests.helpers import ROOT, TINY
 from tests.reference.settings import build as build_small
 from tests.stand_in import CPU, make_batch, make_criterion, make_detector
 from tests.test_contract import PUBLISHED_FLAGS
+from util.errors import UserError
 from util.flags import completed, get_args_parser
 from util.misc import NestedTensor, init_distributed_mode, nested_tensor_from_tensor_list
 from util.nested_tensor import ByteBatch, collate_bytes
@@ -50,11 +52,40 @@ def test_published_settings_build_model_and_data(coco_root: Path, monkeypatch: p
     assert args.distributed is False
 
 
-def test_main_fills_in_what_published_settings_lack(coco_root: Path, tmp_path: Path) -> None:
+class DataOfAFork(torchvision.datasets.CocoDetection):
+    """Tells what the published data set tells: its length, its items, and `coco`."""
+
+    def __init__(self, image_set: str, args: Namespace) -> None:
+        self.items = BUILD(image_set, args)
+        self.coco = self.items.coco
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+BUILD = datasets.coco.build
+
+
+def test_main_with_settings_data_and_loops_of_a_fork(
+    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, evaluate = engine.train_one_epoch, engine.evaluate
+    monkeypatch.setattr(datasets.coco, "build", DataOfAFork)
+    monkeypatch.setattr(
+        engine, "train_one_epoch", lambda m, c, l, o, d, e, norm=0: train(m, c, l, o, d, e, norm)
+    )
+    monkeypatch.setattr(engine, "evaluate", lambda m, c, p, l, b, d, out: evaluate(m, c, p, l, b, d, out))
     ours = vars(get_args_parser().parse_args(TINY.split()))
     keep = {name: ours[name] for name in (*PUBLISHED_FLAGS, "backbone_weights", "scales", "eval_scale")}
-    main.main(Namespace(**keep | {"coco_path": str(coco_root), "output_dir": str(tmp_path), "epochs": 1}))
-    assert (tmp_path / "checkpoint.pth").exists()
+    args = Namespace(**keep | {"coco_path": str(coco_root), "output_dir": str(tmp_path), "epochs": 1})
+    main.main(args)
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.pth", "log.txt"}
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(UserError, match="^--ema: .*after_step"):
+        main.main(Namespace(**{**vars(args), "ema": 0.5, "output_dir": ""}))
 
 
 def test_a_device_that_is_left_open_is_one() -> None:
