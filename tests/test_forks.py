@@ -75,9 +75,11 @@ def test_main_with_settings_data_and_loops_of_a_fork(
     train, evaluate = engine.train_one_epoch, engine.evaluate
     monkeypatch.setattr(datasets.coco, "build", DataOfAFork)
     monkeypatch.setattr(
-        engine, "train_one_epoch", lambda m, c, l, o, d, e, norm=0: train(m, c, l, o, d, e, norm)
+        engine, "train_one_epoch", lambda m, c, data, o, d, e, norm=0: train(m, c, data, o, d, e, norm)
     )
-    monkeypatch.setattr(engine, "evaluate", lambda m, c, p, l, b, d, out: evaluate(m, c, p, l, b, d, out))
+    monkeypatch.setattr(
+        engine, "evaluate", lambda m, c, p, data, b, d, out: evaluate(m, c, p, data, b, d, out)
+    )
     ours = vars(get_args_parser().parse_args(TINY.split()))
     keep = {name: ours[name] for name in (*PUBLISHED_FLAGS, "backbone_weights", "scales", "eval_scale")}
     args = Namespace(**keep | {"coco_path": str(coco_root), "output_dir": str(tmp_path), "epochs": 1})
