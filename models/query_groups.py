@@ -65,6 +65,19 @@ class QueryGroups(nn.Module):
         """The other groups' queries, [K - 1, Q, D]."""
         return self.others.weight.view(self.shape)
 
+    def check_gradient(self) -> None:
+        """After a step, make sure that the criterion has read `group_outputs`. Waits for the device.
+
+        Raises:
+            UserError: it has not; the other groups do not train.
+        """
+        gradient = self.others.weight.grad
+        if gradient is None or not gradient.any():
+            raise UserError(
+                f"--query_groups {1 + len(self.queries)}: the criterion does not read `group_outputs`, so "
+                "that the other groups get no gradient; leave the flag out, or see models/criterion.py"
+            )
+
     def forward(self, samples: Any, **options: Any) -> dict[str, Any]:
         """What the model gives, with `group_outputs`."""
         return self.module(samples, other_queries=self.queries, **options)

@@ -196,12 +196,12 @@ class Training:
     def after_step(self, epoch: int) -> Callable[[int, MetricLogger], None]:
         """What is done after each optimizer step: the average moves, then perhaps all is saved."""
         save = self.saver.inside_epoch(epoch)
-        average = self.average
-        if average is None:
-            return save
 
         def update_and_save(step: int, logger: MetricLogger) -> None:
-            average.update(self.model)
+            if self.groups is not None and step == 1:
+                self.groups.check_gradient()
+            if self.average is not None:
+                self.average.update(self.model)
             save(step, logger)
 
         return update_and_save
