@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
+from models.query_groups import QueryGroups
 from run.finite_check import StepGuard, naming
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
@@ -231,8 +232,9 @@ def _forward(
 
 def _takes(module: nn.Module, argument: str) -> bool:
     """Whether forward has an argument of this name; a user-defined one may have the published ones alone."""
-    wrapped = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-    inner: Any = module.module if wrapped else module
+    inner: Any = module
+    while isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel, QueryGroups)):
+        inner = inner.module
     return argument in inspect.signature(inner.forward).parameters
 
 

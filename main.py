@@ -41,6 +41,7 @@ from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
+from models.query_groups import QueryGroups
 from run.evaluation import Evaluation, evaluate_only
 from run.folder import alone_in, output_folder
 from run.records import RunRecords
@@ -120,9 +121,23 @@ def main(args: argparse.Namespace) -> None:
     if train_loader is None:
         evaluate_only(model, source, evaluation, records, report, categories)
     else:
-        optimizer = build_optimizer(model, args)
+        groups = None
+        if args.query_groups > 1:
+            starts_trained = source is not None or bool(args.finetune)
+            groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
+        optimizer = build_optimizer(groups or model, args)
         training = Training(
-            args, model, optimizer, criterion, train_loader, evaluation, records, report, categories, source
+            args,
+            model,
+            groups,
+            optimizer,
+            criterion,
+            train_loader,
+            evaluation,
+            records,
+            report,
+            categories,
+            source,
         )
         source = None  # all of it has been taken over; its tensors need not stay in memory
         with alone_in(records.folder):

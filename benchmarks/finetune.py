@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # their warm-up for training from scratch are the demo's.
 SMALL = (
     "@recipes/shapes.args --dataset_file coco --scales 120 128 136 144 --eval_scale 144 --max_size 256"
-    " --num_queries 40 --batch_size 8 --eval_batch_size 12 --num_workers 1"
+    " --query_groups 1 --num_queries 40 --batch_size 8 --eval_batch_size 12 --num_workers 1"
 )
 RATES = ("5e-4", "1e-4", "1e-5")  # of fine-tuning, with the backbone's the same, as in the demo
 PANELS = ("loss", "class_error", "AP", "AP50")

@@ -38,7 +38,7 @@ from datasets.workers import process_map, usable_cores
 from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
-DEFAULT_TRAIN = 16_000
+DEFAULT_TRAIN = 8_000
 DEFAULT_VAL = 200
 MIN_SIZE = 48  # pixels; below, the smallest shapes are too few pixels to tell apart
 VERSION = 2  # of the drawing: raise it when the same seed gives other pictures

@@ -22,6 +22,8 @@ from util.errors import UserError
 from util.nested_tensor import NestedTensor
 from util.random_state import random_state_kept
 
+from .query_groups import QueryGroups
+
 CANVAS_MULTIPLE = 32  # pixels: the stride of the last map
 WARM_UP_SIZE = 6 * CANVAS_MULTIPLE, 10 * CANVAS_MULTIPLE  # height, width
 GRAPHS = 32  # of one function, at most; torch's own limit is 8, after which it silently goes on uncompiled
@@ -70,8 +72,13 @@ def graphs_compiled() -> int:
     return dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def warm_up(model: nn.Module, batch_size: int, precision: Precision) -> None:
-    """Compile what training needs. Weights, statistics and random numbers stay."""
+def warm_up(
+    model: nn.Module, batch_size: int, precision: Precision, groups: QueryGroups | None = None
+) -> None:
+    """Compile what training needs, perhaps with further groups of queries.
+
+    Weights, statistics and random numbers stay.
+    """
     height, width = WARM_UP_SIZE
     detector: Any = getattr(model, "detr", model)
     model.train()
@@ -80,7 +87,8 @@ def warm_up(model: nn.Module, batch_size: int, precision: Precision) -> None:
         images = images.contiguous(memory_format=torch.channels_last)
         mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=precision.device)
         with precision.autocast():
-            outputs = detector(NestedTensor(images, mask))
+            options = {} if groups is None else {"other_queries": groups.queries.detach()}
+            outputs = detector(NestedTensor(images, mask), **options)
         loss = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
         if loss.requires_grad:
             loss.backward()

@@ -25,6 +25,9 @@ Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
 
+FIRST_GROUP_ONLY = ("cardinality", "masks")
+"""Losses that are not averaged over groups of queries; nor is class_error."""
+
 METHODS = {
     "labels": "loss_labels",
     "cardinality": "loss_cardinality",
@@ -48,8 +51,11 @@ class Normalizers(NamedTuple):
 class SetCriterion(nn.Module):
     """Matches each image's predictions with its objects and computes the losses of the pairs.
 
-    All decoder layers are matched and compared in one pass. Where the matcher or a method below is one of a
+    All decoder layers are matched and compared in one pass. Where the matcher or a method below is
     user-defined, it is called for each layer instead, as published.
+
+    Where a model trains with K groups of queries (models/query_groups.py), each group's layers are further
+    layers, matched with the same objects, and a loss is the mean over groups.
 
     Args:
         num_classes: C; class C is "no object".
@@ -99,7 +105,8 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: `pred_logits` [B, Q, C + 1], `pred_boxes` [B, Q, 4], perhaps `pred_masks`, and perhaps
-                `aux_outputs`, a list of such dicts, one for each earlier layer.
+                `aux_outputs`, a list of such dicts, one for each earlier layer, and perhaps `group_outputs`,
+                a list of such dicts with all of these, one for each further group of queries.
             targets: for each image `labels` [n] and `boxes` [n, 4] (cxcywh in [0, 1]), perhaps `masks`.
             matches: what `match` gave for these outputs, if it has been called already.
             normalizers: of a step that accumulates several batches; left out, this batch's.
@@ -109,7 +116,9 @@ class SetCriterion(nn.Module):
             end in _0, _1, ...
         """
         layers = _layers(outputs)
-        suffixes = ["", *(f"_{i}" for i in range(len(layers) - 1))]
+        groups = 1 + len(outputs.get("group_outputs", []))
+        depth = len(layers) // groups
+        suffixes = ["", *(f"_{i}" for i in range(depth - 1))]
         matches = self.match(outputs, targets) if matches is None else matches
         normalizers = self.normalizers([targets], outputs) if normalizers is None else normalizers
         num_boxes = normalizers.num_boxes
@@ -117,23 +126,29 @@ class SetCriterion(nn.Module):
         self.class_weight = normalizers.class_weight
         try:
             at_once = [loss for loss in self.losses if self._in_one_pass(loss)]
-            of_all = self._of_all_layers(at_once, layers, targets, matches, num_boxes) if at_once else {}
-            for i, (layer, suffix, matched) in enumerate(zip(layers, suffixes, matches, strict=True)):
+            all_layers = layers, targets, matches, num_boxes, groups
+            of_all = self._of_all_layers(at_once, *all_layers) if at_once else {}
+            for i, suffix in enumerate(suffixes):
                 for loss in self.losses:
                     if loss in of_all:
                         found = {name: x[i].clone() for name, x in of_all[loss].items() if i < len(x)}
                     elif loss == "masks" and suffix:
                         continue  # masks are predicted by the last layer alone
                     else:
-                        options = {"log": False} if loss == "labels" and suffix else {}
-                        found = self.get_loss(loss, layer, targets, matched, num_boxes, **options)
+                        of_groups = []
+                        for j in range(i, depth if loss in FIRST_GROUP_ONLY else len(layers), depth):
+                            options = {"log": False} if loss == "labels" and j > 0 else {}
+                            of_groups.append(
+                                self.get_loss(loss, layers[j], targets, matches[j], num_boxes, **options)
+                            )
+                        found = of_groups[0] if len(of_groups) == 1 else _means(of_groups)
                     losses.update({name + suffix: value for name, value in found.items()})
         finally:
             self.class_weight = None
         return losses
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
-        """The matches of every layer: the last one's, then those of `aux_outputs`."""
+        """The matches of every layer: the last one's, then those of `aux_outputs`; then the next group's."""
         layers = _layers(outputs)
         if is_original(self.matcher, "forward"):
             return self.matcher.match_layers(layers, targets)  # type: ignore[operator]
@@ -206,24 +221,30 @@ class SetCriterion(nn.Module):
         targets: Targets,
         matches: list[Matches],
         num_boxes: Tensor | float,
+        groups: int,
     ) -> dict[str, Losses]:
-        """Some of `losses`, each with its values by name, [L]; class_error is the last layer's alone, [1]."""
-        logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, C + 1]
+        """Some of `losses`, each with its values by name, [L]; class_error is the last layer's alone, [1].
+
+        Layers and matches are those of all K groups, K * L.
+        """
+        logits = torch.stack([layer["pred_logits"] for layer in layers])  # [K * L, B, Q, C + 1]
         counts = [len(target["labels"]) for target in targets]
         pairs = MatchedPairs.from_matches(matches, counts, logits.device)
         values: dict[str, Losses] = {}
         if "labels" in names:
-            labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [L, N]
-            loss_ce = self._cross_entropy(logits, pairs.index, labels)
+            labels = torch.cat([target["labels"] for target in targets])[pairs.object]  # [K * L, N]
+            loss_ce = self._cross_entropy(logits, pairs.index, labels).view(groups, -1).mean(0)
             of_last = logits[0, pairs.image[0], pairs.query[0]]  # [N, C + 1]
             class_error = 100 - accuracy(of_last, labels[0])[0]
             values["labels"] = {"loss_ce": loss_ce, "class_error": class_error[None]}
         if "cardinality" in names:
-            values["cardinality"] = {"cardinality_error": self._cardinality(logits, targets)}
+            of_first = logits[: len(layers) // groups]
+            values["cardinality"] = {"cardinality_error": self._cardinality(of_first, targets)}
         if "boxes" in names:
-            boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
-            wanted = torch.cat([target["boxes"] for target in targets])[pairs.object]  # [L, N, 4]
-            values["boxes"] = self._l1_and_giou(boxes[pairs.index], wanted, num_boxes)
+            boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [K * L, B, Q, 4]
+            wanted = torch.cat([target["boxes"] for target in targets])[pairs.object]  # [K * L, N, 4]
+            of_boxes = self._l1_and_giou(boxes[pairs.index], wanted, num_boxes)
+            values["boxes"] = {name: x.view(groups, -1).mean(0) for name, x in of_boxes.items()}
         return values
 
     # One layer at a time, under the names and signatures that forks override.
@@ -349,8 +370,16 @@ class SetCriterion(nn.Module):
 
 
 def _layers(outputs: Outputs) -> list[Outputs]:
-    """The outputs of every layer, the last one's first, as they are published."""
-    return [{k: v for k, v in outputs.items() if k != "aux_outputs"}, *outputs.get("aux_outputs", [])]
+    """The outputs of every layer, the last one's first, as they are published; then the next group's."""
+    last = {name: x for name, x in outputs.items() if name not in ("aux_outputs", "group_outputs")}
+    others = [layer for group in outputs.get("group_outputs", []) for layer in _layers(group)]
+    return [last, *outputs.get("aux_outputs", []), *others]
+
+
+def _means(of_groups: list[Losses]) -> Losses:
+    """Each loss of the first group as the mean over the groups that have it."""
+    values = {name: [group[name] for group in of_groups if name in group] for name in of_groups[0]}
+    return {name: sum(each[1:], start=each[0]) / len(each) for name, each in values.items()}
 
 
 def _all_original(owner: Any, *names: str) -> bool:

@@ -17,6 +17,7 @@ from .backbone import build_backbone
 from .criterion import SetCriterion
 from .matcher import build_matcher
 from .postprocess import PostProcess
+from .query_groups import with_others
 from .transformer import build_transformer
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
@@ -52,30 +53,45 @@ class DETR(nn.Module):
         self.backbone = backbone
         self.aux_loss = aux_loss
 
-    def forward(self, samples: NestedTensor) -> dict[str, Tensor]:
+    def forward(self, samples: NestedTensor, other_queries: Tensor | None = None) -> dict[str, Tensor]:
         """Detect.
 
         Args:
             samples: a NestedTensor, a tensor [B, 3, H, W] or a list of images [3, h, w], normalised with
                 ImageNet's mean and deviation.
+            other_queries: in training, further groups of queries, [K - 1, Q, D]; see QueryGroups.
 
         Returns:
             pred_logits: [B, Q, C + 1], the last class is "no object".
             pred_boxes: [B, Q, 4], cxcywh in [0, 1] of the unpadded image.
             aux_outputs: with aux_loss, a list of L - 1 dicts of the two above, first layer first.
+            group_outputs: with other queries, a list of K - 1 dicts of all the above, one for each group.
         """
         if isinstance(samples, (list, Tensor)):
             samples = nested_tensor_from_tensor_list(samples)
         features, positions = self.backbone(samples)
         src, mask = features[-1].decompose()  # [B, C, h, w], [B, h, w]
         assert mask is not None
-        decoded = self.transformer(self.input_proj(src), mask, self.query_embed.weight, positions[-1])
-        hs = decoded[0]  # [L, B, Q, D]
+        queries = with_others(self.query_embed.weight, other_queries)
+        decoded = self.transformer(self.input_proj(src), mask, queries, positions[-1])
+        hs = decoded[0]  # [L, B, Q, D]; of K groups [L, K * B, Q, D]
+        if other_queries is None:
+            return self._predict(hs)
+        return self._predict_groups(hs, src.shape[0])
+
+    def _predict(self, hs: Tensor) -> dict[str, Tensor]:
+        """What the heads read off decoded queries, [L, B, Q, D]."""
         logits, boxes = self.class_embed(hs), self.bbox_embed(hs).sigmoid()  # [L, B, Q, C + 1], [L, B, Q, 4]
         out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
         if self.aux_loss:
             out["aux_outputs"] = self._set_aux_loss(logits, boxes)
         return out
+
+    @torch.jit.unused
+    def _predict_groups(self, hs: Tensor, batch: int) -> dict[str, Tensor]:
+        """The same of K groups, [L, K * B, Q, D]."""
+        first, *others = (self._predict(group) for group in hs.split(batch, dim=1))
+        return {**first, "group_outputs": others}  # type: ignore[dict-item]
 
     @torch.jit.unused
     def _set_aux_loss(self, outputs_class, outputs_coord):  # unannotated: TorchScript has no type for it

@@ -18,6 +18,7 @@ from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 from .mask_head import MaskHeadSmallConv, MHAttentionMap
 from .mask_losses import dice_loss, sigmoid_focal_loss
 from .mask_sampling import resampled
+from .query_groups import with_others
 from .segment_maps import logit, panoptic_maps, panoptic_queries
 from .selection import Outputs, Selection, flat_index
 
@@ -74,7 +75,9 @@ class DETRsegm(nn.Module):
             self.detr.backbone.eval()
         return self
 
-    def forward(self, samples: NestedTensor, select: Any | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, samples: NestedTensor, select: Any | None = None, other_queries: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Detect and draw.
 
         Args:
@@ -83,6 +86,7 @@ class DETRsegm(nn.Module):
                 for each image the queries to draw, int64 [n]; models.selection holds some. None: all.
                 Where nothing is selected, the head runs on an empty batch, so that its gradients are zero
                 rather than absent, and DistributedDataParallel's processes stay in step.
+            other_queries: as DETR takes them; the first group alone gets masks.
 
         Returns:
             What DETR gives, and
@@ -97,12 +101,18 @@ class DETRsegm(nn.Module):
         last, mask = features[-1].decompose()
         assert mask is not None
         src = detr.input_proj(last)  # [B, D, h, w]
-        decoded = detr.transformer(src, mask, detr.query_embed.weight, positions[-1])
-        hs, memory = decoded[0], decoded[1]  # [L, B, Q, D], [B, D, h, w]
-        logits, boxes = detr.class_embed(hs), detr.bbox_embed(hs).sigmoid()
-        out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
-        if detr.aux_loss:
-            out["aux_outputs"] = detr._set_aux_loss(logits, boxes)
+        decoded = detr.transformer(
+            src, mask, with_others(detr.query_embed.weight, other_queries), positions[-1]
+        )
+        hs, memory = decoded[0], decoded[1]  # [L, B, Q, D], of K groups [L, K * B, Q, D]; [B, D, h, w]
+        if other_queries is None:
+            logits, boxes = detr.class_embed(hs), detr.bbox_embed(hs).sigmoid()
+            out = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
+            if detr.aux_loss:
+                out["aux_outputs"] = detr._set_aux_loss(logits, boxes)
+        else:
+            out = detr._predict_groups(hs, src.shape[0])
+            hs = hs[:, : src.shape[0]]
 
         attention = self.bbox_attention(hs[-1], memory, mask=mask)  # [B, Q, n, h, w]
         maps = [features[i].tensors for i in (2, 1, 0)]  # coarse to fine

@@ -78,18 +78,22 @@ class Transformer(nn.Module):
         Args:
             src: features [B, D, h, w].
             mask: bool [B, h, w], True where padded; None if nothing is.
-            query_embed: [Q, D], added in every decoder layer.
+            query_embed: [Q, D], added in every decoder layer; or [K, Q, D], K groups of queries of which none
+                sees another (models/query_groups.py).
             pos_embed: [B, D, h, w].
 
         Returns:
-            Decoder outputs [L, B, Q, D] (L is 1 without return_intermediate_dec) and the encoder's
-            memory [B, D, h, w].
+            Decoder outputs [L, B, Q, D], of K groups [L, K * B, Q, D], the first group's batch first (L is 1
+            without return_intermediate_dec), and the encoder's memory [B, D, h, w].
         """
         batch, width, height, columns = src.shape
         src = src.flatten(2).permute(2, 0, 1)  # [S, B, D]
         pos = pos_embed.flatten(2).permute(2, 0, 1)  # [S, B, D]
         padding = mask.flatten(1) if mask is not None else None  # [B, S]
-        query_pos = query_embed[:, None].expand(-1, batch, -1)  # [Q, B, D]
+        if query_embed.dim() == 2:
+            query_pos = query_embed[:, None].expand(-1, batch, -1)  # [Q, B, D]
+        else:  # to the decoder, K groups are a batch of K * B
+            query_pos = query_embed.transpose(0, 1)[:, :, None].expand(-1, -1, batch, -1).flatten(1, 2)
 
         memory = self.encoder(src, src_key_padding_mask=padding, pos=pos)
         hs = self.decoder(
@@ -400,13 +404,16 @@ class TransformerDecoderLayer(_Layer):
         padding: Tensor | None,
     ) -> Tensor:
         q, k = self.with_pos_embed(x, query_pos), self.with_pos_embed(memory, pos)
+        grouped = q.shape[1] != k.shape[1]
+        if grouped:  # all K groups of an image read its one memory: [Q, K * B, D] -> [Q * K, B, D]
+            q = q.reshape(-1, k.shape[1], k.shape[2])
         if self.plain_multihead_attn:
             out = self.multihead_attn(
                 q, k, memory, attn_mask=mask, key_padding_mask=padding, need_weights=False
             )
         else:
             out = self.multihead_attn(query=q, key=k, value=memory, attn_mask=mask, key_padding_mask=padding)
-        return out[0]
+        return out[0].reshape(x.shape) if grouped else out[0]
 
 
 def _get_clones(module: nn.Module, n: int) -> nn.ModuleList:

@@ -14,6 +14,7 @@
 | `categories` | id -> name, of the data |
 | `is_thing` | id -> bool, of panoptic data |
 | `scaler` | state of fp16's loss scale, with `--amp fp16` |
+| `query_groups` | queries of the groups that train beside the model's own, [K - 1, Q, D] |
 | `ema`, `ema_updates` | the averaged weights' state_dict and how often it was updated, with `--ema` |
 
 The first five are the published ones. A file needs `model` to be evaluated or fine-tuned, and `optimizer`,
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, StepLR
 
+from models.query_groups import QueryGroups
 from run.resume import Source
 from run.state import Best, WeightAverage, override_lr, warn_of_other_rates
 from util.checkpoint_file import stored_flags
@@ -55,6 +57,8 @@ class RunState:
         categories: of the data, id -> name.
         is_thing: of panoptic data, id -> bool; None for others.
         model: as trained, without DistributedDataParallel around it.
+        groups: further groups of queries, with `--query_groups`. Of these no average is kept: the averaged
+            model is evaluated, with its own queries, and never trains.
         optimizer: AdamW.
         drops, warmup: schedules by epoch and by step; the latter may be None.
         average: of the weights, with `--ema`.
@@ -66,6 +70,7 @@ class RunState:
     categories: dict[int, str]
     is_thing: dict[int, bool] | None
     model: nn.Module
+    groups: QueryGroups | None
     optimizer: Optimizer
     drops: StepLR
     warmup: LinearLR | None
@@ -84,6 +89,7 @@ class RunState:
             "args": vars(self.args),
             "categories": self.categories,
             **({} if self.is_thing is None else {"is_thing": self.is_thing}),
+            **({} if self.groups is None else {"query_groups": self.groups.queries.detach()}),
             **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
             **({} if self.average is None else self.average.state_dict()),
         }
@@ -97,6 +103,7 @@ class RunState:
             UserError: an entry is not what this run has.
         """
         checkpoint, path = source
+        _load_groups(self.groups, checkpoint.get("query_groups"), path)
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
         _load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         if not isinstance(checkpoint["lr_scheduler"], dict):
@@ -138,6 +145,24 @@ def warmup_steps_left(source: Source | None, asked_for: int) -> int:
         return asked_for
     state = source.checkpoint.get("warmup")
     return state["total_iters"] if state is not None and state["last_epoch"] < state["total_iters"] else 0
+
+
+@torch.no_grad()
+def _load_groups(groups: QueryGroups | None, saved: Tensor | None, path: str) -> None:
+    """Continue the further groups of queries.
+
+    Raises:
+        UserError: the checkpoint has another number of them.
+    """
+    before = 1 if saved is None else 1 + len(saved)
+    now = 1 if groups is None else 1 + len(groups.queries)
+    if before != now:
+        raise UserError(
+            f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass that, or "
+            "--finetune in place of --resume to start from its weights"
+        )
+    if groups is not None and saved is not None:
+        groups.queries.copy_(saved)
 
 
 # --- The position --------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ def resolve(args: argparse.Namespace, checkpoint: dict | None) -> tuple[argparse
         ensure_shapes(args.coco_path)
     if args.frozen_weights and not args.masks:
         raise UserError("--frozen_weights freezes the detector under a mask head: pass --masks too")
+    if args.frozen_weights and args.query_groups > 1:
+        raise UserError("--query_groups trains a detector, and --frozen_weights freezes it: pass one of them")
     if args.compile and args.grad_checkpoint:
         raise UserError("--grad_checkpoint: compiled graphs choose what to keep; leave out --compile")
     if checkpoint is not None or args.finetune or args.frozen_weights:

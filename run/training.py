@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
+from models.query_groups import QueryGroups
 from run.checkpoint import (
     Position,
     RunState,
@@ -51,6 +52,7 @@ class Training:
     Args:
         args: every flag, resolved.
         model: on its device, with the weights to start from.
+        groups: the model with further groups of queries to train, with `--query_groups`.
         optimizer: of its weights.
         criterion: its loss.
         loader: the training set's batches.
@@ -65,6 +67,7 @@ class Training:
         self,
         args: argparse.Namespace,
         model: nn.Module,
+        groups: QueryGroups | None,
         optimizer: torch.optim.Optimizer,
         criterion: nn.Module,
         loader: DataLoader,
@@ -75,6 +78,7 @@ class Training:
         source: Source | None,
     ):
         self.args, self.model, self.optimizer, self.criterion = args, model, optimizer, criterion
+        self.groups = groups
         self.loader, self.evaluation = loader, evaluation
         self.records, self.report, self.categories = records, report, categories
         self.precision = evaluation.precision
@@ -88,6 +92,7 @@ class Training:
             categories,
             getattr(loader.dataset, "is_thing", None),  # of panoptic data
             model,
+            groups,
             optimizer,
             self.drops,
             self.warmup,
@@ -113,10 +118,10 @@ class Training:
         if args.compile:
             from models.compilation import warm_up
 
-            warm_up(model, args.batch_size, self.precision)
-        self.trained = model
+            warm_up(model, args.batch_size, self.precision, groups)
+        self.trained: nn.Module = groups or model
         if args.distributed:
-            self.trained = data_parallel(model, self.precision.device)
+            self.trained = data_parallel(self.trained, self.precision.device)
             settle_buckets(self.trained, self.precision.device)
 
     def run(self) -> None:
@@ -191,12 +196,12 @@ class Training:
     def after_step(self, epoch: int) -> Callable[[int, MetricLogger], None]:
         """What is done after each optimizer step: the average moves, then perhaps all is saved."""
         save = self.saver.inside_epoch(epoch)
-        average = self.average
-        if average is None:
-            return save
 
         def update_and_save(step: int, logger: MetricLogger) -> None:
-            average.update(self.model)
+            if self.groups is not None and step == 1:
+                self.groups.check_gradient()
+            if self.average is not None:
+                self.average.update(self.model)
             save(step, logger)
 
         return update_and_save

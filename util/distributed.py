@@ -222,7 +222,8 @@ def settle_buckets(trained: torch.nn.parallel.DistributedDataParallel, device: t
     trained.eval()
     with torch.compiler.set_stance("force_eager"):  # a graph for this alone would be a waste
         outputs = trained(torch.zeros(1, 3, 64, 64, device=device))
-    layers = [outputs, *outputs.get("aux_outputs", [])]
+    groups = [outputs, *outputs.get("group_outputs", [])]
+    layers = [layer for group in groups for layer in (group, *group.get("aux_outputs", []))]
     values = [value for layer in layers for value in layer.values() if isinstance(value, torch.Tensor)]
     torch.stack([value.float().sum() for value in values if value.requires_grad]).sum().backward()
     trained.zero_grad()

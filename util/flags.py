@@ -103,6 +103,14 @@ def _transformer_flags(flag: Callable[..., Any]) -> None:
     flag("--dropout", default=0.1, type=real, help="dropout in the transformer")
     flag("--nheads", default=8, type=count, help="attention heads; divide the width")
     flag("--num_queries", default=100, type=count, help="the most objects that can be found in an image")
+    flag(
+        "--query_groups",
+        default=1,
+        type=count,
+        metavar="K",
+        help="train K sets of queries side by side, each matched with all objects: fewer epochs for the same "
+        "model, since the first set alone is left at inference (docs/training.md)",
+    )
     flag("--pre_norm", action="store_true", help="norms before the sub-layers, not after them")
     flag(
         "--num_classes",

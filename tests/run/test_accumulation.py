@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import train_one_epoch
+from models.query_groups import QueryGroups
 from tests.ranks import ranks
 from tests.reference.settings import build
 from util.distributed import get_rank, get_world_size, is_dist_avail_and_initialized
@@ -48,20 +49,21 @@ def step(flags: str, batch: int, accum_steps: int) -> tuple[dict[str, float], di
     for start in starts:
         samples, targets = zip(*mine[start : start + batch], strict=True)
         batches.append((nested_tensor_from_tensor_list(list(samples)), list(targets)))
-    trained: nn.Module = model
+    trained: nn.Module = QueryGroups(model, 3, seed=0) if "--query_groups 3" in flags else model
+    parameters = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
     if is_dist_avail_and_initialized():
         trained = nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
+            trained, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    still = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    still = torch.optim.SGD([p for _, p in parameters], lr=0.0)
     stats = train_one_epoch(
         trained, criterion, batches, still, torch.device("cpu"), 0, accum_steps=accum_steps
     )
-    gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.numpy().copy() for name, p in parameters if p.grad is not None}
     return stats, gradients
 
 
-@pytest.fixture(scope="module", params=["", " --masks --hidden_dim 128 --nheads 8"])
+@pytest.fixture(scope="module", params=["", " --masks --hidden_dim 128 --nheads 8 --query_groups 3"])
 def whole(request: pytest.FixtureRequest) -> tuple[str, dict[str, float], dict[str, np.ndarray]]:
     """One process, one batch of all images."""
     flags = FLAGS + request.param

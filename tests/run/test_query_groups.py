@@ -1,0 +1,67 @@
+"""--query_groups in whole runs: what a checkpoint holds, exact resume, evaluation, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
+
+K = 3
+
+
+@pytest.fixture(scope="module")
+def grouped(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the fixture `trained`, with groups and an average."""
+    out = tmp_path_factory.mktemp("grouped") / "run"
+    words = ["--resume", prepared.start, "--epochs", 3, "--output_dir", out, "--ema", 0.8]
+    assert run(*trained_flags(prepared), *words, "--query_groups", K) == 0
+    return out
+
+
+def test_a_checkpoint_holds_them_beside_the_model(trained: Path, grouped: Path) -> None:
+    plain, beside = load(trained / "checkpoint.pth"), load(grouped / "checkpoint.pth")
+    assert set(beside) - set(plain) == {"query_groups", "ema", "ema_updates"}
+    assert beside["model"].keys() == beside["ema"].keys() == plain["model"].keys()
+    assert beside["query_groups"].shape == (K - 1, *plain["model"]["query_embed.weight"].shape)
+    sizes = [len(group["params"]) for group in beside["optimizer"]["param_groups"]]
+    assert sizes == [len(plain["optimizer"]["param_groups"][0]["params"]) + 1, sizes[1]]
+    assert read_log(grouped)[-1].keys() >= read_log(trained)[-1].keys()
+    assert read_log(grouped)[-1]["n_parameters"] == read_log(trained)[-1]["n_parameters"]
+
+
+def test_a_resumed_run_ends_as_if_it_had_been_left_alone(
+    prepared: Prepared, grouped: Path, tmp_path: Path
+) -> None:
+    words = [*trained_flags(prepared), "--output_dir", tmp_path, "--query_groups", K, "--ema", 0.8]
+    assert run(*words, "--resume", prepared.start, "--epochs", 1) == 0
+    assert run(*words, "--resume", "auto", "--epochs", 3) == 0
+    one, other = load(tmp_path / "checkpoint.pth"), load(grouped / "checkpoint.pth")
+    for key in ("model", "query_groups", "ema", "optimizer", "lr_scheduler"):
+        assert_equal(one[key], other[key])
+
+
+def test_evaluation_knows_nothing_of_them(prepared: Prepared, grouped: Path, tmp_path: Path) -> None:
+    words = ["--coco_path", prepared.root, "--eval", "--output_dir", tmp_path, "--no_report"]
+    assert run(*words, "--resume", grouped / "checkpoint.pth") == 0
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    line = read_log(grouped)[-1]
+    assert figures == {name: line[name] for name in figures}
+    assert "test_coco_eval_bbox" in figures
+
+
+def test_another_number_of_them_is_refused(
+    prepared: Prepared, trained: Path, grouped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*trained_flags(prepared), "--epochs", 4, "--resume"]
+    for folder, now, before in ((grouped, 1, K), (grouped, 2, K), (trained, 2, 1)):
+        assert run(*words, folder / "checkpoint.pth", "--query_groups", now) == 2
+        assert_one_line(capsys, "checkpoint.pth: it was trained with --query_groups", f"{before}, not {now}")
+
+
+def test_a_frozen_detector_has_none(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--masks", "--frozen_weights", prepared.start, "--query_groups", 2]
+    assert run("--coco_path", prepared.root, *words) == 2
+    assert_one_line(capsys, "--query_groups trains a detector, and --frozen_weights freezes it")
