@@ -11,6 +11,7 @@ import orjson
 
 from util.collector import paused_collector
 from util.errors import UserError
+from util.file_contents import what_it_is
 
 SHAPES_PATH = "data/shapes"  # where the built-in pictures lie unless --coco_path says otherwise
 
@@ -133,6 +134,8 @@ def parse(path: str | Path) -> Any:
         try:
             return json.loads(data)
         except (json.JSONDecodeError, UnicodeDecodeError):
+            if found := what_it_is(data):
+                raise json.JSONDecodeError(found, "", 0) from None
             raise
         except RecursionError:
             raise json.JSONDecodeError("Lists or objects nested too deeply", "", 0) from None

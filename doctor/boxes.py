@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from doctor.columns import RawFile
-from doctor.json_columns import floats
+from doctor.columns import RawFile, floats
 from doctor.masks import Extents, overlap
-from doctor.report import Report
+from doctor.report import Finding, Report
 
 TOLERANCE = 2.0  # pixels by which a box may leave its image: rounding, and tools that count from 1
 FEWEST = 3  # boxes from which a convention is judged
@@ -54,22 +53,16 @@ def check_boxes(raw: RawFile, report: Report, masks: Extents) -> None:
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         outside = sized & ((high <= 0) | (low >= raw.limits)).any(axis=1)
         beyond = ((low < -TOLERANCE) | (high > raw.limits + TOLERANCE)).any(axis=1)
-    where = _with_size(raw)
+
+    def where(row: Any) -> Finding:
+        finding, (width, height) = describe(row), raw.limits[row]
+        return finding._replace(value=f"{finding.value}, the image has {width:g} x {height:g}")
+
     report.add("bbox_negative", path, np.flatnonzero(negative), describe, n)
     report.add("bbox_no_size", path, np.flatnonzero(flat), describe, n)
     report.add("bbox_outside", path, np.flatnonzero(outside), where, n)
     report.add("bbox_over_edge", path, np.flatnonzero(sized & ~outside & beyond), where, n)
     report.add("duplicate_object", path, _duplicates(raw, sized), raw.on_annotation("category_id", "bbox"), n)
-
-
-def _with_size(raw: RawFile) -> Any:
-    describe = raw.on_annotation("bbox")
-
-    def with_size(row: Any) -> Any:
-        finding, (width, height) = describe(row), raw.limits[row]
-        return finding._replace(value=f"{finding.value}, the image has {width:g} x {height:g}")
-
-    return with_size
 
 
 def find_convention(
@@ -97,22 +90,18 @@ def find_convention(
     scale = "pixels"
     if np.mean((np.abs(boxes) <= 1.01).all(axis=1)) >= 0.95 and np.median(limits) > 4:
         boxes, scale = boxes * np.tile(limits, 2), "normalised"
-    fits = {name: _fit(to_corners(boxes, name), limits) for name in CONVENTIONS}
-    if has_mask.sum() >= FEWEST:
-        for name in CONVENTIONS:
-            corners = to_corners(boxes, name)[has_mask]
-            fits[name] *= np.mean(overlap(corners, extents[has_mask]) > 0.5)
+    fits = {}  # convention -> the share of boxes that have a size, lie in their image, and fit their masks
+    for name in CONVENTIONS:
+        corners = to_corners(boxes, name)
+        inside = (corners[:, :2] >= -TOLERANCE) & (corners[:, 2:] <= limits + TOLERANCE)
+        fits[name] = float(np.mean((inside & (corners[:, 2:] >= corners[:, :2])).all(axis=1)))
+        if has_mask.sum() >= FEWEST:
+            fits[name] *= float(np.mean(overlap(corners[has_mask], extents[has_mask]) > 0.5))
     if scale == "normalised":  # YOLO's, unless it does not suit
         order: tuple[str, ...] = ("centred", "xywh", "xyxy")
         return max(order, key=lambda name: round(fits[name], 2)), scale
     best = max(("xyxy", "centred"), key=lambda name: round(fits[name], 2))
     return (best, scale) if fits["xywh"] < 0.9 and fits[best] >= 0.98 else ("xywh", scale)
-
-
-def _fit(corners: np.ndarray, limits: np.ndarray) -> float:
-    """The share of boxes that have a size and lie within their image."""
-    inside = (corners[:, :2] >= -TOLERANCE) & (corners[:, 2:] <= limits + TOLERANCE)
-    return float(np.mean((inside & (corners[:, 2:] >= corners[:, :2])).all(axis=1)))
 
 
 def _duplicates(raw: RawFile, sized: np.ndarray) -> np.ndarray:

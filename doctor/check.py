@@ -9,33 +9,14 @@ from typing import Any
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
 from doctor.boxes import check_areas_and_crowds, check_boxes
 from doctor.columns import RawFile, read_raw
-from doctor.files import Files
 from doctor.ids import check_categories, check_ids, note_classes
 from doctor.masks import check_masks, measure
 from doctor.panoptic import check_pngs, check_segments
 from doctor.pictures import check_across, check_listing, check_names, check_pictures
-from doctor.report import Finding, Report
-from doctor.sources import Source
+from doctor.report import Finding, Report, text_finding
+from doctor.sources import Files, Source
 from util.collector import paused_collector
 from util.errors import UserError
-
-
-def check_annotations(
-    path: str | Path,
-    image_folder: str | Path | None = None,
-    num_classes: int | None = None,
-    num_queries: int | None = None,
-) -> Report:
-    """The checks of one annotation file that open no picture.
-
-    Args:
-        path: an instances or a panoptic file; whatever is wrong with it goes to the report.
-        image_folder: look for the pictures there, by name.
-        num_classes: of the model, highest category id + 1; None: any id of 0 or more will do.
-        num_queries: of the model; None: images may hold any number of objects.
-    """
-    source = Source(Path(path), Path(image_folder) if image_folder else None)
-    return check_dataset({"": source}, num_classes, num_queries, decode=False)
 
 
 def check_dataset(
@@ -50,7 +31,8 @@ def check_dataset(
 
     Args:
         sources: name of the split -> its files; 'train' and 'val' are compared with each other.
-        num_classes, num_queries: as of check_annotations.
+        num_classes: of the model, highest category id + 1; None: any id of 0 or more will do.
+        num_queries: of the model; None: images may hold any number of objects.
         decode: read every picture and panoptic PNG too.
         headers: where they are not decoded, read at least the headers of so many pictures of each file:
             their size and their orientation.
@@ -83,7 +65,18 @@ def check_raw(
     digests: dict[str, dict[bytes, int]] = {}
     for split, raw in raws.items():
         source = sources[split]
-        counts[split] = _check_file(raw, report, num_classes, num_queries, scored=split == "val")
+        with paused_collector():
+            check_ids(raw, report)
+            check_listing(raw, report)
+            check_categories(raw, report, num_classes)
+            if raw.panoptic:
+                check_segments(raw, report)
+            else:
+                extents, faults = measure(raw)
+                check_boxes(raw, report, extents)
+                check_areas_and_crowds(raw, report)
+                check_masks(raw, report, extents, faults, scored=split == "val")
+            counts[split] = note_classes(raw, report, num_queries)
         if source.images is not None:
             if not raw.panoptic:  # there, pictures may end in .jpg where the file says .png
                 check_names(raw, report, source)
@@ -97,24 +90,6 @@ def check_raw(
             _compare_categories(report, raws[one], raws[other], counts[one], counts[other], split=other)
         if {one, other} <= digests.keys():
             check_across(report, (raws[one], digests[one]), (raws[other], digests[other]))
-
-
-def _check_file(
-    raw: RawFile, report: Report, num_classes: int | None, num_queries: int | None, scored: bool
-) -> dict[str, int]:
-    """The checks of the JSON alone -> objects of each class by name."""
-    with paused_collector():
-        check_ids(raw, report)
-        check_listing(raw, report)
-        check_categories(raw, report, num_classes)
-        if raw.panoptic:
-            check_segments(raw, report)
-        else:
-            extents, faults = measure(raw)
-            check_boxes(raw, report, extents)
-            check_areas_and_crowds(raw, report)
-            check_masks(raw, report, extents, faults, scored)
-        return note_classes(raw, report, num_queries)
 
 
 def _compare_categories(
@@ -145,7 +120,7 @@ def _compare_categories(
         return
     for raw, here, there in ((train, trained, scored), (val, scored, trained)):
         only = sorted(name for name, n in here.items() if n and not there.get(name))
-        report.add("one_split_only", raw.path, only, lambda name: Finding(None, None, str(name)))
+        report.add("one_split_only", raw.path, only, text_finding)
 
 
 def find_sources(

@@ -15,10 +15,11 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.masks import enclosed_area
 from doctor.check import check_dataset, find_sources
 from doctor.columns import SECTIONS, RawFile
 from doctor.correction import tally_of
@@ -60,7 +61,7 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
                 "image_id": image_id,
                 "category_id": classes[one.name],
                 "bbox": [round(number, 3) for number in one.box],
-                "area": round(_area(one.polygon) if one.polygon else one.box[2] * one.box[3], 3),
+                "area": round(enclosed_area(one.polygon) if one.polygon else one.box[2] * one.box[3], 3),
                 "iscrowd": 0,
                 "segmentation": [[round(number, 3) for number in one.polygon]] if one.polygon else [],
             }
@@ -80,21 +81,6 @@ def _image_ids(pictures: Sequence[Picture]) -> list[int]:
         if len(set(numbers)) == len(numbers):
             return numbers
     return list(range(1, len(pictures) + 1))
-
-
-def _area(polygon: Sequence[float]) -> float:
-    """Of the polygon x1, y1, x2, y2, …, in square pixels."""
-    xs, ys = polygon[::2], polygon[1::2]
-    turns = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
-    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in turns)) / 2
-
-
-def _with_splits(reading: Reading, share: float | None, seed: int) -> Reading:
-    """The same pictures, each in a split; what was drawn is noted."""
-    before = [picture.split for picture in reading.pictures]
-    splits, said = draw(before, [picture.path.name for picture in reading.pictures], share, seed)
-    pictures = [one._replace(split=split) for one, split in zip(reading.pictures, splits, strict=True)]
-    return Reading(pictures, reading.names, [*reading.notes, *filter(None, [said])], reading.lost)
 
 
 def write(contents: dict[str, dict[str, Any]], out: str | Path) -> Summary:
@@ -154,12 +140,34 @@ def run(words: Sequence[str] | None = None) -> int:
     else:
         if len(sources) > 1 or args.val or args.test or args.images:
             raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
-        reading = _with_splits(_read(args.format, sources[0], args), args.split, args.seed)
-        before = {split: Tally() for split in SPLITS if split in {one.split for one in reading.pictures}}
+        if args.format == "voc":
+            reading = voc.read(sources[0], args.one_based)
+        elif args.format == "via":
+            reading = via.read(sources[0], args.names)
+        else:
+            reading = yolo.read(sources[0], dict(enumerate(args.names)) if args.names else None)
+        if not reading.pictures:
+            raise UserError(f"{sources[0]}: no pictures there")
+        reading.names = args.names or reading.names
+        names = [picture.path.name for picture in reading.pictures]
+        splits, said = draw([one.split for one in reading.pictures], names, args.split, args.seed)
+        reading.pictures = [
+            one._replace(split=split) for one, split in zip(reading.pictures, splits, strict=True)
+        ]
+        before = {split: Tally() for split in SPLITS if split in splits}
         for picture in reading.pictures:
             before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
-        contents, notes, lost = to_coco(reading), reading.notes, reading.lost
-    _refuse_garbled([str(sources[0]), args.out, *_texts(contents)])
+        contents, lost = to_coco(reading), reading.lost
+        notes = [*reading.notes, *filter(None, [said])]
+    texts = [str(sources[0]), args.out]
+    for content in contents.values():
+        texts += [str(image["file_name"]) for image in content["images"]]
+        texts += [str(category.get("name")) for category in content["categories"]]
+    for text in texts:  # annotation files and terminals take text alone; names of files may be any bytes
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{ascii(text)} is no UTF-8 text: rename that file, folder or class") from None
     summary = write(contents, args.out)
     summary.before, summary.notes = before, notes
     report = check_dataset(find_sources(args.out))
@@ -167,34 +175,6 @@ def run(words: Sequence[str] | None = None) -> int:
     print("\n".join([*report.lines(), "", *left_out, *summary.lines()]))
     print("\n" + _next_step(str(sources[0]), args.out, report))
     return report.status
-
-
-def _read(form: str, source: Path, args: argparse.Namespace) -> Reading:
-    if form == "voc":
-        reading = voc.read(source, args.one_based)
-    elif form == "via":
-        reading = via.read(source, args.names)
-    else:
-        reading = yolo.read(source, dict(enumerate(args.names)) if args.names else None)
-    if not reading.pictures:
-        raise UserError(f"{source}: no pictures there")
-    reading.names = args.names or reading.names
-    return reading
-
-
-def _texts(contents: dict[str, dict[str, Any]]) -> Iterable[str]:
-    for content in contents.values():
-        yield from (str(image["file_name"]) for image in content["images"])
-        yield from (str(category.get("name")) for category in content["categories"])
-
-
-def _refuse_garbled(names: Iterable[str]) -> None:
-    """Annotation files and terminals take text alone; names of files may be any bytes."""
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{ascii(name)} is no UTF-8 text: rename that file, folder or class") from None
 
 
 def _next_step(source: str, out: str, report: Report) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from doctor.columns import SECTIONS, RawFile, means_crowd, show
-from doctor.files import Files
 from doctor.numbering import Numbering
 from doctor.report import Group
-from doctor.sources import Source
+from doctor.sources import Files, Source
 from doctor.summary import Summary, Tally
 
 
@@ -89,17 +88,15 @@ def labels_of(raw: RawFile) -> Callable[[dict[str, Any]], list[str]]:
     known = dict(zip(numbering.numbers[::-1], names[::-1], strict=True))  # the first of an id counts
 
     def label(record: Any) -> str:
-        category = record.get("category_id") if isinstance(record, dict) else None
+        record = record if isinstance(record, dict) else {}
+        category = record.get("category_id")
         number = category if category in known and type(category) is int else numbering(category)
         name = str(known[number]) if number in known else f"category {show(category, 20)}"
-        crowd = isinstance(record, dict) and means_crowd(record.get("iscrowd"))
-        return f"{name} (crowd)" if crowd else name
+        return f"{name} (crowd)" if means_crowd(record.get("iscrowd")) else name
 
     def labels(annotation: dict[str, Any]) -> list[str]:
-        if "segments_info" not in annotation:
-            return [label(annotation)]
-        segments = annotation["segments_info"]
-        return [label(one) for one in segments] if isinstance(segments, list) else []
+        segments = annotation.get("segments_info", [annotation])
+        return list(map(label, segments)) if isinstance(segments, list) else []
 
     return labels
 
@@ -112,6 +109,19 @@ def tally_of(raw: RawFile) -> Tally:
 
 Action = Callable[[Correction, Group], str]
 """Mends the findings of a group -> what was done, in a few words; '' where nothing could be."""
+
+
+def each(section: str, change: Callable[..., Any], done: str) -> Action:
+    """The action that calls `change` with each entry; of annotations also with the size of their image."""
+
+    def action(correction: Correction, group: Group) -> str:
+        raw = correction.raw
+        for row in group.rows:
+            size = [raw.limits[row]] if section == "annotations" else []
+            change(getattr(raw, section)[row], *size)
+        return done
+
+    return action
 
 
 def drop(section: str, merged: bool = False) -> Action:

@@ -15,37 +15,27 @@ from doctor import mend_ids, mend_objects, mend_pictures
 from doctor.check import check_raw
 from doctor.columns import SECTIONS, RawFile, read_raw
 from doctor.correction import Correction, tally_of
-from doctor.files import Files
 from doctor.new_folder import NewFolder, names_inside
 from doctor.report import EXAMPLES, Group, Report, finding_line
-from doctor.sources import Source
+from doctor.sources import Files, Source
 from doctor.splits import split_of
 from doctor.summary import Summary
 from util.errors import UserError
 
+Changes = dict[str, list[str]]  # what was done -> the findings that it was done about
 ACTIONS = {**mend_ids.ACTIONS, **mend_objects.ACTIONS, **mend_pictures.ACTIONS}
 MENDED = {*ACTIONS, "broken_record"}  # the kinds of faults that a corrected copy is without
-# What has to be mended first; where any of it is found, the rest waits for the next round.
-STAGES = {
-    "id_type": 0,
-    "file_name_missing": 0,
-    "exif_other_frame": 2,
-    "duplicate_image_id": 1,
-    "duplicate_category_id": 1,
-    "duplicate_annotation_id": 1,
-    "image_missing": 1,
-    "bbox_missing": 1,
-    "bbox_malformed": 1,
-    "bbox_not_finite": 1,
-    "image_twice": 2,
-    "categories_differ": 2,
-    "looks_xyxy": 2,
-    "looks_centred": 2,
-    "looks_normalised": 2,
-    "bbox_wrong_by_mask": 2,  # before areas, by which boxes are judged, are computed, and objects are dropped
-    "no_segmentation": 4,
-}
-_USUAL_STAGE = 3
+# What has to be mended first; where any of it is found, the rest waits for the next round. Wrong boxes come
+# before areas, by which boxes are judged, are computed, and before objects are dropped.
+STAGES = (
+    {"id_type", "file_name_missing"},
+    {"duplicate_image_id", "duplicate_category_id", "duplicate_annotation_id", "image_missing",
+     "bbox_missing", "bbox_malformed", "bbox_not_finite"},
+    {"exif_other_frame", "image_twice", "categories_differ", "looks_xyxy", "looks_centred",
+     "looks_normalised", "bbox_wrong_by_mask"},
+    ACTIONS.keys() - {"no_segmentation"},
+    {"no_segmentation"},
+)  # fmt: skip
 _ROUNDS = 12  # mending one fault may uncover another: a picture dropped, an object without image
 
 
@@ -78,36 +68,31 @@ def write_corrected(
     lost = [f"{s.annotations}: cannot be corrected" for split, s in sources.items() if split not in raws]
     if not raws:
         return lost
-    changes: dict[str, list[str]] = {}
+    changes: Changes = {}
     summary.before = {split: tally_of(raw) for split, raw in raws.items()}
     for group in first.groups:
         if group.name == "broken_record":
             findings = [finding.value for finding in group.findings()]
-            _add(changes, f"{group.file}: {group.kind.title}: left out", findings)
+            changes[f"{group.file}: {group.kind.title}: left out"] = findings
             summary.notes += [f"left out: {finding}" for finding in findings]
     files = Files() if decode else None
     report = _correct(raws, sources, summary, changes, num_classes, files, masks, drop)
-    _refuse(raws, summary, drop)
+    for split, raw in raws.items():
+        total = sum(summary.before[split].objects.values())
+        if not raw.images or (total and not raw.annotations):
+            gone = [f"{loss.reason}: {loss.tally}" for loss in summary.losses if loss.split == split]
+            raise UserError(
+                f"--fix: nothing of {raw.path} would be left ({'; '.join(gone)}): mend the source"
+            )
+    if not drop and (lines := summary.too_much()):
+        more = "nothing was written; mend that, or pass --drop to leave it out"
+        raise UserError(f"--fix: {'; '.join(lines)}: {more}")
     write_set(folder, raws, sources, files)
     summary.after = {split: tally_of(raw) for split, raw in raws.items()}
     said = [*lost, "", *summary.lines()]
     folder.write("CHANGES.txt", "\n".join([*_listing(changes, None), *said, ""]))
     copy = f"the corrected copy in {folder.path}{', which lacks what cannot be corrected,' if lost else ''}"
     return [*_listing(changes, EXAMPLES), *said, f"{copy} {_outcome(report)}"]
-
-
-def _refuse(raws: Mapping[str, RawFile], summary: Summary, drop: bool) -> None:
-    """A copy that lacks too much is not written."""
-    for split, raw in raws.items():
-        total = sum(summary.before[split].objects.values())
-        if not raw.images or (total and not raw.annotations):
-            reasons = "; ".join(
-                f"{loss.reason}: {loss.tally}" for loss in summary.losses if loss.split == split
-            )
-            raise UserError(f"--fix: nothing of {raw.path} would be left ({reasons}): mend the source")
-    if not drop and (lines := summary.too_much()):
-        more = "nothing was written; mend that, or pass --drop to leave it out"
-        raise UserError(f"--fix: {'; '.join(lines)}: {more}")
 
 
 def _outcome(report: Report) -> str:
@@ -128,7 +113,7 @@ def _correct(
     raws: dict[str, RawFile],
     sources: Mapping[str, Source],
     summary: Summary,
-    changes: dict[str, list[str]],
+    changes: Changes,
     num_classes: int | None,
     files: Files | None,
     masks: bool,
@@ -136,47 +121,32 @@ def _correct(
 ) -> Report:
     """Mend the annotations in `raws`, which are replaced, and list the changes -> the report on the rest."""
     tried: set[tuple[Path, str]] = set()  # in vain
-    for _ in range(_ROUNDS):
-        report = _check(raws, sources, num_classes, files, masks)
+    for last in [False] * _ROUNDS + [True]:
+        report = Report(files=[raw.path for raw in raws.values()], masks=masks)
+        for split, raw in raws.items():
+            for section in SECTIONS:
+                if not getattr(raw, section) and not (split.endswith("test") and section == "annotations"):
+                    report.tell("empty_section", raw.path, f"'{section}' is empty: all of it was dropped")
+        if not report.faults:
+            check_raw(raws, sources, report, num_classes, None, files)
         groups = [g for g in report.faults if g.name in ACTIONS and (g.file, g.name) not in tried]
-        if not groups or report.status == 2:
-            return report
-        stage = min(STAGES.get(group.name, _USUAL_STAGE) for group in groups)
+        if last or not groups or report.status == 2:
+            break
+        stage = next(names for names in STAGES if any(group.name in names for group in groups))
         for split, raw in list(raws.items()):
             correction = Correction(split, raw, raws, sources[split], files, num_classes, drop)
             for group in groups:
-                if group.file == raw.path and STAGES.get(group.name, _USUAL_STAGE) == stage:
+                if group.file == raw.path and group.name in stage:
                     findings = [finding_line(finding) for finding in group.findings()]
                     if done := ACTIONS[group.name](correction, group):
-                        _add(changes, f"{raw.path}: {group.kind.title}: {done}", findings)
+                        changes.setdefault(f"{raw.path}: {group.kind.title}: {done}", []).extend(findings)
                     else:
                         tried.add((group.file, group.name))
             raws[split] = correction.result(summary)
-    return _check(raws, sources, num_classes, files, masks)
-
-
-def _check(
-    raws: Mapping[str, RawFile],
-    sources: Mapping[str, Source],
-    num_classes: int | None,
-    files: Files | None,
-    masks: bool,
-) -> Report:
-    report = Report(files=[raw.path for raw in raws.values()], masks=masks)
-    for split, raw in raws.items():
-        for section in SECTIONS:
-            if not getattr(raw, section) and not (split.endswith("test") and section == "annotations"):
-                report.tell("empty_section", raw.path, f"'{section}' is empty: all of it was dropped")
-    if not report.faults:
-        check_raw(raws, sources, report, num_classes, None, files)
     return report
 
 
-def _add(changes: dict[str, list[str]], what: str, findings: list[str]) -> None:
-    changes.setdefault(what, []).extend(findings)
-
-
-def _listing(changes: Mapping[str, list[str]], limit: int | None) -> list[str]:
+def _listing(changes: Changes, limit: int | None) -> list[str]:
     """The changes as text, the first `limit` of each kind."""
     lines = []
     for what, findings in changes.items():
@@ -201,43 +171,39 @@ def write_set(
         by_split.setdefault(split, []).append(name)
     for split, names in by_split.items():
         found = {
-            name: [_picture(sources[name], record, raws[name].panoptic) for record in raws[name].images]
-            for name in names
+            name: [_picture(sources[name], one, raws[name]) for one in raws[name].images] for name in names
         }
         pairs = [(path, sources[name].images) for name in names for path in found[name] if path is not None]
         inside = names_inside(pairs)
         for picture, new in inside.items():
             folder.link(picture, f"{split}2017/{new}")
         for name in names:
-            raw, form = raws[name], "panoptic" if raws[name].panoptic else "instances"
+            raw, pngs = raws[name], sources[name].pngs
+            form = "panoptic" if raw.panoptic else "instances"
             for record, path in zip(raw.images, found[name], strict=True):
                 if path is not None:
                     new = inside[path]
                     ending = os.path.splitext(picture_name(record))[1]  # panoptic files keep theirs
                     record["file_name"] = os.path.splitext(new)[0] + ending if raw.panoptic else new
-            pngs = sources[name].pngs
             if raw.panoptic and pngs is not None:
-                _write_pngs(folder, f"panoptic_{split}2017", raw, pngs, files)
+                maps = [pngs / str(record.get("file_name")) for record in raw.annotations]
+                called = names_inside((path, pngs) for path in maps)
+                for record, path in zip(raw.annotations, maps, strict=True):
+                    record["file_name"] = called[path]
+                    place = f"panoptic_{split}2017/{called[path]}"
+                    if files is not None and path in files.painted:
+                        folder.write(place, files.painted[path])
+                    elif path.is_file():
+                        folder.link(path, place)
             content = {**raw.rest, **{section: getattr(raw, section) for section in SECTIONS}}
             folder.write(f"annotations/{form}_{split}2017.json", json.dumps(content))
 
 
-def _picture(source: Source, record: dict, panoptic: bool) -> Path | None:
+def _picture(source: Source, record: dict, raw: RawFile) -> Path | None:
     """The picture of an image; panoptic files may call it by another ending."""
     name = picture_name(record)
     path = source.picture(name)
-    if path is None and panoptic and isinstance(name, str):
+    if path is None and raw.panoptic and isinstance(name, str):
         others = (source.picture(os.path.splitext(name)[0] + ending) for ending in (".jpg", ".png"))
         path = next(filter(None, others), None)
     return path
-
-
-def _write_pngs(folder: NewFolder, place: str, raw: RawFile, pngs: Path, files: Files | None) -> None:
-    paths = [pngs / str(record.get("file_name")) for record in raw.annotations]
-    inside = names_inside((path, pngs) for path in paths)
-    for record, path in zip(raw.annotations, paths, strict=True):
-        record["file_name"] = inside[path]
-        if files is not None and path in files.painted:
-            folder.write(f"{place}/{inside[path]}", files.painted[path])
-        elif path.is_file():
-            folder.link(path, f"{place}/{inside[path]}")

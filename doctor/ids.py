@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from doctor.columns import RawFile, shorten
 from doctor.numbering import as_integer
-from doctor.report import Finding, Report
+from doctor.report import Finding, Report, text_finding
 
 
 def check_ids(raw: RawFile, report: Report) -> None:
@@ -25,14 +24,19 @@ def check_ids(raw: RawFile, report: Report) -> None:
         columns.append(("annotations", "id", raw.annotation_ids[1], raw.on_annotation("id")))
         columns.append(("annotations", "category_id", raw.labels[1], raw.on_annotation("category_id")))
     for section, key, valid, describe in columns:
-        rows = np.flatnonzero(~valid)
-        report.add("id_type", path, rows, _named(section, describe), about=f"{section}.{key}")
+
+        def named(row: Any, section: str = section, describe: Any = describe) -> Finding:
+            finding = describe(row)
+            return finding._replace(value=f"{section}[{row}]: {finding.value}")
+
+        report.add("id_type", path, np.flatnonzero(~valid), named, about=f"{section}.{key}")
     report.add("duplicate_image_id", path, _repeated(*raw.image_ids), raw.on_image("id", "file_name"))
     report.add("duplicate_category_id", path, _repeated(*raw.category_ids), raw.on_category)
     known = (raw.image_rows >= 0) | np.isin(raw.owners[0], _meant(raw, "images", raw.image_ids[1]))
     rows = np.flatnonzero(raw.owners[1] & ~known)
     report.add("dangling_image_id", path, rows, raw.on_annotation("image_id"))
-    report.add("file_name_missing", path, _without_name(raw), raw.on_image("file_name"))
+    unnamed = [row for row, name in enumerate(raw.names) if type(name) is not str or not name]
+    report.add("file_name_missing", path, unnamed, raw.on_image("file_name"))
     if raw.panoptic:
         report.add("duplicate_annotation_id", path, _repeated(*raw.owners), raw.on_annotation("image_id"))
         return
@@ -54,14 +58,6 @@ def _meant(raw: RawFile, section: str, valid: np.ndarray) -> list[int]:
     return [number for number in meant if number is not None]
 
 
-def _named(section: str, describe: Callable[[Any], Finding]) -> Callable[[Any], Finding]:
-    def named(row: Any) -> Finding:
-        finding = describe(row)
-        return finding._replace(value=f"{section}[{row}]: {finding.value}")
-
-    return named
-
-
 def _repeated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """The places of valid values that stood before already."""
     rows = np.flatnonzero(valid)
@@ -69,10 +65,6 @@ def _repeated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     repeated = np.ones(len(rows), dtype=bool)
     repeated[first] = False
     return rows[repeated]
-
-
-def _without_name(raw: RawFile) -> list[int]:
-    return [row for row, name in enumerate(raw.names) if type(name) is not str or not name]
 
 
 def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> None:
@@ -89,8 +81,10 @@ def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> N
             )
 
         def describe(row: Any) -> Finding:
-            finding = raw.on_category(row)
-            return _with_example(raw, int(ids[row]), finding._replace(value=f"{finding.value}; {limit}"))
+            value = f"{raw.on_category(row).value}; {limit}"
+            users = np.flatnonzero(raw.labels[1] & (raw.labels[0] == ids[row]))
+            example = raw.annotations[users[0]] if len(users) else {}
+            return Finding(example.get("id"), example.get("image_id"), value)
 
         report.add("category_range", path, np.flatnonzero(valid & beyond), describe)
     used = np.unique(ids[valid])
@@ -102,22 +96,7 @@ def check_categories(raw: RawFile, report: Report, num_classes: int | None) -> N
     if gaps:
         report.tell("id_gaps", path, f"unused: {shorten(', '.join(gaps))}; highest id {used[-1]}")
     names = Counter(str(record.get("name")) for record in raw.categories)
-    report.add("same_names", path, [name for name, count in names.items() if count > 1], _text_finding)
-
-
-def _with_example(raw: RawFile, category: int, finding: Finding) -> Finding:
-    """The finding, with the first annotation of the category where there is one."""
-    if raw.panoptic:
-        return finding
-    rows = np.flatnonzero(raw.labels[1] & (raw.labels[0] == category))[:1]
-    for row in rows:
-        record = raw.annotations[row]
-        return finding._replace(annotation_id=record.get("id"), image_id=record.get("image_id"))
-    return finding
-
-
-def _text_finding(text: Any) -> Finding:
-    return Finding(None, None, str(text))
+    report.add("same_names", path, [name for name, count in names.items() if count > 1], text_finding)
 
 
 def note_classes(raw: RawFile, report: Report, num_queries: int | None) -> dict[str, int]:
@@ -132,11 +111,11 @@ def note_classes(raw: RawFile, report: Report, num_queries: int | None) -> dict[
     crowds = dict(zip(crowd_ids.tolist(), crowd_counts.tolist(), strict=True))
     if crowds and not raw.panoptic:
         shown = [f"{names.get(i, i)} {count}" for i, count in crowds.items()]
-        report.add("crowds", path, shown, _text_finding)
+        report.add("crowds", path, shown, text_finding)
         only = [names[i] for i in crowds if i in names and i not in found]
-        report.add("crowds_only", path, only, _text_finding)
+        report.add("crowds_only", path, only, text_finding)
     empty = [names[i] for i in sorted(names) if i not in found and i not in crowds]
-    report.add("empty_classes", path, empty, _text_finding)
+    report.add("empty_classes", path, empty, text_finding)
     per_image = np.bincount(owners, minlength=len(raw.images))
     report.add("images_without_objects", path, np.flatnonzero(per_image == 0), raw.on_image("file_name"))
     if num_queries is not None:

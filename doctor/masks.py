@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.masks import FAR, enclosed_area, is_usable
-from doctor.columns import RawFile
-from doctor.json_columns import floats, is_number
+from doctor.columns import RawFile, floats, is_number
 from doctor.report import Finding, Report
 
 TOLERANCE = 2.0  # pixels, as for boxes
+KINDS_OF_MASKS = (
+    "segmentation_malformed", "polygon_points", "polygon_not_finite", "polygon_far", "polygon_outside",
+    "rle_misfit",
+)  # fmt: skip
 BLOCK = 50_000  # annotations at a time: their coordinates fit in a cache or two
+
+
+Faults = dict[str, np.ndarray]  # kind -> bool [N]: which masks have it
 
 
 class Extents(NamedTuple):
@@ -27,23 +33,11 @@ class Extents(NamedTuple):
     known: np.ndarray
 
 
-class MaskFaults(NamedTuple):
-    """bool [N] each: what is wrong with the segmentation of an annotation."""
-
-    malformed: np.ndarray
-    points: np.ndarray
-    not_finite: np.ndarray
-    far: np.ndarray
-    outside: np.ndarray
-    misfit: np.ndarray
-    absent: np.ndarray
-
-
-def measure(raw: RawFile) -> tuple[Extents, MaskFaults]:
-    """The extents of all masks, and what is wrong with them in themselves."""
+def measure(raw: RawFile) -> tuple[Extents, Faults]:
+    """The extents of all masks; and kind of fault -> bool [N], which masks have it in themselves."""
     n = len(raw.annotations)
     extents = np.full((n, 4), np.nan)
-    faults = MaskFaults(*(np.zeros(n, dtype=bool) for _ in MaskFaults._fields))
+    faults = {name: np.zeros(n, dtype=bool) for name in KINDS_OF_MASKS}
     values = raw.column("annotations", "segmentation")
     for start in range(0, n, BLOCK):
         block = values[start : start + BLOCK]
@@ -55,16 +49,19 @@ def measure(raw: RawFile) -> tuple[Extents, MaskFaults]:
             if type(value) is dict:
                 _measure_runs(row, value, raw.limits[row], extents, faults)
             elif type(value) not in lists:
-                faults.malformed[row] = True
-    faults.absent[:] = [not value for value in values]
+                faults["segmentation_malformed"][row] = True
     with np.errstate(invalid="ignore"):
         beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > raw.limits + TOLERANCE)
-    faults.outside[:] = beyond.any(axis=1) & ~faults.misfit
+    faults["polygon_outside"] = beyond.any(axis=1) & ~faults["rle_misfit"]
     return Extents(extents, np.isfinite(extents).all(axis=1)), faults
 
 
 def _measure_polygons(
-    values: list[Any], rows: np.ndarray, limits: np.ndarray, extents: np.ndarray, faults: MaskFaults
+    values: list[Any],
+    rows: np.ndarray,
+    limits: np.ndarray,
+    extents: np.ndarray,
+    faults: Faults,
 ) -> None:
     """Fill in the annotations `rows`, whose segmentations are lists that are not empty."""
     if not len(rows):
@@ -73,14 +70,14 @@ def _measure_polygons(
         owners, lengths, numbers = _flatten([values[row] for row in rows])
     except (TypeError, OverflowError):  # something among them is no list of numbers
         regular = np.array([is_polygons(values[row]) for row in rows], dtype=bool)
-        faults.malformed[rows[~regular]] = True
+        faults["segmentation_malformed"][rows[~regular]] = True
         rows = rows[regular]
         if not len(rows):
             return
         owners, lengths, numbers = _flatten([values[row] for row in rows])
     bad = (lengths % 2 == 1) | (lengths < 6)
     if bad.any():
-        faults.points[rows[owners[bad]]] = True
+        faults["polygon_points"][rows[owners[bad]]] = True
         numbers = numbers[np.repeat(~bad, lengths)]
         owners, lengths = owners[~bad], lengths[~bad]
     if not len(owners):
@@ -94,7 +91,7 @@ def _measure_polygons(
         found, rows = np.concatenate([low, high], axis=1), rows[owners[changes]]
         finite = np.isfinite(found).all(axis=1)
         far = finite & (np.abs(found).max(axis=1) > FAR * limits[rows].max(axis=1))
-    faults.not_finite[rows], faults.far[rows] = ~finite, far
+    faults["polygon_not_finite"][rows], faults["polygon_far"][rows] = ~finite, far
     extents[rows] = np.where((finite & ~far)[:, None], found, np.nan)
 
 
@@ -117,18 +114,18 @@ def is_polygons(value: Any) -> bool:
 
 
 def _measure_runs(
-    row: int, value: dict[str, Any], limit: np.ndarray, extents: np.ndarray, faults: MaskFaults
+    row: int, value: dict[str, Any], limit: np.ndarray, extents: np.ndarray, faults: Faults
 ) -> None:
     """Fill in an annotation whose segmentation is run lengths."""
     try:
         size, runs = value["size"], run_lengths_of(value["counts"])
         height, width = (int(side) for side in size)
     except (KeyError, TypeError, ValueError):
-        faults.malformed[row] = True
+        faults["segmentation_malformed"][row] = True
         return
     fits = (runs >= 0).all() and runs.sum() == height * width
     if not fits or (np.isfinite(limit).all() and [width, height] != limit.tolist()):
-        faults.misfit[row] = True
+        faults["rle_misfit"][row] = True
         return
     ends = np.cumsum(runs)
     first, last = (ends - runs)[1::2], ends[1::2] - 1  # of the runs of ones, down the columns
@@ -170,26 +167,19 @@ def run_lengths_of(counts: Any) -> np.ndarray:
     return runs
 
 
-def check_masks(raw: RawFile, report: Report, masks: Extents, faults: MaskFaults, scored: bool) -> None:
+def check_masks(raw: RawFile, report: Report, masks: Extents, faults: Faults, scored: bool) -> None:
     """Report what `measure` saw, objects without masks, and masks that lie apart from their boxes.
 
     Args:
         scored: the file is evaluated on, where crowds need masks too if others are trained.
     """
     path, n, describe = raw.path, len(raw.annotations), raw.on_annotation("segmentation")
-    names = {
-        "segmentation_malformed": faults.malformed,
-        "polygon_points": faults.points,
-        "polygon_not_finite": faults.not_finite,
-        "polygon_far": faults.far,
-        "polygon_outside": faults.outside,
-        "rle_misfit": faults.misfit,
-    }
-    for name, rows in names.items():
+    for name, rows in faults.items():
         report.add(name, path, np.flatnonzero(rows), describe, n)
-    without, objects = faults.absent & ~raw.crowds, int((~raw.crowds).sum())  # crowds are not trained on
+    absent = np.array([not value for value in raw.column("annotations", "segmentation")], dtype=bool)
+    without, objects = absent & ~raw.crowds, int((~raw.crowds).sum())  # crowds are not trained on
     if not objects or without.sum() < objects:
-        needy = faults.absent if scored and report.masks else without
+        needy = absent if scored and report.masks else without
         report.add("no_segmentation", path, np.flatnonzero(needy), describe)
     elif report.masks:
         report.tell("no_masks", path, f"{objects} objects, none with a mask")
@@ -220,22 +210,15 @@ def _wrong_boxes(raw: RawFile, extents: np.ndarray, rows: np.ndarray) -> np.ndar
         wrong = beyond.any(axis=1) | (boxes[:, 2:] < 1).any(axis=1)
     has_mask = sound(extents[rows], limits)
     for place in np.flatnonzero(has_mask & ~wrong):
-        segmentation = raw.annotations[rows[place]]["segmentation"]
-        of_mask = _area(segmentation, limits[place].max())
+        segmentation, side = raw.annotations[rows[place]]["segmentation"], limits[place].max()
+        if isinstance(segmentation, dict):
+            of_mask = float(run_lengths_of(segmentation["counts"])[1::2].sum())
+        else:  # overlaps count twice
+            of_mask = sum(enclosed_area(polygon) for polygon in segmentation if is_usable(polygon, side))
         of_box = float(boxes[place, 2] * boxes[place, 3])
-        wrong[place] = _near(areas[place], of_mask) and not _near(areas[place], of_box)
+        near = [abs(areas[place] - area) <= 0.1 * area for area in (of_mask, of_box)]
+        wrong[place] = near == [True, False]
     return wrong & has_mask
-
-
-def _area(segmentation: Any, longer_side: float) -> float:
-    """Of polygons or run lengths that `measure` found to be good, in square pixels; overlaps count twice."""
-    if isinstance(segmentation, dict):
-        return float(run_lengths_of(segmentation["counts"])[1::2].sum())
-    return sum(enclosed_area(polygon) for polygon in segmentation if is_usable(polygon, longer_side))
-
-
-def _near(area: float, other: float) -> bool:
-    return abs(area - other) <= 0.1 * other
 
 
 def sound(extents: np.ndarray, limits: np.ndarray) -> np.ndarray:

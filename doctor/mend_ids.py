@@ -14,13 +14,6 @@ from doctor.numbering import Numbering, as_integer, is_id
 from doctor.report import Group
 
 
-def _mend_ids(correction: Correction, group: Group) -> str:
-    """All ids of the file at once, whichever of them the group is about."""
-    lost = number_ids(correction.raw)
-    correction.drop("annotations", lost, "an object whose image or category names none of the file")
-    return "made integers, everywhere alike"
-
-
 def number_ids(raw: RawFile) -> list[int]:
     """Give images, categories and annotations integers for ids, and follow every reference to them.
 
@@ -32,23 +25,25 @@ def number_ids(raw: RawFile) -> list[int]:
     """
     names = [(name, os.path.splitext(name)[0] if isinstance(name, str) else None)
              for name in raw.column("images", "file_name")]  # fmt: skip
-    image_ids, owners = raw.column("images", "id"), raw.column("annotations", "image_id")
-    labelled = [one for record in raw.annotations for one in _labelled(record)]
-    images = Numbering(image_ids, owners, names)
+    images = Numbering(raw.column("images", "id"), raw.column("annotations", "image_id"), names)
     categories = Numbering(
         raw.column("categories", "id"),
-        [one.get("category_id") for one in labelled],
+        [one.get("category_id") for record in raw.annotations for one in _labelled(record)],
         [(name,) for name in raw.column("categories", "name")],
     )
-    _set_ids(raw.images, images.numbers)
-    _set_ids(raw.categories, categories.numbers)
+    pairs = [(raw.images, images), (raw.categories, categories)]
     if not raw.panoptic:  # there, an annotation is known by its image
-        _set_ids(raw.annotations, Numbering(raw.column("annotations", "id")).numbers)
+        pairs.append((raw.annotations, Numbering(raw.column("annotations", "id"))))
+    for records, numbering in pairs:
+        for record, number in zip(records, numbering.numbers, strict=True):
+            record["id"] = number
     lost = []
     for row, record in enumerate(raw.annotations):
-        _follow(record, "image_id", images)
-        for one in _labelled(record):
-            _follow(one, "category_id", categories)
+        followed = [(record, "image_id", images)]
+        followed += [(one, "category_id", categories) for one in _labelled(record)]
+        for one, key, numbering in followed:
+            meant = numbering(one.get(key))
+            one[key] = as_integer(one.get(key)) if meant is None else meant
         if not is_id(record.get("image_id")) or not (raw.panoptic or is_id(record.get("category_id"))):
             lost.append(row)
     return lost
@@ -60,14 +55,11 @@ def _labelled(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in segments if isinstance(one, dict)] if isinstance(segments, list) else []
 
 
-def _set_ids(records: list[dict[str, Any]], numbers: list[int]) -> None:
-    for record, number in zip(records, numbers, strict=True):
-        record["id"] = number
-
-
-def _follow(record: dict[str, Any], key: str, numbering: Numbering) -> None:
-    number = numbering(record.get(key))
-    record[key] = as_integer(record.get(key)) if number is None else number
+def _mend_ids(correction: Correction, group: Group) -> str:
+    """All ids of the file at once, whichever of them the group is about."""
+    lost = number_ids(correction.raw)
+    correction.drop("annotations", lost, "an object whose image or category names none of the file")
+    return "made integers, everywhere alike"
 
 
 def _new_annotation_ids(correction: Correction, group: Group) -> str:

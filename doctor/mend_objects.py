@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.masks import is_usable
+from datasets.masks import is_usable, run_lengths
 from doctor.boxes import to_corners
-from doctor.columns import means_crowd
-from doctor.correction import Action, Correction, drop
-from doctor.json_columns import is_number
+from doctor.columns import is_number, means_crowd
+from doctor.correction import Action, Correction, drop, each
 from doctor.masks import apart, is_polygons, measure, sound
 from doctor.report import Group
 
@@ -77,6 +76,9 @@ def make_plain(record: dict[str, Any]) -> dict[str, Any]:
     regular = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
     made = dict(record) if regular else {**record, "bbox": _as_numbers(box) or box}
     made["iscrowd"] = int(means_crowd(crowd))
+    polygon = record.get("segmentation")  # VIA writes the numbers of the one polygon, not a list of polygons
+    if isinstance(polygon, list) and len(polygon) > 5 and all(map(is_number, polygon)):
+        made["segmentation"] = [polygon]
     sides = _as_numbers(made["bbox"])
     if not is_number(made.get("area")) and sides is not None:
         made["area"] = sides[2] * sides[3]
@@ -98,76 +100,52 @@ def _convert(correction: Correction, group: Group) -> str:
     return f"converted to x y width height in pixels from {names[convention]}"
 
 
-def _swap(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        x, y, w, h = correction.raw.annotations[row]["bbox"]
-        correction.raw.annotations[row]["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
-    return "swapped the corners"
+def _swap(record: dict[str, Any], limit: np.ndarray) -> None:
+    x, y, w, h = record["bbox"]
+    record["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
 
 
-def _clamp(correction: Correction, group: Group) -> str:
-    raw = correction.raw
-    for row in group.rows:
-        box = raw.boxes[0][row]
-        low = np.clip(box[:2], 0, raw.limits[row])
-        high = np.clip(box[:2] + box[2:], 0, raw.limits[row])
-        raw.annotations[row]["bbox"] = [*low.tolist(), *(high - low).tolist()]
-    return "clamped to the image"
+def _clamp(record: dict[str, Any], limit: np.ndarray) -> None:
+    box = np.array(record["bbox"], dtype=np.float64)
+    low, high = np.clip(box[:2], 0, limit), np.clip(box[:2] + box[2:], 0, limit)
+    record["bbox"] = [*low.tolist(), *(high - low).tolist()]
 
 
 def _area(correction: Correction, group: Group) -> str:
+    import pycocotools.mask as coco_mask
+
     raw = correction.raw
     extents = measure(raw)[0]
     # A mask that lies apart from its box gives no area: it would speak against the box in the next round.
     doubtful = extents.known & apart(raw.boxes[0], extents.boxes)
     for row in group.rows:
-        record = raw.annotations[row]
-        box = record.get("bbox")
-        box_area = abs(float(box[2] * box[3])) if _as_numbers(box) and all(map(is_number, box)) else 0.0
-        mask_area = 0.0 if doubtful[row] else _mask_area(record, raw.limits[row])
-        record["area"] = mask_area or box_area
+        record, area = raw.annotations[row], 0.0
+        box, polygons = record.get("bbox"), _good_polygons(record, raw.limits[row])
+        if polygons and not doubtful[row] and np.isfinite(raw.limits[row]).all():
+            width, height = raw.limits[row].astype(int).tolist()
+            area = float(coco_mask.area(run_lengths(polygons, height, width)))
+        if not area and _as_numbers(box) and all(map(is_number, box)):
+            area = abs(float(box[2] * box[3]))
+        record["area"] = area
     return "computed from mask or box"
 
 
-def _mask_area(record: dict[str, Any], limit: np.ndarray) -> float:
-    """Of an object's polygons, in square pixels; 0 where it has none."""
-    import pycocotools.mask as coco_mask
-
-    polygons = _good_polygons(record, limit)
-    if not polygons or not np.isfinite(limit).all():
-        return 0.0
-    width, height = limit.astype(int).tolist()
-    return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))))
+def _state_crowd(record: dict[str, Any], limit: np.ndarray) -> None:
+    record["iscrowd"] = int(means_crowd(record.get("iscrowd")))
 
 
-def _crowd(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        record = correction.raw.annotations[row]
-        record["iscrowd"] = int(means_crowd(record.get("iscrowd")))
-    return "1 where it said so, 0 otherwise"
+def _drop_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+    record["segmentation"] = _good_polygons(record, limit)
 
 
-def _empty_masks(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        correction.raw.annotations[row]["segmentation"] = []
-    return "emptied the segmentation"
+def _clamp_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+    points = [np.clip(np.reshape(one, (-1, 2)), 0, limit) for one in _good_polygons(record, limit)]
+    record["segmentation"] = [one.ravel().tolist() for one in points]
 
 
-def _drop_polygons(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        record = correction.raw.annotations[row]
-        record["segmentation"] = _good_polygons(record, correction.raw.limits[row])
-    return "dropped the polygon"
-
-
-def _clamp_polygons(correction: Correction, group: Group) -> str:
-    raw = correction.raw
-    for row in group.rows:
-        record, limit = raw.annotations[row], raw.limits[row]
-        points = [np.clip(np.reshape(one, (-1, 2)), 0, limit) for one in _good_polygons(record, limit)]
-        record["segmentation"] = [one.ravel().tolist() for one in points]
-    return "clamped the points to the image"
-
+_CROWD = each("annotations", _state_crowd, "1 where it said so, 0 otherwise")
+_EMPTIED = each("annotations", lambda record, _: record.update(segmentation=[]), "emptied the segmentation")
+_FEWER = each("annotations", _drop_polygons, "dropped the polygon")
 
 ACTIONS: dict[str, Action] = {
     "bbox_missing": _box_from_elsewhere,
@@ -176,21 +154,21 @@ ACTIONS: dict[str, Action] = {
     "looks_xyxy": _convert,
     "looks_centred": _convert,
     "looks_normalised": _convert,
-    "bbox_negative": _swap,
+    "bbox_negative": each("annotations", _swap, "swapped the corners"),
     "bbox_no_size": _box_of_mask,
     "bbox_wrong_by_mask": _box_of_mask,
     "bbox_outside": drop("annotations"),
-    "bbox_over_edge": _clamp,
+    "bbox_over_edge": each("annotations", _clamp, "clamped to the image"),
     "area_malformed": _area,
     "area_wrong": _area,
-    "iscrowd_missing": _crowd,
-    "iscrowd_malformed": _crowd,
-    "segmentation_malformed": _empty_masks,
-    "rle_misfit": _empty_masks,
+    "iscrowd_missing": _CROWD,
+    "iscrowd_malformed": _CROWD,
+    "segmentation_malformed": _EMPTIED,
+    "rle_misfit": _EMPTIED,
     "no_segmentation": drop("annotations"),
-    "polygon_points": _drop_polygons,
-    "polygon_not_finite": _drop_polygons,
-    "polygon_far": _drop_polygons,
-    "polygon_outside": _clamp_polygons,
+    "polygon_points": _FEWER,
+    "polygon_not_finite": _FEWER,
+    "polygon_far": _FEWER,
+    "polygon_outside": each("annotations", _clamp_polygons, "clamped the points to the image"),
 }
 """Kind of fault -> its correction."""

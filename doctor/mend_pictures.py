@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from doctor.correction import Action, Correction, drop
+from doctor.correction import Action, Correction, drop, each
 from doctor.masks import is_polygons
 from doctor.panoptic import map_of
 from doctor.report import Group
@@ -71,20 +71,11 @@ def _scale(record: dict, ratio: np.ndarray) -> None:
         record["segmentation"] = []
 
 
-def _swap_sides(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        record = correction.raw.images[row]
-        record["width"], record["height"] = record["height"], record["width"]
-    return "stated the other frame: swapped width and height, so that the boxes lie where they fit"
+def _swap_sides(record: dict) -> None:
+    record["width"], record["height"] = record["height"], record["width"]
 
 
 # ---- panoptic
-
-
-def _call_things(correction: Correction, group: Group) -> str:
-    for row in group.rows:
-        correction.raw.categories[row]["isthing"] = 1
-    return "called things"
 
 
 def _drop_segments(correction: Correction, group: Group) -> str:
@@ -121,9 +112,9 @@ ACTIONS: dict[str, Action] = {
     "image_truncated": _drop_images,
     "image_size": _take_size,
     "image_size_missing": _take_size,
-    "exif_other_frame": _swap_sides,
+    "exif_other_frame": each("images", _swap_sides, "stated the other frame: swapped width and height"),
     "image_in_both_splits": _drop_from_train,
-    "isthing_missing": _call_things,
+    "isthing_missing": each("categories", lambda record: record.update(isthing=1), "called things"),
     "segments_malformed": _drop_segments,
     "segment_id": _drop_segments,
     "image_without_segments": drop("images"),

@@ -12,8 +12,6 @@ from doctor.pictures import spread
 from doctor.report import Finding, Report
 from util.errors import UserError
 
-_LARGEST = (1 << 24) - 1
-
 
 class Segment(NamedTuple):
     """The place of a segment in a panoptic file: of its annotation, and of itself therein."""
@@ -39,30 +37,22 @@ def check_segments(raw: RawFile, report: Report) -> None:
         if not isinstance(segments, list):
             found.setdefault("segments_malformed", []).append(Segment(annotation, -1))
             continue
-        seen: set[int] = set()
+        seen: set[Any] = set()
         for place, segment in enumerate(segments):
-            name = _segment_fault(segment, seen, known)
+            one = segment if isinstance(segment, dict) else {}
+            number, category, area = (one.get(key) for key in ("id", "category_id", "area"))
+            if one is segment and (type(number) is not int or not 0 <= number < 1 << 24 or number in seen):
+                name = "segment_id"
+            elif type(category) is not int or (category in known and type(area) not in (int, float)):
+                name = "segments_malformed"
+            else:
+                name = "" if category in known else "dangling_category_id"
             if name:
                 found.setdefault(name, []).append(Segment(annotation, place))
+            if name != "segment_id":
+                seen.add(number)
     for name, places in found.items():
         report.add(name, path, places, on_segment(raw))
-
-
-def _segment_fault(segment: Any, seen: set[int], known: set[int]) -> str:
-    """The kind of what is wrong with a segment, '' where nothing is; its id is added to those seen."""
-    if not isinstance(segment, dict):
-        return "segments_malformed"
-    number, category = segment.get("id"), segment.get("category_id")
-    if type(number) is not int or not 0 <= number <= _LARGEST or number in seen:
-        return "segment_id"
-    seen.add(number)
-    if type(category) is not int:
-        return "segments_malformed"
-    if category not in known:
-        return "dangling_category_id"
-    if type(segment.get("area")) not in (int, float):
-        return "segments_malformed"
-    return ""
 
 
 def on_segment(raw: RawFile) -> Any:

@@ -6,8 +6,8 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -23,8 +23,9 @@ from datasets.images import (
     other_ending,
     what_lies_there,
 )
+from datasets.workers import process_map, usable_cores
 from doctor.columns import RawFile, show
-from doctor.report import Finding, Report
+from doctor.report import Finding, Report, text_finding
 from doctor.sources import Source
 from util.files import LONGEST, what_it_is
 
@@ -54,6 +55,11 @@ class Picture(NamedTuple):
     transparent: bool = False
     deep: bool = False
     range: float = 1.0
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height as viewers show it, turned by its EXIF tag."""
+        return self.frames[-1]
 
     @property
     def frames(self) -> list[tuple[int, int]]:
@@ -90,9 +96,7 @@ def _look(file: IO[bytes], whole: bool) -> Picture:
     try:
         with Image.open(file) as image:
             size = image.size
-            if (
-                whole or image.format != "PNG" or "exif" in image.info
-            ):  # PIL decodes a PNG to look for the tag
+            if whole or image.format != "PNG" or "exif" in image.info:  # else PIL decodes a PNG for the tag
                 orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             deep, share = image.mode in DEEP_MODES, 1.0
             transparent = is_transparent(image)
@@ -113,20 +117,17 @@ def _look(file: IO[bytes], whole: bool) -> Picture:
 
 def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
     """`work` of each item, in order; by several processes, with a progress bar, where there are many."""
-    if len(items) < _FEW or (os.cpu_count() or 1) == 1:
-        return list(map(work, items))
-    with ProcessPoolExecutor() as pool:
-        return list(_bar(pool.map(work, items, chunksize=16), len(items), title))
-
-
-def _bar(results: Iterable[R], total: int, title: str) -> Iterable[R]:
     from tqdm import tqdm
 
-    return tqdm(results, title, total, file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+    hidden = len(items) < _FEW or not sys.stderr.isatty()
+    with process_map(1 if len(items) < _FEW else usable_cores()) as mapper:
+        return list(
+            tqdm(mapper(work, items), title, len(items), file=sys.stderr, leave=False, disable=hidden)
+        )
 
 
 def check_names(raw: RawFile, report: Report, source: Source) -> None:
-    """Pictures that are not there; nothing is opened.
+    """Pictures that are not there, and those that no entry means; nothing is opened.
 
     Two entries whose different names were both found to mean one picture are missing as well: one of them
     means another. The rows of `image_missing` are pairs (place of the image, name of the file that is
@@ -153,7 +154,11 @@ def check_names(raw: RawFile, report: Report, source: Source) -> None:
         return Finding(None, raw.images[place].get("id"), value)
 
     report.add("image_missing", raw.path, missing, describe)
-    note_unlisted(raw, report, folder, filter(None, paths))
+    listed = {os.path.abspath(path) for path in paths if path}
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    others = [name for name in files if name.lower().endswith(PICTURE_ENDINGS)]
+    others = [os.path.relpath(name, folder) for name in others if os.path.abspath(name) not in listed]
+    report.add("not_listed", raw.path, sorted(others), text_finding)
 
 
 def check_listing(raw: RawFile, report: Report) -> None:
@@ -189,17 +194,20 @@ def check_pictures(
     read = spread(inspect, new, f"pictures of {raw.path.name}") if not headers else map(inspect_header, new)
     pictures.update(zip(new, read, strict=True))
     by_row = {row: pictures[path] for row, path in paths.items()}
-    found: dict[str, list[int]] = {}
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    seen = {}
     for row, picture in by_row.items():
-        name = _fault(picture, raw.sizes[row])
-        if name:
-            found.setdefault(name, []).append(row)
-    seen = {row: picture for row, picture in by_row.items() if picture.size and not picture.error}
-    found["image_thin"] = [
-        row for row, one in seen.items() if one.size and max(one.size) > 100 * min(one.size)
-    ]
-    found["image_deep"] = [row for row, one in seen.items() if one.deep]
-    found["image_transparent"] = [row for row, one in seen.items() if one.transparent]
+        if name := _fault(picture, raw.sizes[row]):
+            found[name].append(row)
+        if picture.size and not picture.error:
+            seen[row] = picture
+            odd = {
+                "image_thin": max(picture.size) > 100 * min(picture.size),
+                "image_deep": picture.deep,
+                "image_transparent": picture.transparent,
+            }
+            for name in (name for name, is_so in odd.items() if is_so):
+                found[name].append(row)
     if found["image_deep"] and max(seen[row].range for row in found["image_deep"]) < 1 / 8:
         found["image_dark"] = found["image_deep"]
     if not raw.panoptic and not report.doubts_boxes(raw.path):
@@ -225,16 +233,6 @@ def check_pictures(
             twice += [] if same_name else [row]
     report.add("image_twice", raw.path, twice, raw.on_image("file_name"), len(raw.images))
     return first
-
-
-def note_unlisted(raw: RawFile, report: Report, folder: Path, paths: Iterable[Path]) -> None:
-    """Pictures in the folder and below that no entry means."""
-    listed = {os.path.abspath(path) for path in paths}
-    others = []
-    for place, _, files in os.walk(folder):
-        names = [os.path.join(place, name) for name in files if name.lower().endswith(PICTURE_ENDINGS)]
-        others += [os.path.relpath(name, folder) for name in names if os.path.abspath(name) not in listed]
-    report.add("not_listed", raw.path, sorted(others), lambda row: Finding(None, None, row))
 
 
 def _fault(picture: Picture, stated: np.ndarray) -> str:

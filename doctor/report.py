@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,11 @@ class Finding(NamedTuple):
     annotation_id: Any
     image_id: Any
     value: str
+
+
+def text_finding(text: Any) -> Finding:
+    """A finding that is told by a text alone."""
+    return Finding(None, None, str(text))
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Report:
 
     def tell(self, name: str, file: Path, value: str) -> None:
         """Add one finding on the file as a whole."""
-        self.add(name, file, [0], lambda row: Finding(None, None, value))
+        self.add(name, file, [value], text_finding)
 
     def doubts_boxes(self, file: Path) -> bool:
         """Whether the boxes of a file are written in another convention than COCO's."""
@@ -141,11 +146,19 @@ class Report:
         chosen = [group for group in self.groups if worst <= group.level <= best]
         return sorted(chosen, key=lambda group: (group.level, _ORDER[group.name]))
 
-    def lines(self, notes: bool = True) -> list[str]:
+    def lines(self) -> list[str]:
         """The report as text, worst first."""
         lines = list(self.summary)
-        for group in [*self.faults, *(self.notes if notes else ())]:
-            lines += ["", *_group_lines(group)]
+        for group in [*self.faults, *self.notes]:
+            lines.append(f"\n{group.level.name.lower()}: {group.kind.title} ({group.count}) in {group.file}")
+            lines.append(f"  {group.kind.why} {group.kind.advice}".rstrip())
+            findings = list(group.findings(EXAMPLES))
+            more = f"… and {group.count - EXAMPLES} more" if group.count > EXAMPLES else ""
+            if group.level == Level.NOTE and all(one[:2] == (None, None) for one in findings):
+                names = ", ".join(one.value for one in findings)  # in one line
+                lines.append(f"    {names} {more}".rstrip())
+                continue
+            lines += [f"    {finding_line(finding)}" for finding in findings] + [f"    {more}"] * bool(more)
         notes_found = count(len(self.notes), "note")
         return [*lines, "", f"{self.tally}, {notes_found}: {', '.join(map(str, self.files))}"]
 
@@ -176,21 +189,6 @@ class Report:
                 for group in [*self.faults, *self.notes]
             ],
         }
-
-
-def _group_lines(group: Group) -> Iterable[str]:
-    kind = group.kind
-    yield f"{group.level.name.lower()}: {kind.title} ({group.count}) in {group.file}"
-    yield f"  {kind.why} {kind.advice}".rstrip()
-    findings = list(group.findings(EXAMPLES))
-    if group.level == Level.NOTE and all(f.annotation_id is None and f.image_id is None for f in findings):
-        more = f" … and {group.count - EXAMPLES} more" if group.count > EXAMPLES else ""
-        yield f"    {', '.join(finding.value for finding in findings)}{more}"  # names, in one line
-        return
-    for finding in findings:
-        yield f"    {finding_line(finding)}"
-    if group.count > EXAMPLES:
-        yield f"    … and {group.count - EXAMPLES} more"
 
 
 def finding_line(finding: Finding) -> str:

@@ -1,10 +1,11 @@
-"""An annotation file and the pictures that belong to it."""
+"""An annotation file, the pictures that belong to it, and what has been learned of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets.images import find_picture
 
@@ -32,3 +33,21 @@ class Source:
         if name in self.placed:
             return self.placed[name]
         return find_picture(self.images, name) if self.images is not None else None
+
+
+@dataclass
+class Files:
+    """What is known of the files beside the annotations, so that none is read twice.
+
+    Attributes:
+        headers: 0: pictures and PNGs are read whole. Otherwise only the headers of pictures are, of at most
+            so many a file.
+        pictures: path -> doctor.pictures.Picture.
+        maps: path of a panoptic PNG -> doctor.panoptic.Map.
+        painted: path of a panoptic PNG -> what a corrected copy holds in its place.
+    """
+
+    headers: int = 0
+    pictures: dict[Path, Any] = field(default_factory=dict)
+    maps: dict[Path, Any] = field(default_factory=dict)
+    painted: dict[Path, bytes] = field(default_factory=dict)

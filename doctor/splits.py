@@ -38,17 +38,19 @@ def split_of_folders(parts: Iterable[str]) -> str:
 def lists_of(source: Path) -> dict[str, list[str]]:
     """Split -> the lines of its list: train.txt and the like, in the folder or in ImageSets/Main below it.
 
-    A trainval.txt counts where there is no train.txt.
+    In ImageSets lists of each class, such as car_train.txt, count where there is none of all. A trainval.txt
+    counts where there is no train.txt.
     """
-    folders = [source / "ImageSets" / "Main", source / "ImageSets", source]
-    for folder in folders:
+    for folder in (source / "ImageSets" / "Main", source / "ImageSets", source):
         files = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
-        if "train" in files:
-            files.pop("trainval", None)
-        found = {stem: file for stem, file in files.items() if stem in _WORDS}
+        found = [(file, stem) for stem, file in files.items() if stem in _WORDS]
+        if not found and folder != source:
+            words = [(file, stem.rpartition("_")[2]) for stem, file in files.items()]
+            found = [(file, word) for file, word in words if word in _WORDS]
         lists: dict[str, list[str]] = {}
-        for stem, file in found.items():
-            lists.setdefault(_WORDS[stem], []).extend(lines_of(file))
+        for file, word in found:
+            if word != "trainval" or "train" not in [other for _, other in found]:
+                lists.setdefault(_WORDS[word], []).extend(lines_of(file))
         if lists:
             return lists
     return {}

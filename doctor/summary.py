@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from doctor.report import count
@@ -24,9 +23,8 @@ class Tally:
     def __str__(self) -> str:
         total = sum(self.objects.values())
         classes = ", ".join(f"{name} {number}" for name, number in sorted(self.objects.items()))
-        return (
-            f"{count(self.pictures, 'picture')}, {count(total, 'object')}{f' ({classes})' if classes else ''}"
-        )
+        shown = f" ({classes})" if classes else ""
+        return f"{count(self.pictures, 'picture')}, {count(total, 'object')}{shown}"
 
 
 @dataclass
@@ -91,20 +89,9 @@ class Summary:
             for loss in gone:
                 verb = "merged" if loss.merged else "dropped"
                 lines.append(f"    {verb}: {loss.tally}: {loss.reason}")
-            lines += [f"    unexplained: {name}" for name in _difference(before, after, gone)]
+            expected = sum((loss.tally for loss in gone), after)
+            differences = [("pictures", before.pictures - expected.pictures)]
+            names = sorted(before.objects.keys() | expected.objects.keys())
+            differences += [(name, before.objects[name] - expected.objects[name]) for name in names]
+            lines += [f"    unexplained: {number:+d} {name}" for name, number in differences if number]
         return lines
-
-    def agrees(self) -> bool:
-        """Whether the losses explain every difference."""
-        return not any(line.startswith("    unexplained") for line in self.lines())
-
-
-def _difference(before: Tally, after: Tally, losses: Iterable[Loss]) -> list[str]:
-    expected = sum((loss.tally for loss in losses), after)
-    found = (
-        [f"{before.pictures - expected.pictures:+d} pictures"] if before.pictures != expected.pictures else []
-    )
-    for name in sorted(before.objects.keys() | expected.objects.keys()):
-        if before.objects[name] != expected.objects[name]:
-            found.append(f"{before.objects[name] - expected.objects[name]:+d} {name}")
-    return found

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 import predict
 from datasets.panoptic_png import read_ids
 from inference.pictures import read_picture
+from tests.doctor.red_rectangles import SPECIAL, save_special
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL, VAL_SIZES, Prepared, assert_one_line, run
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.reference.settings import build, parse
@@ -82,30 +84,44 @@ def assert_same_results(one: list[dict[str, Any]], other: list[dict[str, Any]]) 
 # --- What is written -----------------------------------------------------------------------------------
 
 
+def special_set(root: Path, source: Path) -> Path:
+    """Pictures of a set's validation split as files of other kinds, with their objects."""
+    (root / "val2017").mkdir(parents=True)
+    for name in ("train2017", "annotations"):
+        shutil.copytree(source / name, root / name)
+    file = root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    images, objects = [], []
+    for number, kind in enumerate(SPECIAL, 1):
+        image = content["images"][number % len(content["images"])]
+        pixels = np.asarray(Image.open(source / "val2017" / image["file_name"]))
+        path = save_special(pixels, root / "val2017" / f"{number}.x", kind)
+        images.append({**image, "id": number, "file_name": path.name})
+        for one in content["annotations"]:
+            if one["image_id"] == image["id"]:
+                objects.append({**one, "id": len(objects) + 1, "image_id": number})
+    file.write_text(json.dumps({**content, "images": images, "annotations": objects}))
+    return root
+
+
+@pytest.mark.parametrize("special", [False, True])
 def test_results_of_every_query_have_the_figures_of_an_evaluation(
-    prepared: Prepared, checkpoint: Path, tmp_path: Path
+    prepared: Prepared, checkpoint: Path, tmp_path: Path, special: bool
 ) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    words = [
-        "--coco_path",
-        prepared.root,
-        "--eval",
-        "--resume",
-        checkpoint,
-        "--output_dir",
-        tmp_path / "eval",
-    ]
+    root = special_set(tmp_path / "set", prepared.root) if special else prepared.root
+    words = ["--coco_path", root, "--eval", "--resume", checkpoint, "--output_dir", tmp_path / "eval"]
     assert run(*words) == 0
     expected = torch.load(tmp_path / "eval" / "eval.pth", weights_only=False)
-    pictures = prepared.root / "val2017"
+    pictures = root / "val2017"
     words = ["--resume", checkpoint, pictures, "--threshold", 0, "--json", "--output_dir", tmp_path]
     assert predicted(*words, "--no_pictures") == 0
-    assert len(results(tmp_path)) == 10 * len(VAL_SIZES)
+    assert len(results(tmp_path)) == 10 * len(SPECIAL if special else VAL_SIZES)
     assert not list(tmp_path.glob("*.jpg"))
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(prepared.root / "annotations" / "instances_val2017.json"))
+        truth = COCO(str(root / "annotations" / "instances_val2017.json"))
         evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

@@ -83,17 +83,15 @@ def _files(place: Path, notes: list[str]) -> list[Path]:
         return [place]
     everything = sorted(file for file in place.rglob("*.json") if not file.name.startswith("."))
     files = [file for file in everything if file.stem.startswith("instances")]
-    files = files or [file for file in everything if _holds_instances(file)]
+    for file in everything if not files else []:
+        raw = read_raw(file, Report())
+        if raw is not None and not raw.panoptic and "caption" not in raw.annotations[0]:
+            files.append(file)
     if not files:
         raise UserError(f"{place}: no COCO file below it: images, annotations and categories in one JSON")
     if left := [file.name for file in everything if file not in files]:
         notes.append(f"not read, since they hold no instances: {', '.join(left[:10])}")
     return files
-
-
-def _holds_instances(file: Path) -> bool:
-    raw = read_raw(file, Report())
-    return raw is not None and not raw.panoptic and not {"caption"} & raw.annotations[0].keys()
 
 
 def _locate(raw: RawFile, file: Path, images: Path | None) -> list[Path | None]:
@@ -104,27 +102,23 @@ def _locate(raw: RawFile, file: Path, images: Path | None) -> list[Path | None]:
     folders = [images] if images else [folder for folder in near if folder.is_dir()]
     names = raw.names
     named: dict[str, list[Path]] = {}
-    for path in pictures_below(images or root):
-        named.setdefault(path.name.casefold(), []).append(path)
-    found = [_look(str(name), folders, named) if name else None for name in names]
+    for one in pictures_below(images or root):
+        named.setdefault(one.name.casefold(), []).append(one)
+    found: list[Path | None] = []
+    for name in (str(name) if name else None for name in names):
+        path: Path | None = None
+        if name is not None:  # as it is, spelled otherwise, or the only picture below that is called so
+            exact = (folder / name for folder in folders if os.path.isfile(folder / name))
+            spelled = filter(None, (find_picture(folder, name) for folder in folders))
+            called = named.get(Path(name.replace("\\", "/")).name.casefold(), ())
+            path = next(exact, None) or next(spelled, None) or (called[0] if len(called) == 1 else None)
+        found.append(path)
     if not any(found):
         shown = what_lies_there(folders[0], str(names[0]))
         raise UserError(
             f"{file}: none of its pictures was found, such as {names[0]}; {shown}: pass --images FOLDER"
         )
     return found
-
-
-def _look(name: str, folders: Sequence[Path], named: Mapping[str, Sequence[Path]]) -> Path | None:
-    """As it is in one of the folders, spelled otherwise, or the only picture below that is called so."""
-    for folder in folders:
-        if os.path.isfile(folder / name):
-            return folder / name
-    for folder in folders:
-        if path := find_picture(folder, name):
-            return path
-    called = named.get(Path(name.replace("\\", "/")).name.casefold(), ())
-    return called[0] if len(called) == 1 else None
 
 
 class _Joined:
@@ -175,7 +169,15 @@ class _Joined:
                     f"{raw.path}: image id {number} is that of several pictures: give each its own"
                 )
             places[number] = here
-        moved = self._add_categories(raw)
+        moved: dict[int, int] = {}  # category id of the file -> of all
+        times: Counter[str] = Counter()
+        for record in raw.categories:
+            name = str(record.get("name"))
+            times[name] += 1  # the nth class of a name is that of the other files
+            if (key := (name, times[name])) not in self._classes:
+                self._classes[key] = self._number("categories", record["id"])
+                self.categories.append({**record, "id": self._classes[key]})
+            moved.setdefault(record["id"], self._classes[key])
         for row, (record, label) in enumerate(zip(raw.annotations, names, strict=True)):
             if row in unresolved or record["image_id"] not in places or record["category_id"] not in moved:
                 lose(
@@ -193,20 +195,6 @@ class _Joined:
             )
             self.labels.append(label)
         return list(lost.items())
-
-    def _add_categories(self, raw: RawFile) -> dict[int, int]:
-        """Category id of a file -> of all; the nth class of a name is that of the other files."""
-        moved: dict[int, int] = {}
-        times: Counter[Any] = Counter()
-        for record in raw.categories:
-            name = str(record.get("name"))
-            times[name] += 1
-            key = (name, times[name])
-            if key not in self._classes:
-                self._classes[key] = self._number("categories", record["id"])
-                self.categories.append({**record, "id": self._classes[key]})
-            moved.setdefault(record["id"], self._classes[key])
-        return moved
 
     def _number(self, section: str, wanted: int) -> int:
         """The id that is wanted, or a free one."""

@@ -14,6 +14,7 @@ from doctor.pictures import Picture as Header
 from doctor.pictures import inspect_header
 from doctor.summary import Tally
 from util.errors import UserError
+from util.file_contents import what_it_is
 
 _FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a limit overflow
 
@@ -113,31 +114,26 @@ def header_of(path: Path) -> Header:
     return header
 
 
-def shown_size(header: Header) -> tuple[int, int]:
-    """Width and height of a picture as viewers show it, turned by its EXIF tag."""
-    return header.frames[-1]
-
-
 def as_seen(path: Path, header: Header, objects: list[Object], split: str) -> Picture:
     """A picture whose objects were drawn on it as viewers show it.
 
     Training sees it in the frame that its annotations state. Where the sizes of both frames are equal it is
     seen as stored, and the objects are turned back.
     """
-    shown = shown_size(header)
-    if header.orientation > 1 and shown == header.size:
-        objects = [_as_stored(one, header) for one in objects]
-    return Picture(path, shown, objects, split)
-
-
-def _as_stored(one: Object, header: Header) -> Object:
-    x, y, w, h = one.box
-    corners = stored_points([[x, y], [x + w, y + h]], header)
-    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    polygon = stored_points(np.reshape(one.polygon, (-1, 2)), header).ravel().tolist()
-    points = np.reshape(one.keypoints, (-1, 3)).astype(float)
-    points[:, :2] = np.where(points[:, 2:] > 0, stored_points(points[:, :2], header), points[:, :2])
-    return Object(one.name, (left, top, right - left, bottom - top), polygon, points.ravel().tolist())
+    if header.orientation == 1 or header.shown != header.size:
+        return Picture(path, header.shown, objects, split)
+    turned = []
+    for one in objects:
+        x, y, w, h = one.box
+        corners = stored_points([[x, y], [x + w, y + h]], header)
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        polygon = stored_points(np.reshape(one.polygon, (-1, 2)), header).ravel().tolist()
+        points = np.reshape(one.keypoints, (-1, 3)).astype(float)
+        seen = points[:, 2:] > 0
+        points[:, :2] = np.where(seen, stored_points(points[:, :2], header), points[:, :2])
+        box = (left, top, right - left, bottom - top)
+        turned.append(Object(one.name, box, polygon, points.ravel().tolist()))
+    return Picture(path, header.shown, turned, split)
 
 
 def stored_points(points: Any, header: Header) -> np.ndarray:
@@ -167,5 +163,7 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: {what_it_is(path.read_bytes()) or error}") from error
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error

@@ -75,7 +75,21 @@ def _read_region(region: Any, where: str, names: Sequence[str]) -> Object:
     if not shape:
         raise UserError(f"{where} has no shape_attributes: draw it anew, or take it out")
     try:
-        return _object(name, shape)
+        if shape["name"] == "rect":
+            return of_box(name, *(float(shape[key]) for key in ("x", "y", "width", "height")))
+        if shape["name"] in ("polygon", "polyline"):
+            sides = [np.array(shape[key], dtype=np.float64) for key in ("all_points_x", "all_points_y")]
+            return of_polygon(name, np.stack(sides, axis=1))
+        if shape["name"] not in ("circle", "ellipse"):
+            raise ValueError("only rect, polygon, polyline, circle and ellipse have an area")
+        x, y, turn = float(shape["cx"]), float(shape["cy"]), float(shape.get("theta", 0))
+        long, short = (float(shape[key if key in shape else "r"]) for key in ("rx", "ry"))
+        check_near((x, y, turn, long, short))
+        angle = np.arange(_CORNERS) * 2 * np.pi / _CORNERS
+        along, across = long * np.cos(angle), short * np.sin(angle)
+        xs = x + along * np.cos(turn) - across * np.sin(turn)
+        ys = y + along * np.sin(turn) + across * np.cos(turn)
+        return of_polygon(name, np.stack([xs, ys], axis=1))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         kind, reason = show(shape.get("name")), f"{type(error).__name__}: {error}"
         raise UserError(f"{where}: a {kind} gives no object ({reason})") from error
@@ -88,25 +102,6 @@ def _part(region: Any, key: str, where: str) -> dict[str, Any]:
         return part
     what = f"its {key}" if isinstance(region, dict) else "it"
     raise UserError(f"{where}: {what} must be a JSON object, not {show(part)}")
-
-
-def _object(name: str, shape: dict[str, Any]) -> Object:
-    kind = shape["name"]
-    if kind == "rect":
-        return of_box(name, *(float(shape[key]) for key in ("x", "y", "width", "height")))
-    if kind in ("polygon", "polyline"):
-        sides = [np.array(shape[key], dtype=np.float64) for key in ("all_points_x", "all_points_y")]
-        return of_polygon(name, np.stack(sides, axis=1))
-    if kind in ("circle", "ellipse"):
-        x, y, turn = float(shape["cx"]), float(shape["cy"]), float(shape.get("theta", 0))
-        long, short = (float(shape[key if key in shape else "r"]) for key in ("rx", "ry"))
-        check_near((x, y, turn, long, short))
-        angle = np.arange(_CORNERS) * 2 * np.pi / _CORNERS
-        along, across = long * np.cos(angle), short * np.sin(angle)
-        xs = x + along * np.cos(turn) - across * np.sin(turn)
-        ys = y + along * np.sin(turn) + across * np.cos(turn)
-        return of_polygon(name, np.stack([xs, ys], axis=1))
-    raise ValueError("only rect, polygon, polyline, circle and ellipse have an area")
 
 
 def _class_name(attributes: dict[str, Any], names: Sequence[str]) -> str:

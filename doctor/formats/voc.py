@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -40,16 +41,19 @@ def read(source: Path, one_based: bool = False) -> Reading:
     if not files:
         raise UserError(f"{source}: no XML files there, nor in Annotations/")
     listed: dict[str, str] = {}
-    for split, lines in sorted(
-        lists_of(source).items()
-    ):  # test before train, which must not have its pictures
-        listed.update({line.split()[0]: split for line in lines if line.split()[0] not in listed})
+    known = {file.stem for file in files}
+    for split, lines in sorted(lists_of(source).items()):  # test first: train must not have its pictures
+        for line in lines:
+            names = [line, line.rpartition(" ")[0]]  # lists of a class end their lines with 1, 0 or -1
+            stems = [Path(name.strip(' "')).name for name in names]
+            stems += [os.path.splitext(stem)[0] for stem in stems]
+            listed.setdefault(next((stem for stem in stems if stem in known), line), split)
     pictures = []
     for file in files:
         split = listed.get(file.stem, "") or split_of_folders(file.relative_to(source).parts[:-1])
         pictures.append(_read_file(file, source, split, one_based))
-    known = {picture.path.resolve() for picture in pictures}
-    others = sum(path.resolve() not in known for path in pictures_below(source))
+    used = {picture.path.resolve() for picture in pictures}
+    others = sum(path.resolve() not in used for path in pictures_below(source))
     return Reading(pictures, lost=[("pictures without an XML file", Tally(others))] if others else [])
 
 
@@ -59,7 +63,16 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
     except ElementTree.ParseError as error:
         raise UserError(f"{file} is no valid XML: {error}") from error
     path = _picture(file, source, root.findtext("filename", "").strip())
-    size = _size(root, file)
+    texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    try:
+        sides = [float(text or 0) for text in texts]  # 0: the file does not say
+        check_near(sides)
+        if min(sides) < 0:
+            raise ValueError
+    except ValueError:
+        what = f"width and height must be numbers of pixels, or left out, not {show(texts)}"
+        raise UserError(f"{file}: {what}") from None
+    size = int(sides[0]), int(sides[1])
     objects = [_read_object(one, file, one_based) for one in root.iter("object")]
     if not all(size):
         header = header_of(path)
@@ -69,26 +82,13 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
     return Picture(path, size, objects, split)
 
 
-def _size(root: ElementTree.Element, file: Path) -> tuple[int, int]:
-    """Width and height as the file says; 0 where it does not."""
-    texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
-    try:
-        sides = [float(text or 0) for text in texts]
-        check_near(sides)
-        if min(sides) < 0:
-            raise ValueError
-    except ValueError:
-        what = f"width and height must be numbers of pixels, or left out, not {show(texts)}"
-        raise UserError(f"{file}: {what}") from None
-    return int(sides[0]), int(sides[1])
-
-
 def _picture(file: Path, source: Path, name: str) -> Path:
     """The picture of an XML file, by the name in it or by its own."""
     names = [name] if name else []
     names += [file.stem + ending for ending in PICTURE_ENDINGS]
-    below = file.parent.parent  # images/ beside Annotations/ of a split
-    folders = (source / "JPEGImages", source / "images", file.parent, below / "images", below / "JPEGImages")
+    places = ("JPEGImages", "images", "data")  # beside Annotations/ or labels/, of a split or of all
+    folders = [source / place for place in places] + [file.parent]
+    folders += [file.parent.parent / place for place in places]
     for one in names:
         for folder in folders:
             if path := find_picture(folder, one):

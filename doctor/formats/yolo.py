@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +23,6 @@ from doctor.formats.record import (
     of_polygon,
     pictures_below,
     read_text,
-    shown_size,
 )
 from doctor.splits import lines_of, lists_of, split_of_folders
 from doctor.summary import Tally
@@ -55,7 +55,12 @@ def read(source: Path, names: Mapping[int, str] | None = None) -> Reading:
                 break
     if names is None:
         names = _numbered(content["names"], yaml) if yaml and "names" in content else class_names(source)
-    keypoints = _keypoints(content, yaml)
+    shape, keypoints = content.get("kpt_shape"), None  # number of keypoints, numbers of each
+    if shape is not None:
+        if not isinstance(shape, list) or [*map(type, shape)] != [int, int] or shape[1] not in (2, 3):
+            what = f"kpt_shape must be [number of keypoints, 2 or 3], not {show(shape)}"
+            raise UserError(f"{yaml}: {what}")
+        keypoints = shape[0], shape[1]
     reading = Reading([], list(names.values()))
     paths = _splits(source, content, reading)
     if not paths:
@@ -65,7 +70,7 @@ def read(source: Path, names: Mapping[int, str] | None = None) -> Reading:
         label, header = labels.of(path), header_of(path)
         lines = enumerate(read_text(label).splitlines() if label else [], 1)
         objects = [
-            _read_line(line, shown_size(header), names, keypoints, f"{label}, line {number}")
+            _read_line(line, header.shown, names, keypoints, f"{label}, line {number}")
             for number, line in lines
             if line.strip()
         ]
@@ -175,22 +180,17 @@ class _Labels:
 
     def all_below(self, source: Path) -> list[Path]:
         """All text files whose first line is that of a label."""
-        files = (
-            file for file in sorted(source.rglob("*")) if file.suffix.lower() == ".txt" and file.is_file()
-        )
-        return [file for file in files if _looks_like_label(file)]
+        files = []
+        for file in sorted(source.rglob("*")):
+            if file.suffix.lower() == ".txt" and file.is_file():
+                words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+                with contextlib.suppress(ValueError):  # words: a list of files, or names of classes
+                    files += [file] if len(list(map(float, words))) > 4 else []
+        return files
 
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name))
-
-
-def _looks_like_label(file: Path) -> bool:
-    words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
-    try:
-        return len(list(map(float, words))) > 4
-    except ValueError:
-        return False
 
 
 # ---- data.yaml and classes.txt
@@ -234,16 +234,6 @@ def _yaml(file: Path) -> dict[str, Any]:
     except Exception as error:  # PyYAML lets through what a faulty date or number or deep nesting raises
         raise UserError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}
-
-
-def _keypoints(content: Mapping[str, Any], file: Path | None) -> tuple[int, int] | None:
-    """(number of keypoints, numbers of each) of pose labels; None where labels hold none."""
-    shape = content.get("kpt_shape")
-    if shape is None:
-        return None
-    if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3) or type(shape[0]) is not int:
-        raise UserError(f"{file}: kpt_shape must be [number of keypoints, 2 or 3], not {show(shape)}")
-    return shape[0], shape[1]
 
 
 def _read_line(

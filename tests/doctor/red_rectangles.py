@@ -42,6 +42,33 @@ def save_picture(path: Path, number: int, size: tuple[int, int] = SIZE, orientat
     image.transpose(flip).save(path, exif=exif)
 
 
+SPECIAL = {
+    "16 bits": ".png", "32 bits": ".tif", "floats": ".tif", "grey and alpha": ".png", "palette": ".png",
+    "CMYK": ".jpg", "animated": ".gif",
+}  # fmt: skip
+"""Kinds of pictures that differ from ordinary ones of 8 bits -> the ending of their files."""
+
+
+def save_special(pixels: np.ndarray, path: Path, kind: str) -> Path:
+    """A picture [h, w, 3] as one of the kinds, under the name that has its ending."""
+    path, grey, image = path.with_suffix(SPECIAL[kind]), pixels[..., 0], Image.fromarray(pixels)
+    if kind == "16 bits":
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    elif kind == "32 bits":
+        Image.fromarray(grey.astype(np.int32) * 257).save(path)
+    elif kind == "floats":
+        Image.fromarray((grey / 255).astype(np.float32)).save(path)
+    elif kind == "grey and alpha":
+        Image.fromarray(np.dstack([grey, 255 * (grey > 100)]).astype(np.uint8), "LA").save(path)
+    elif kind == "palette":
+        image.quantize(16).save(path, transparency=3)
+    elif kind == "CMYK":
+        image.convert("CMYK").save(path)
+    else:
+        image.save(path, save_all=True, append_images=[Image.fromarray(255 - pixels)])
+    return path
+
+
 def coco_of(count: int, first: int = 0, name: Callable[[int], str] = "{}.png".format) -> dict[str, Any]:
     """A COCO file of pictures `first` to `first + count - 1`, each with its box; image ids are number + 1."""
     numbers = range(first, first + count)

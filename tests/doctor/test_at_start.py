@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import main
 from doctor import at_start
 from doctor.at_start import check_at_start, training_sources
 from tests.helpers import TINY
 from tests.spoiled import SPOILED, TRAIN, CleanSet, put, spoil, write_clean, write_files
 from tests.spoiled_panoptic import PANOPTIC, spoil_panoptic, write_clean_panoptic
-from tests.util.test_processes import start
 from util.errors import UserError
 
 
@@ -156,12 +156,16 @@ def test_missing_files_are_named_by_their_flag(clean: CleanSet, tmp_path: Path) 
             training_sources("coco", root)
 
 
-def test_of_several_processes_one_looks_and_all_end(clean: CleanSet, tmp_path: Path) -> None:
+def test_of_several_processes_one_looks_and_the_others_wait(
+    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = spoil("bbox of three", clean, tmp_path / "set")
-    (first, told, _), (second, lines, _) = start(
-        tmp_path, ["main.py", *TINY.split(), "--coco_path", made.root, "--epochs", 1]
-    )
-    assert (first, second) == (2, 1)
-    (line,) = told
-    assert "annotation id 105, image id 12" in line
-    assert "Traceback" in lines[0], "the other one was waiting"
+    args = main.get_args_parser().parse_args([*TINY.split(), "--coco_path", str(made.root)])
+    waiting: list[bool] = []
+    monkeypatch.setattr(main, "barrier", lambda: waiting.append(True))
+    monkeypatch.setattr(main, "is_main_process", lambda: False)
+    main.check_data(args)
+    assert waiting
+    monkeypatch.setattr(main, "is_main_process", lambda: True)
+    with pytest.raises(UserError, match="annotation id 105, image id 12"):
+        main.check_data(args)

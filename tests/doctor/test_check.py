@@ -14,7 +14,7 @@ from datasets.coco import CocoDetection
 from datasets.coco_panoptic import CocoPanoptic
 from doctor.__main__ import run
 from doctor.boxes import find_convention, to_corners
-from doctor.check import check_annotations, check_dataset, find_sources
+from doctor.check import check_dataset, find_sources
 from doctor.columns import RawFile
 from doctor.fix import MENDED, write_corrected
 from doctor.kinds import KINDS, Level
@@ -28,6 +28,11 @@ from util.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+
+
+def checked(path, images=None, num_classes=None):
+    """The checks of one annotation file that open no picture."""
+    return check_dataset({"": Source(path, images)}, num_classes, decode=False)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +364,7 @@ def test_extents_of_masks_agree_with_pycocotools(tmp_path):
     extents, faults = measure(raw)
     x, y, w, h = pycocotools.mask.toBbox(masks).T
     np.testing.assert_array_equal(extents.boxes, np.stack([x, y, x + w, y + h], axis=1))
-    assert not any(column.any() for column in faults)
+    assert not any(column.any() for column in faults.values())
 
 
 def test_the_convention_of_honest_boxes_is_not_doubted():
@@ -409,9 +414,9 @@ def test_the_command(clean, tmp_path, capsys):
 
 
 def test_a_file_by_itself(clean, tmp_path):
-    report = check_annotations(clean.root / TRAIN)
+    report = checked(clean.root / TRAIN)
     assert (report.status, report.faults) == (0, [])
-    report = check_annotations(clean.root / TRAIN, clean.root / "val2017", num_classes=3)
+    report = checked(clean.root / TRAIN, clean.root / "val2017", num_classes=3)
     assert [group.name for group in report.fatal] == ["category_range", "image_missing"]
     assert report.one_line().startswith(
         f"{clean.root / TRAIN}: a category id that the model has no class for"
@@ -420,7 +425,7 @@ def test_a_file_by_itself(clean, tmp_path):
         "category id 3 ('gear'); --num_classes 3, given or of the model, holds 0 to 2; --num_classes 4 holds "
         "all (and 6 faults more). Pass --num_classes" in report.one_line()
     )
-    nothing = check_annotations(tmp_path / "none.json")
+    nothing = checked(tmp_path / "none.json")
     assert nothing.status == 2 and "no annotation file" in nothing.one_line()
 
 
@@ -438,10 +443,10 @@ def test_a_file_by_itself(clean, tmp_path):
 def test_files_that_are_no_coco_files(text, kind, value, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(text)
-    report = check_annotations(path)
+    report = checked(path)
     assert value in found(report, kind)[0].value
     path.write_bytes(b"\xff\xfe\x00")
-    assert found(check_annotations(path), "unreadable_json")
+    assert found(checked(path), "unreadable_json")
 
 
 # ---- real photographs
@@ -457,7 +462,7 @@ def test_real_sets_pass(name):
 @needs_shared
 def test_the_known_defects_of_real_sets_are_found(tmp_path):
     annotations = SHARED / "bccd" / "annotations" / "raw_instances_train2017.json"
-    report = check_annotations(annotations)
+    report = checked(annotations)
     content = json.loads(annotations.read_text())
     names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
     defects = json.loads((SHARED / "bccd" / "defects.json").read_text())["defects"]
@@ -466,7 +471,7 @@ def test_the_known_defects_of_real_sets_are_found(tmp_path):
     assert {names[finding.image_id] for finding in found(report, "bbox_no_size")} == expected
 
     origin = SHARED / "panopticapi_samples" / "origin" / "panoptic_coco_detection_format.json"
-    report = check_annotations(origin)
+    report = checked(origin)
     assert [group.name for group in report.faults] == ["annotation_id_zero"]
     write_corrected({"": Source(origin)}, tmp_path / "fixed", decode=False)
-    assert check_annotations(tmp_path / "fixed" / TRAIN).faults == []
+    assert checked(tmp_path / "fixed" / TRAIN).faults == []

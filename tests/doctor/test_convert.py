@@ -289,7 +289,7 @@ def test_names_of_data_yaml(text, with_yaml, coco, tmp_path):
         ("names: []", "data.yaml has no names of classes: pass --names"),
         ("names: [2020-99-99]", "data.yaml is no valid YAML: month must be in"),
         (f"names: [{'9' * 5000}]", "data.yaml is no valid YAML: "),
-        ("[" * 20_000, "data.yaml is no valid YAML: .*recursion"),
+        ("[" * 700, "data.yaml is no valid YAML: .*recursion"),
         ("names: 3", "no data.yaml with names"),
         ("only text", "no data.yaml with names"),
     ],
@@ -502,7 +502,8 @@ def test_real_blood_cells_there_and_back(tmp_path):
     for split in ("train", "val"):
         content = load(root, f"annotations/instances_{split}2017.json")
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        before[split] = {names[image_id]: pairs for image_id, pairs in objects(content).items()}
+        everything = {names[image_id]: pairs for image_id, pairs in objects(content).items()}
+        before[split] = dict(sorted(everything.items())[:20])
         for name, pairs in before[split].items():
             text = ""
             for label, (x, y, w, h) in pairs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import sys
 import unicodedata
@@ -27,11 +28,13 @@ from doctor.numbering import Numbering
 from inference.pictures import View, listed_views, read_picture
 from tests.doctor.red_rectangles import (
     SIZE,
+    SPECIAL,
     box_of,
     coco_of,
     hashes,
     landed,
     save_picture,
+    save_special,
     write_coco,
     write_json,
 )
@@ -83,18 +86,21 @@ def test_collected_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("size", [SIZE, (80, 80)])
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["yolo", "outline", "via", "coco"])
-def test_photographs_of_any_orientation(form: str, orientation: int, size: tuple, tmp_path: Path) -> None:
-    source, shown = tmp_path / "source", size
+def test_photographs_of_any_orientation(form: str, size: tuple[int, int], tmp_path: Path) -> None:
+    source, count = tmp_path / "source", 10
     regions: dict[str, Any] = {}
-    for number in range(4):
-        split = "train" if number < 3 else "val"
-        save_picture(source / "images" / split / f"{number}.png", number, shown, orientation)
+    for number in range(count):
+        split, orientation = "train" if number < 8 else "val", 1 + number % 8
+        if form == "coco" and (size == (80, 80) or orientation in (2, 3, 4)):
+            orientation = (
+                1  # it states the size as shown; where both frames have it, it means the one as stored
+            )
+        save_picture(source / "images" / split / f"{number}.png", number, size, orientation)
         x, y, w, h = box_of(number)
         corners = [x, y, x + w, y, x + w, y + h, x, y + h]
         numbers = [x + w / 2, y + h / 2, w, h] if form == "yolo" else corners
-        text = " ".join(str(value / shown[i % 2]) for i, value in enumerate(numbers))
+        text = " ".join(str(value / size[i % 2]) for i, value in enumerate(numbers))
         label = source / "labels" / split / f"{number}.txt"
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text(f"0 {text}\n")
@@ -102,16 +108,16 @@ def test_photographs_of_any_orientation(form: str, orientation: int, size: tuple
         region = {"shape_attributes": shape, "region_attributes": {"name": "thing"}}
         regions[str(number)] = {"filename": f"images/{split}/{number}.png", "regions": [region]}
     (source / "classes.txt").write_text("thing\n")
-    write_json(source / "project.json", regions)
-    if form == "coco":  # states the size as shown; where both frames have it, it means the one as stored
-        if size == (80, 80) or orientation in (2, 3, 4):
-            return
-        write_json(source / "project.json", coco_of(4))
+    content = coco_of(count)
+    for image in content["images"]:
+        image.update(width=size[0], height=size[1])
+    write_json(source / "project.json", content if form == "coco" else regions)
     place = source if form in ("yolo", "outline") else source / "project.json"
     said(convert, {"outline": "yolo"}.get(form, form), place, tmp_path / "out")
-    assert landed(tmp_path / "out")[0] > 0.99
     said(run, tmp_path / "out", "--fix", tmp_path / "fixed")
-    assert landed(tmp_path / "fixed")[0] > 0.99
+    for made in ("out", "fixed"):
+        worst, objects = landed(tmp_path / made)
+        assert worst > 0.99 and objects == count
 
 
 # ---- nothing outside the new folder is written
@@ -234,7 +240,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("form", ["folders", "lists", "yaml", "yaml of lists", "voc", "voc folders", "via"])
+VOC_LISTS = {"voc": "{}", "voc of a class": "{}.png -1", "voc with blanks": "my {}"}  # their lines
+
+
+@pytest.mark.parametrize(
+    "form", ["folders", "lists", "yaml", "yaml of lists", *VOC_LISTS, "voc folders", "via"]
+)
 def test_splits_are_kept(form: str, tmp_path: Path) -> None:
     source = _write_yolo(tmp_path / "source", "{}/images" if form in ("folders", "yaml") else "images")
     if "list" in form:
@@ -250,29 +261,37 @@ def test_splits_are_kept(form: str, tmp_path: Path) -> None:
         for split, names in EXPECTED.items():
             _write_others(source, form, {"val": "valid"}.get(split, split), sorted(names))
     status, text = said(convert, form.split()[0] if form[0] == "v" else "yolo", source, tmp_path / "out")
-    assert _splits(tmp_path / "out") == EXPECTED and "drawn" not in text
+    found = {
+        split: {name.removeprefix("my ") for name in names}
+        for split, names in _splits(tmp_path / "out").items()
+    }
+    assert found == EXPECTED and "drawn" not in text
     assert landed(tmp_path / "out", ("train", "val", "test")) == (1.0, 9)
 
 
 def _write_others(source: Path, form: str, split: str, names: list[str]) -> None:
     entries: dict[str, Any] = {}
+    places = ("data", "labels") if form == "voc with blanks" else ("JPEGImages", "Annotations")
     for name in names:
         x, y, w, h = box_of(int(name[0]))
-        folder = source / ("JPEGImages" if form == "voc" else split)
-        save_picture(folder / name, int(name[0]))
+        folder, stem = source / (places[0] if form in VOC_LISTS else split), name[0]
+        if form == "voc with blanks":
+            stem = f"my {stem}"
+        save_picture(folder / f"{stem}.png", int(name[0]))
         sides = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
         xml = f"<annotation><object><name>thing</name><bndbox>{sides}</bndbox></object></annotation>"
         if form.startswith("voc"):
-            place = (source / "Annotations" if form == "voc" else folder) / f"{name[0]}.xml"
+            place = (source / places[1] if form in VOC_LISTS else folder) / f"{stem}.xml"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(xml)
         shape = {"name": "rect", "x": x, "y": y, "width": w, "height": h}
         region = {"shape_attributes": shape, "region_attributes": {"name": "thing"}}
         entries[name] = {"filename": name, "regions": [region]}
-    if form == "voc":
-        file = source / "ImageSets" / "Main" / f"{'val' if split == 'valid' else split}.txt"
+    if form in VOC_LISTS:
+        word = "val" if split == "valid" else split
+        file = source / "ImageSets" / "Main" / f"{'thing_' if 'class' in form else ''}{word}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(name[0] for name in names))
+        file.write_text("\n".join(VOC_LISTS[form].format(name[0]) for name in names))
     if form == "via":
         write_json(source / split / "via.json", entries)
 
@@ -337,12 +356,13 @@ SPELLINGS: dict[str, Callable[[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_names_as_tools_write_them(spelling: str, tmp_path: Path) -> None:
+def test_names_as_tools_write_them(tmp_path: Path) -> None:
+    spell = itertools.cycle(SPELLINGS.values())
+
     def rename(content: dict[str, Any]) -> None:
         folder = "train2017" if len(content["images"]) == 10 else "val2017"
         for image in content["images"]:
-            image["file_name"] = SPELLINGS[spelling](folder, image["file_name"])
+            image["file_name"] = next(spell)(folder, image["file_name"])
 
     root = write_coco(tmp_path / "set", rename)
     assert landed(root) == (1.0, 15)
@@ -393,16 +413,17 @@ def test_one_json_comes_in(layout: str, tmp_path: Path) -> None:
         save_picture(tmp_path / "set" / pictures.format(f"{number}.png"), number)
     content = coco_of(10, name=lambda n: f"images\\{n}.png" if layout == "Label Studio" else f"{n}.png")
     for place, one in enumerate(content["annotations"]):
-        one["iscrowd"] = False
         x, y, w, h = one["bbox"]
-        one["bbox"] = [one["bbox"], f"[{x}, {y}, {w}, {h}]", {"x": x, "y": y, "width": w, "height": h}][
-            place % 3
-        ]
+        boxes = [one["bbox"], f"[{x}, {y}, {w}, {h}]", {"x": x, "y": y, "width": w, "height": h}]
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]  # as VIA writes it, and as COCO does
+        one.update(iscrowd=False, bbox=boxes[place % 3], segmentation=[polygon, [polygon]][place % 2])
     write_json(tmp_path / "set" / file, content)
     (tmp_path / "set" / file).write_bytes(b"\xef\xbb\xbf" + (tmp_path / "set" / file).read_bytes())
     status, text = said(convert, "coco", tmp_path / "set", tmp_path / "out")
     assert status == 0 and "drawn: 8 pictures for train, 2 for val" in text
     assert landed(tmp_path / "out") == (1.0, 10)
+    made = load(tmp_path / "out" / "annotations" / "instances_val2017.json")["annotations"]
+    assert all(len(one["segmentation"][0]) == 8 for one in made)
     assert said(convert, "coco", tmp_path / "set" / file, tmp_path / "half", "--split", 0.5)[0] == 0
     assert {split: len(names) for split, names in _splits(tmp_path / "half").items()} == {
         "train": 5,
@@ -444,42 +465,17 @@ def test_coco_2014s_layout_keeps_its_splits(tmp_path: Path) -> None:
 # ---- pictures of other kinds
 
 
-def _deep(pixels: np.ndarray, path: Path, kind: str) -> None:
-    grey = pixels[..., 0]
-    if kind == "16 bits":
-        Image.fromarray(grey.astype(np.uint16) * 257).save(path.with_suffix(".png"))
-    elif kind == "32 bits":
-        Image.fromarray(grey.astype(np.int32) * 257).save(path.with_suffix(".tif"))
-    elif kind == "floats":
-        Image.fromarray((grey / 255).astype(np.float32)).save(path.with_suffix(".tif"))
-    elif kind == "grey and alpha":
-        Image.fromarray(np.dstack([grey, 255 * (grey > 100)]).astype(np.uint8), "LA").save(
-            path.with_suffix(".png")
-        )
-    elif kind == "palette":
-        image = Image.fromarray(pixels).quantize(16)
-        image.save(path.with_suffix(".png"), transparency=3)
-    elif kind == "CMYK":
-        Image.fromarray(pixels).convert("CMYK").save(path.with_suffix(".jpg"))
-    else:
-        frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
-        frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
-
-
-@pytest.mark.parametrize(
-    "kind", ["16 bits", "32 bits", "floats", "grey and alpha", "palette", "CMYK", "animated"]
-)
+@pytest.mark.parametrize("kind", SPECIAL)
 def test_training_and_prediction_see_the_same(kind: str, tmp_path: Path) -> None:
     root = write_coco(tmp_path / "set")
     for path in list(root.rglob("*.png")):
         pixels = np.asarray(Image.open(path))
         path.unlink()
-        _deep(pixels, path, kind)
+        save_special(pixels, path, kind)
     for file in (root / "annotations").iterdir():
         content = load(file)
-        names = {path.stem: path.name for path in root.rglob("*.*")}
         for image in content["images"]:
-            image["file_name"] = names[Path(image["file_name"]).stem]
+            image["file_name"] = str(Path(image["file_name"]).with_suffix(SPECIAL[kind]))
         write_json(file, content)
     img_folder, file = find_coco_files(root, "val")
     dataset = CocoDetection(img_folder, file, None, False)
@@ -562,6 +558,9 @@ def test_other_files_in_place_of_pictures(data: bytes, reason: str, tmp_path: Pa
     assert reason in said(run, root)[1]
     with pytest.raises(UserError, match=f"0.png .image id 1.: cannot be read .*{reason}"):
         CocoDetection(*find_coco_files(root, "train"), None, False)[0]
+    (root / "annotations" / "instances_train2017.json").write_bytes(data)
+    status, text = said(run, root)
+    assert status == 2 and "no valid JSON" in text and reason in text
 
 
 def test_what_is_listed_nowhere_is_counted_and_an_empty_test_split_is_no_fault(tmp_path: Path) -> None:
