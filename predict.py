@@ -62,7 +62,7 @@ def get_args_parser() -> RecipeParser:
     flag("--output_dir", default="predictions", help="where to write")
     flag(
         "--threshold",
-        type=_share,
+        type=share,
         help="leave out what is less probable (default: 0.7; panoptic segments: 0.85, as published; 0 lists "
         "every query, as an evaluation of the JSON needs)",
     )
@@ -84,7 +84,7 @@ def get_args_parser() -> RecipeParser:
     )
     flag(
         "--point",
-        type=_point,
+        type=point,
         action="append",
         metavar="X,Y",
         help="with --attention encoder: a place in pixels of the picture; may be given several times",
@@ -111,14 +111,16 @@ def get_args_parser() -> RecipeParser:
     return parser
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1]."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
     return value
 
 
-def _point(text: str) -> tuple[float, float]:
+def point(text: str) -> tuple[float, float]:
+    """An argparse type: X,Y in pixels."""
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError as error:
@@ -156,7 +158,7 @@ def main(args: argparse.Namespace) -> int:
         for batch in read_pictures(paths, *scales, args.batch_size, args.num_workers, views):
             whole = []
             for read in batch:
-                reason = read.error or _point_outside(args.point, read)
+                reason = read.error or point_outside(args.point or (), read)
                 if reason:
                     bar.write(reason, file=sys.stderr)
                     complaints += 1
@@ -208,11 +210,11 @@ def find(
         raise UserError(f"{named}: {error}; lower --eval_scale and --max_size") from error
 
 
-def _point_outside(points: Sequence[tuple[float, float]] | None, read: Read) -> str:
+def point_outside(points: Sequence[tuple[float, float]], read: Read) -> str:
     """Complaint about a --point that does not lie in the picture; empty if all do."""
     assert read.picture is not None
     height, width = read.picture.shape[1:]
-    for x, y in points or ():
+    for x, y in points:
         if not (0 <= x < width and 0 <= y < height):
             return f"{read.path}: --point {x:g},{y:g} lies outside its {width} x {height} pixels"
     return ""

@@ -11,7 +11,7 @@ import orjson
 
 from util.collector import paused_collector
 from util.errors import UserError
-from util.file_contents import what_it_is
+from util.files import what_it_is
 
 SHAPES_PATH = "data/shapes"  # where the built-in pictures lie unless --coco_path says otherwise
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.resnet import RESNETS, STAGES, Bottleneck, Depth
+from models.resnet import RESNETS, STAGES, Bottleneck
 from util.coco_names import default_num_classes
 from util.errors import UserError
 
@@ -87,19 +87,14 @@ def fitting_resnets(state: Mapping[str, Tensor]) -> list[str]:
         for name, depth in RESNETS.items()
         if issubclass(depth.block, Bottleneck) == bottleneck
         and depth.blocks[:stages] == blocks[:stages]
-        and tuple(first.shape[:2]) == _middle_channels(depth)
+        # Outputs, and inputs of each group
+        and tuple(first.shape[:2]) == (depth.width_per_group * depth.groups, depth.width_per_group)
     ]
 
 
 def _blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     """How many blocks each of the four stages has."""
     return tuple(_count(state, f"{BODY}layer{stage}.") for stage in range(1, STAGES + 1))
-
-
-def _middle_channels(depth: Depth) -> tuple[int, int]:
-    """Outputs, and inputs of each group, of the second convolution in the first stage's first block."""
-    width = 64 * depth.width_per_group // 64 * depth.groups
-    return width, width // depth.groups
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -130,15 +130,9 @@ def attention_sheet(image: Tensor, rows: Sequence[AttentionRow]) -> Tensor:
     half = half_height, max(1, round(width * half_height / height))
     pictures = []
     for row in rows:
-        mean = heat(image, row.maps.mean(0))
         small = interpolate(image[None].float(), half, mode="area")[0].round().to(torch.uint8)
-        pictures.append(
-            [
-                row.marked,
-                mean,
-                tiled([heat(small, head) for head in interpolate(row.maps[None], half, mode="area")[0]]),
-            ]
-        )
+        heads = [heat(small, head) for head in interpolate(row.maps[None], half, mode="area")[0]]
+        pictures.append([row.marked, heat(image, row.maps.mean(0)), tiled(heads)])
     titles = ["picture", "mean attention", f"attention of each of {len(rows[0].maps)} heads"]
     largest = max(max(picture.shape[1:]) for row in pictures for picture in row)
     return side_by_side(pictures, titles, [row.caption for row in rows], cell=largest)
@@ -173,16 +167,14 @@ def with_point(image: Tensor, x: float, y: float) -> Tensor:
 
 def tiled(pictures: Sequence[Tensor]) -> Tensor:
     """Pictures of one size in two rows, on white."""
-    columns = math.ceil(len(pictures) / HEADS_IN_ROWS)
-    height, width = pictures[0].shape[1:]
-    rows = math.ceil(len(pictures) / columns)
-    sheet = torch.full(
-        (3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8
+    from torchvision.utils import make_grid
+
+    if len(pictures) == 1:
+        return pictures[0]
+    sheet = make_grid(
+        torch.stack(list(pictures)), math.ceil(len(pictures) / HEADS_IN_ROWS), GAP, pad_value=255
     )
-    for i, picture in enumerate(pictures):
-        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        sheet[:, top : top + height, left : left + width] = picture
-    return sheet
+    return sheet[:, GAP:-GAP, GAP:-GAP]
 
 
 # --- Panoptic segments ----------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ def find_pictures(sources: Iterable[str | os.PathLike]) -> list[Path]:
     for source in map(str, sources):
         path = Path(source)
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if _looks_like_picture(p)]
+            files = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+            inside = [p for p in files if p.suffix.lower() in SUFFIXES]
             if not inside:
                 raise UserError(
                     f"{source}: no pictures in this folder (folders inside are not searched: "
@@ -63,10 +64,6 @@ def find_pictures(sources: Iterable[str | os.PathLike]) -> list[Path]:
             raise UserError(f"{source}: there is no such picture or folder")
         found |= dict.fromkeys(inside)
     return list(found)
-
-
-def _looks_like_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def unique_stems(paths: Sequence[Path]) -> dict[Path, str]:

@@ -36,19 +36,8 @@ from util.checkpoint_file import (
 from util.coco_names import coco_is_thing
 from util.device import resolve_device
 from util.errors import UserError
+from util.flags import get_args_parser
 from util.hub_models import HUB_MODELS, PUBLISHED
-
-SETTINGS: dict[str, Any] = {
-    # What weights may not show, as published; everything else is read off them.
-    "nheads": 8, "dilation": False, "dropout": 0.1, "backbone_norm": "frozen", "backbone_stages": 4,
-    # How pictures are prepared for evaluation.
-    "eval_scale": 800, "max_size": 1333, "white_level": None,
-    # What the rest of build_model reads; without effect on a trained model.
-    "lr_backbone": 1e-5, "frozen_weights": None, "aux_loss": True, "sync_ce": False,
-    "set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2,
-    "mask_loss_coef": 1, "dice_loss_coef": 1, "bbox_loss_coef": 5, "giou_loss_coef": 2, "eos_coef": 0.1,
-}  # fmt: skip
-"""The settings of a checkpoint that stores none, under the names of main.py's flags."""
 
 _OF_BACKBONE = ("backbone", "backbone_norm", "backbone_stages")
 
@@ -62,7 +51,7 @@ class TrainedModel:
     postprocessors: dict[str, nn.Module]
     """By name: `bbox`, with a mask head `segm`, trained on panoptic data `panoptic`."""
     args: argparse.Namespace
-    """The flags it was trained with, as far as they are known; enough for build_model."""
+    """The flags it was trained with, as far as they are known, otherwise main.py's defaults."""
     names: dict[int, str]
     """Category id -> name; empty where nobody knows."""
     is_thing: dict[int, bool] | None
@@ -108,10 +97,15 @@ def load_trained(
     if ema and "ema" not in checkpoint:
         raise UserError(f"{source} holds no averaged weights, for it was not trained with --ema")
     state = checkpoint["ema"] if ema else model_state(checkpoint)
-    args = _settings(checkpoint, state, source, overrides)
+    args = settings_of(checkpoint, state, source, overrides)
     args.device = device
-    names = _names(checkpoint, args)
-    is_thing = _things(checkpoint, args) if args.masks and args.dataset_file == "coco_panoptic" else None
+    is_panoptic = args.dataset_file == "coco_panoptic"
+    is_thing = things_of(checkpoint, args.num_classes) if args.masks and is_panoptic else None
+    names = stored_categories(checkpoint)
+    if not names and is_panoptic:
+        names = dict(coco_names.COCO_PANOPTIC)
+    elif not names and args.num_classes == coco_names.COCO_NUM_CLASSES:
+        names = dict(coco_names.COCO_THINGS)
     try:
         model, _, postprocessors = build_model(args)
     except ValueError as error:  # settings that do not fit together
@@ -123,10 +117,13 @@ def load_trained(
     return TrainedModel(model.to(device).eval(), postprocessors, args, names, is_thing, source)
 
 
-def _settings(
+def settings_of(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]
 ) -> argparse.Namespace:
-    """Settings for build_model: the stored ones, corrected by what the weights say, and the overrides."""
+    """Settings for build_model: the stored ones, corrected by what the weights say, and the overrides.
+
+    What none of them says has main.py's defaults.
+    """
     stored = stored_flags(checkpoint)
     seen = settings_from_weights(state, source)
     known: set[str] = {"dataset_file"} & stored.keys()  # better than what can be seen
@@ -136,31 +133,21 @@ def _settings(
         known |= {"backbone"}  # the one that it is, of several that fit
     seen = {name: value for name, value in seen.items() if name not in known}
     name = PurePosixPath(urlparse(source).path if is_url(source) else source.replace(os.sep, "/")).name
-    settings = SETTINGS | {"dilation": "dc5" in name.lower()} | stored | seen
-    settings |= {name: value for name, value in overrides.items() if value is not None}
-    settings |= {"backbone_weights": "none", "frozen_weights": None}  # the checkpoint replaces both
-    if "backbone" not in settings:
+    known_settings = {"dilation": "dc5" in name.lower()} | stored | seen
+    known_settings |= {name: value for name, value in overrides.items() if value is not None}
+    known_settings |= {"backbone_weights": "none", "frozen_weights": None}  # the checkpoint replaces both
+    if "backbone" not in known_settings:
         raise UserError(
             f"{source}: its backbone is none of {', '.join(RESNETS)}, and the file does not say which it is"
         )
-    return argparse.Namespace(**settings)
+    return argparse.Namespace(**vars(get_args_parser().parse_args([])) | known_settings)
 
 
-def _names(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, str]:
-    """The checkpoint's categories; COCO's own where the number of classes is theirs."""
-    stored = stored_categories(checkpoint)
-    if stored:
-        return stored
-    if args.dataset_file == "coco_panoptic":
-        return dict(coco_names.COCO_PANOPTIC)
-    return dict(coco_names.COCO_THINGS) if args.num_classes == coco_names.COCO_NUM_CLASSES else {}
-
-
-def _things(checkpoint: Mapping[str, Any], args: argparse.Namespace) -> dict[int, bool]:
+def things_of(checkpoint: Mapping[str, Any], num_classes: int) -> dict[int, bool]:
     """What the checkpoint says of things and stuff, or COCO's rule: for its own categories, or all ids."""
     stored = checkpoint.get("is_thing")
     if stored and isinstance(stored, Mapping):
         return {int(i): bool(thing) for i, thing in stored.items()}
-    rule = coco_is_thing(args.num_classes)
+    rule = coco_is_thing(num_classes)
     categories = stored_categories(checkpoint)
     return {i: rule[i] for i in categories if i in rule} if categories else rule

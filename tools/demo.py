@@ -12,7 +12,6 @@ The training is main.py's own, started as a user would start it.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
@@ -58,30 +57,21 @@ def final_figures(run: Path) -> dict[str, Any]:
 
 def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     """The first validation pictures: what is there, and what the run's last checkpoint finds."""
-    import torch
-
     from datasets import build_dataset
+    from inference.drawing import draw
+    from inference.predicting import predict
+    from inference.trained import load_trained
     from inference.visualize import save_png, side_by_side
-    from models import build_model
-    from util.checkpoint_file import load_checkpoint
-    from util.nested_tensor import ByteBatch
 
-    checkpoint = load_checkpoint(run / "checkpoint.pth")
-    args = argparse.Namespace(**checkpoint["args"])
+    trained = load_trained(run / "checkpoint.pth")
     os.chdir(ROOT)  # the recipe's paths start here
-    model, _, postprocessors = build_model(args)
-    model.load_state_dict(checkpoint["model"])
-    data = build_dataset("val", args, normalize_images=False)
+    data = build_dataset("val", trained.args, normalize_images=False)
     images, targets = zip(*(data[i] for i in range(PICTURES)), strict=True)
-    sizes = torch.stack([target["size"] for target in targets])
-    with torch.no_grad():
-        outputs = model.eval()(ByteBatch(images).to(args.device))
-    found = postprocessors["panoptic" if args.masks else "bbox"](outputs, sizes)
-
-    names = checkpoint["categories"]
+    sizes = [image.shape[1:] for image in images]
+    found = predict(trained, images, sizes, None if trained.args.masks else SHOWN_FROM)
     pairs = []  # ground truth, detected, ground truth, detected, ...
     for image, target, result in zip(images, targets, found, strict=True):
-        pairs += [draw_truth(image, target, names), draw_found(image, result, names)]
+        pairs += [draw_truth(image, target, trained.names), draw(image, result, trained.names)]
     rows = [pairs[i : i + 4] for i in range(0, len(pairs), 4)]
     save_png(side_by_side(rows, titles=["ground truth", "detected"] * 2), output)
     return output
@@ -89,47 +79,19 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
 
 def draw_truth(image: Tensor, target: dict[str, Tensor], names: dict[int, str]) -> Tensor:
     """A picture with its target's boxes, or its segments where it has masks."""
+    from datasets.shapes_drawing import STUFF
+    from inference.drawing import draw_panoptic
     from inference.visualize import draw_detections
     from util.box_ops import box_cxcywh_to_xyxy
 
     if "masks" in target:
-        return draw_segments(image, target["masks"].bool(), target["labels"], names)
+        ids = (target["masks"] > 0).int().argmax(0)  # each pixel belongs to one segment
+        labels = target["labels"].tolist()
+        segments = [{"id": i, "category_id": c, "isthing": c not in STUFF} for i, c in enumerate(labels)]
+        return draw_panoptic(image, ids, segments, names)
     height, width = target["size"].tolist()
     boxes = box_cxcywh_to_xyxy(target["boxes"]) * target["boxes"].new_tensor([width, height, width, height])
     return draw_detections(image, boxes, target["labels"], names=names)
-
-
-def draw_found(image: Tensor, result: dict[str, Any], names: dict[int, str]) -> Tensor:
-    """A picture with detections, or with the segments of a panoptic result."""
-    import torch
-
-    from datasets.panoptic_png import read_ids
-    from inference.visualize import draw_detections
-
-    if "png_string" in result:
-        ids = torch.from_numpy(read_ids(io.BytesIO(result["png_string"])))
-        segments = [segment for segment in result["segments_info"] if bool((ids == segment["id"]).any())]
-        masks = torch.stack([ids == segment["id"] for segment in segments])
-        labels = torch.tensor([segment["category_id"] for segment in segments])
-        return draw_segments(image, masks, labels, names)
-    sure = result["scores"] > SHOWN_FROM
-    boxes, labels, scores = (result[key][sure] for key in ("boxes", "labels", "scores"))
-    return draw_detections(image, boxes, labels, scores, names=names)
-
-
-def draw_segments(image: Tensor, masks: Tensor, labels: Tensor, names: dict[int, str]) -> Tensor:
-    """A picture with its stuff in colours, and with its things in colours, boxes and names over it."""
-    from torchvision.ops import masks_to_boxes
-
-    from datasets.shapes_drawing import STUFF
-    from inference.visualize import draw_detections, draw_masks
-
-    is_stuff = sum(labels == category for category in STUFF) > 0
-    coloured = draw_masks(image, masks[is_stuff], labels[is_stuff])
-    things = masks[~is_stuff]
-    boxes = masks_to_boxes(things)
-    boxes[:, 2:] += 1  # the index of the last pixel becomes the edge after it
-    return draw_detections(coloured, boxes, labels[~is_stuff], names=names, masks=things)
 
 
 def detection(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import hubconf
 import main
 from inference import trained
 from inference.architecture import fitting_resnets, settings_from_weights
-from inference.trained import SETTINGS, load_trained
+from inference.trained import load_trained
 from models.backbone import Backbone
 from models.resnet import RESNETS
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL
@@ -177,11 +177,6 @@ def test_the_flags_of_a_published_file_may_be_a_namespace_of_few(tmp_path: Path)
     assert_same_function(found.model, model)
 
 
-def test_defaults_are_those_of_main() -> None:
-    defaults = vars(argparse.ArgumentParser(parents=[main.get_args_parser()]).parse_args([]))
-    assert {name: defaults[name] for name in SETTINGS} == SETTINGS
-
-
 def test_names_of_coco_where_the_file_has_none(tmp_path: Path) -> None:
     assert load_trained(saved(tmp_path / "a.pth")[1]).names == COCO_THINGS
     assert load_trained(saved(tmp_path / "b.pth", "--num_classes 20")[1]).names == {}
@@ -203,7 +198,7 @@ def test_what_main_saves_loads_without_flags(trained: Path) -> None:
     ours = found.model.state_dict()
     assert ours.keys() == stored["model"].keys()
     assert all(torch.equal(ours[key], stored["model"][key]) for key in ours)
-    assert found.args.eval_scale == stored["args"]["eval_scale"] != SETTINGS["eval_scale"]
+    assert found.args.eval_scale == stored["args"]["eval_scale"] != 800
     assert found.args.nheads == 4 and found.args.backbone_weights == "none"
     with torch.no_grad():
         assert "aux_outputs" not in found.model(images())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.architecture import settings_from_weights
-from inference.trained import SETTINGS, load_trained
+from inference.trained import load_trained
 from tests.helpers import ROOT, TINY_MODEL, assert_equal, files
 from tests.reference.registry import STORED_FILE
 from tests.reference.settings import build, parse
@@ -226,7 +226,7 @@ def test_published_models_fill_theirs_exactly(name: str) -> None:
         key: torch.empty([int(n) for n in re.findall(r"\d+", shape)], device="meta")
         for key, shape in shapes.items()
     }
-    settings = SETTINGS | settings_from_weights(state, name) | {"dilation": "dc5" in name}
+    settings = settings_from_weights(state, name) | {"dilation": "dc5" in name}
     config = hf_config.config_of(parse("", *words_of(settings)), {}, None, [])
     kind = transformers.DetrForSegmentation if panoptic else transformers.DetrForObjectDetection
     with torch.device("meta"):

@@ -35,8 +35,8 @@ def test_losses_gradients_and_a_step(kind: str) -> None:
     for name in published:
         if name.startswith("losses/"):
             np.testing.assert_allclose(ours[name], published[name], atol=1e-5, err_msg=name)
-    # On one machine with one thread the norms are 4e-6 apart. Rounding, by another order of sums, grows through
-    # a ResNet of random weights: the published wrapper with one thread and with two is 2e-4 from itself.
+    # On one machine the norms lie 4e-6 apart. But an order of sums that differs grows through a ResNet of
+    # random weights: the published wrapper with one thread is 2e-4 from itself with two.
     names = dict(zip(published["gradients/names"], published["gradients/norms"], strict=True))
     found = dict(zip(ours["gradients/names"], ours["gradients/norms"], strict=True))
     assert set(found) == set(names)
