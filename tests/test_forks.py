@@ -72,14 +72,12 @@ BUILD = datasets.coco.build
 def test_main_with_settings_data_and_loops_of_a_fork(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, evaluate = engine.train_one_epoch, engine.evaluate
+    train, test = engine.train_one_epoch, engine.evaluate
     monkeypatch.setattr(datasets.coco, "build", DataOfAFork)
     monkeypatch.setattr(
-        engine, "train_one_epoch", lambda m, c, data, o, d, e, norm=0: train(m, c, data, o, d, e, norm)
+        engine, "train_one_epoch", lambda m, c, data, o, d, e, x=0: train(m, c, data, o, d, e, x)
     )
-    monkeypatch.setattr(
-        engine, "evaluate", lambda m, c, p, data, b, d, out: evaluate(m, c, p, data, b, d, out)
-    )
+    monkeypatch.setattr(engine, "evaluate", lambda m, c, p, data, b, d, out: test(m, c, p, data, b, d, out))
     ours = vars(get_args_parser().parse_args(TINY.split()))
     keep = {name: ours[name] for name in (*PUBLISHED_FLAGS, "backbone_weights", "scales", "eval_scale")}
     args = Namespace(**keep | {"coco_path": str(coco_root), "output_dir": str(tmp_path), "epochs": 1})
