@@ -14,7 +14,7 @@ from doctor.pictures import Picture as Header
 from doctor.pictures import inspect_header
 from doctor.summary import Tally
 from util.errors import UserError
-from util.file_contents import what_it_is
+from util.files import what_it_is
 
 _FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a limit overflow
 
