@@ -195,18 +195,14 @@ def _masks(objects: Sequence[dict[str, Any]], height: int, width: int) -> Tensor
         return convert_coco_poly_to_mask([one["segmentation"] for one in objects], height, width)
     except Exception:  # pycocotools raises plain Exception for what it does not understand
         for one in objects:
-            _check_mask(one, height, width)
+            try:
+                convert_coco_poly_to_mask([one["segmentation"]], height, width)
+            except Exception as error:
+                raise UserError(
+                    f"the segmentation of annotation {one.get('id')} gives no mask of {height} x {width} "
+                    f"pixels ({error}): correct it, or train without --masks"
+                ) from error
         raise
-
-
-def _check_mask(one: dict[str, Any], height: int, width: int) -> None:
-    try:
-        convert_coco_poly_to_mask([one["segmentation"]], height, width)
-    except Exception as error:
-        raise UserError(
-            f"the segmentation of annotation {one.get('id')} gives no mask of {height} x {width} pixels "
-            f"({error}): correct it, or train without --masks"
-        ) from error
 
 
 def _keypoints(objects: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> Tensor:

@@ -17,6 +17,7 @@ import datetime
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 import faster_coco_eval
@@ -217,23 +218,9 @@ class CocoEvaluator:
             raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, not {iou_type!r}")
         return as_results(to_columns(predictions, [iou_type]), iou_type)
 
-    def prepare_for_coco_detection(
-        self, predictions: Mapping[int, Mapping[str, torch.Tensor]]
-    ) -> list[dict[str, Any]]:
-        """`prepare` for boxes."""
-        return self.prepare(predictions, "bbox")
-
-    def prepare_for_coco_segmentation(
-        self, predictions: Mapping[int, Mapping[str, torch.Tensor]]
-    ) -> list[dict[str, Any]]:
-        """`prepare` for masks."""
-        return self.prepare(predictions, "segm")
-
-    def prepare_for_coco_keypoint(
-        self, predictions: Mapping[int, Mapping[str, torch.Tensor]]
-    ) -> list[dict[str, Any]]:
-        """`prepare` for keypoints."""
-        return self.prepare(predictions, "keypoints")
+    prepare_for_coco_detection = partialmethod(prepare, iou_type="bbox")
+    prepare_for_coco_segmentation = partialmethod(prepare, iou_type="segm")
+    prepare_for_coco_keypoint = partialmethod(prepare, iou_type="keypoints")
 
     def predictions(self) -> Columns:
         """What was given, of all processes after `synchronize_between_processes`, as columns of N rows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from datasets.annotations import AnnotationFile, load_annotations
@@ -18,7 +19,8 @@ def read_categories(args: Namespace, image_sets: Iterable[str] = ("train", "val"
     Raises:
         UserError: a file is missing or faulty.
     """
-    return _united(annotations.categories for annotations in _annotations(args, image_sets))
+    parts = (annotations.categories.items() for annotations in _annotations(args, image_sets))
+    return dict(sorted(chain.from_iterable(parts)))
 
 
 def read_things(args: Namespace, image_sets: Iterable[str] = ("train", "val")) -> dict[int, bool]:
@@ -27,11 +29,8 @@ def read_things(args: Namespace, image_sets: Iterable[str] = ("train", "val")) -
     Raises:
         UserError: a file is missing or faulty.
     """
-    return _united(annotations.is_thing for annotations in _annotations(args, image_sets))
-
-
-def _united(parts: Iterable[dict[int, Any]]) -> dict[int, Any]:
-    return dict(sorted((key, value) for part in parts for key, value in part.items()))
+    parts = (annotations.is_thing.items() for annotations in _annotations(args, image_sets))
+    return dict(sorted(chain.from_iterable(parts)))
 
 
 def _annotations(args: Namespace, image_sets: Iterable[str]) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,19 +93,27 @@ def find_split(coco_path: str | Path | None, image_set: str, dataset_file: str =
     Raises:
         UserError: there are none; the message says what was looked for and what lies there.
     """
-    if not coco_path:
-        raise UserError("--coco_path is missing: the folder that holds annotations/, train2017/ and val2017/")
-    root = Path(coco_path)
-    if not root.is_dir():
-        raise UserError(f"--coco_path {root}: there is no such folder")
+    root = folder_of("--coco_path", coco_path, "annotations/, train2017/ and val2017/")
     layout = find_layout(root, dataset_file) or LAYOUTS.get(dataset_file, LAYOUTS["coco"])
-    names = layout.splits[image_set]
+    return Split(*inside("--coco_path", root, layout.splits[image_set], f". {known_layouts(image_set)}"))
+
+
+def folder_of(flag: str, folder: str | Path | None, holds: str) -> Path:
+    """The folder that a flag names; UserError where it is missing."""
+    if not folder:
+        raise UserError(f"{flag} is missing: the folder that holds {holds}")
+    if not Path(folder).is_dir():
+        raise UserError(f"{flag} {folder}: there is no such folder")
+    return Path(folder)
+
+
+def inside(flag: str, root: Path, names: Sequence[str], more: str = "") -> list[Path]:
+    """The paths `names` below the folder that a flag names; UserError where one does not exist."""
     missing = [name for name in names if not (root / name).exists()]
-    if not missing:
-        return Split(*(root / name for name in names))
-    there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
-    what = f"no {' and no '.join(missing)} there; the folder holds {there}"
-    raise UserError(f"--coco_path {root}: {what}. {known_layouts(image_set)}")
+    if missing:
+        there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+        raise UserError(f"{flag} {root}: no {' and no '.join(missing)} there; the folder holds {there}{more}")
+    return [root / name for name in names]
 
 
 def known_layouts(image_set: str) -> str:

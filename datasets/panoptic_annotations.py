@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.annotations import AnnotationFile, PackedRecords, is_integer, is_number
-from util.errors import UserError
+from datasets.layouts import folder_of, inside
 
 
 class PanopticAnnotations(AnnotationFile):
@@ -48,18 +48,18 @@ class PanopticAnnotations(AnnotationFile):
     def _check_segments(self, image: str, segments: Any) -> None:
         if not isinstance(segments, list):
             raise self._fault(f"{image}: segments_info must be a list, not {segments!r:.60}")
+
+        def is_colour(value: Any) -> bool:
+            return is_integer(value) and 0 <= value < 1 << 24
+
+        def is_listed(value: Any) -> bool:
+            return is_integer(value) and value in self.categories
+
         kind = f"{image}, segment"
-        self._check(segments, kind, "id", _fits_a_colour, "an integer from 0 to 2^24 - 1")
+        self._check(segments, kind, "id", is_colour, "an integer from 0 to 2^24 - 1")
         self._check_ids(segments, kind)
-        self._check(segments, kind, "category_id", self._is_listed, "a category that the file lists")
+        self._check(segments, kind, "category_id", is_listed, "a category that the file lists")
         self._check(segments, kind, "area", is_number, "a number")
-
-    def _is_listed(self, value: Any) -> bool:
-        return is_integer(value) and value in self.categories
-
-
-def _fits_a_colour(value: Any) -> bool:
-    return is_integer(value) and 0 <= value < 1 << 24
 
 
 def find_panoptic_files(
@@ -70,21 +70,9 @@ def find_panoptic_files(
     Raises:
         UserError: there is none; the message says what was looked for and what lies there.
     """
-    (img_folder,) = _inside("--coco_path", coco_path, [f"{image_set}2017"])
-    names = [f"panoptic_{image_set}2017", f"annotations/panoptic_{image_set}2017.json"]
-    ann_folder, ann_file = _inside("--coco_panoptic_path", panoptic_path, names)
+    split = f"panoptic_{image_set}2017"
+    root = folder_of("--coco_path", coco_path, f"{image_set}2017")
+    (img_folder,) = inside("--coco_path", root, [f"{image_set}2017"])
+    root = folder_of("--coco_panoptic_path", panoptic_path, f"{split} and annotations/{split}.json")
+    ann_folder, ann_file = inside("--coco_panoptic_path", root, [split, f"annotations/{split}.json"])
     return img_folder, ann_folder, ann_file
-
-
-def _inside(flag: str, folder: str | Path | None, names: list[str]) -> list[Path]:
-    """The paths `names` below `folder`, all of which exist."""
-    if not folder:
-        raise UserError(f"{flag} is missing: the folder that holds {' and '.join(names)}")
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"{flag} {root}: there is no such folder")
-    missing = [name for name in names if not (root / name).exists()]
-    if missing:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
-        raise UserError(f"{flag} {root}: no {' and no '.join(missing)} there; the folder holds {there}")
-    return [root / name for name in names]

@@ -8,7 +8,6 @@ PNGs; the ground truth's JSON has `categories` with `isthing`, too. The figures 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -21,44 +20,12 @@ import numpy as np
 
 from datasets.layouts import read_json
 from datasets.panoptic_png import read_ids
-from datasets.panoptic_quality import (
-    Category,
-    Counts,
-    Table,
-    class_table,
-    count_image,
-    figures,
-    group_table,
-    per_class,
-)
+from datasets.panoptic_quality import Category, Counts, Evaluation, Table, count_image
 from datasets.workers import process_map, usable_cores
 from util.command_line import OneLineParser
 from util.errors import UserError, exit_status
 
 _CHUNK = 32  # images a task; fixed, so that sums do not depend on the number of processes
-
-
-class Evaluation(NamedTuple):
-    """What was counted over a data set, and the classes that it was counted for, ascending."""
-
-    counts: Counts
-    categories: dict[int, Category]
-
-    def figures(self) -> dict[str, Any]:
-        """See datasets.panoptic_quality.figures."""
-        return figures(self.counts, self.categories)
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """See datasets.panoptic_quality.per_class."""
-        return per_class(self.counts, self.categories)
-
-    def group_table(self) -> str:
-        """See datasets.panoptic_quality.group_table."""
-        return group_table(self.counts, self.categories)
-
-    def class_table(self) -> str:
-        """See datasets.panoptic_quality.class_table."""
-        return class_table(self.counts, self.categories)
 
 
 def evaluate_files(
@@ -244,7 +211,8 @@ class PanopticEvaluator:
         return evaluate_files(self.gt_json, self.gt_folder, pred_json, folder)
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> int:
+    """The command line -> exit status."""
     parser = OneLineParser(
         prog="python -m datasets.panoptic_eval",
         description="Panoptic quality of predictions in COCO's format, as panopticapi computes it.",
@@ -256,29 +224,20 @@ def _parser() -> argparse.ArgumentParser:
     flag("--pred_folder", help="folder of their PNGs (left out: --pred_json without .json)")
     flag("--json", metavar="OUT", help="write the figures there, fractions of 1, as panopticapi names them")
     flag("--workers", type=int, help="processes (left out: one a core)")
-    return parser
+    args = parser.parse_args(argv)
 
+    def run() -> None:
+        folders = [args.gt_folder or Path(args.gt_json).with_suffix("")]
+        folders += [args.pred_folder or Path(args.pred_json).with_suffix("")]
+        evaluation = evaluate_files(args.gt_json, folders[0], args.pred_json, folders[1], args.workers)
+        if args.json:
+            try:
+                Path(args.json).write_text(json.dumps(evaluation.figures(), indent=1) + "\n")
+            except OSError as error:
+                raise UserError(f"--json {args.json}: cannot be written ({error.strerror})") from error
+        print(evaluation.group_table(), evaluation.class_table(), sep="\n\n")
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line -> exit status."""
-    args = _parser().parse_args(argv)
-    return exit_status(lambda: _run(args))
-
-
-def _run(args: argparse.Namespace) -> None:
-    evaluation = evaluate_files(
-        args.gt_json,
-        args.gt_folder or Path(args.gt_json).with_suffix(""),
-        args.pred_json,
-        args.pred_folder or Path(args.pred_json).with_suffix(""),
-        args.workers,
-    )
-    if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(evaluation.figures(), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: cannot be written ({error.strerror})") from error
-    print(evaluation.group_table(), evaluation.class_table(), sep="\n\n")
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -173,70 +173,72 @@ def _crowds_that_count(truth: Table) -> np.ndarray:
     return chosen
 
 
-def figures(counts: Counts, categories: Mapping[int, Category]) -> dict[str, Any]:
-    """The figures as panopticapi gives them, fractions of 1.
+class Evaluation(NamedTuple):
+    """What was counted over a data set, and the classes that it was counted for, by id, ascending."""
 
-    Args:
-        counts: of all images.
-        categories: by id, in ascending order, as in counts.
+    counts: Counts
+    categories: Mapping[int, Category]
 
-    Returns:
-        `All`, `Things`, `Stuff`: dicts of `pq`, `sq`, `rq` (None where no class of the group occurs) and `n`,
-        the number of classes that occur; `per_class`: category id -> `pq`, `sq`, `rq`, 0 where it does not
-        occur.
-    """
-    rows = per_class(counts, categories)
-    groups = {
-        "All": rows,
-        "Things": [row for row in rows if row["isthing"]],
-        "Stuff": [row for row in rows if not row["isthing"]],
-    }
-    result: dict[str, Any] = {}
-    for name, group in groups.items():
-        present = [row for row in group if row["pq"] is not None]
-        result[name] = {
-            key: sum(row[key] for row in present) / len(present) if present else None
-            for key in ("pq", "sq", "rq")
+    def figures(self) -> dict[str, Any]:
+        """The figures as panopticapi gives them, fractions of 1.
+
+        Returns:
+            `All`, `Things`, `Stuff`: dicts of `pq`, `sq`, `rq` (None where no class of the group occurs) and
+            `n`, the number of classes that occur; `per_class`: category id -> `pq`, `sq`, `rq`, 0 where it
+            does not occur.
+        """
+        rows, keys = self.per_class(), ("pq", "sq", "rq")
+        groups = {
+            "All": rows,
+            "Things": [row for row in rows if row["isthing"]],
+            "Stuff": [row for row in rows if not row["isthing"]],
         }
-        result[name]["n"] = len(present)
-    result["per_class"] = {row["id"]: {key: row[key] or 0.0 for key in ("pq", "sq", "rq")} for row in rows}
-    return result
+        result: dict[str, Any] = {}
+        for name, group in groups.items():
+            present = [row for row in group if row["pq"] is not None]
+            result[name] = {
+                key: sum(row[key] for row in present) / len(present) if present else None for key in keys
+            }
+            result[name]["n"] = len(present)
+        result["per_class"] = {row["id"]: {key: row[key] or 0.0 for key in keys} for row in rows}
+        return result
 
+    def per_class(self) -> list[dict[str, Any]]:
+        """For each class a dict: `id`, `name`, `isthing`; `pq`, `sq`, `rq` in [0, 1], None where the class
+        does not occur; and the numbers of segments `matched`, `missed` and `surplus`.
+        """
+        rows = []
+        for place, (category_id, category) in enumerate(self.categories.items()):
+            iou, matched, missed, surplus = (column[place].item() for column in self.counts)
+            row = {"id": category_id, "name": category.name, "isthing": category.is_thing}
+            weight = matched + missed / 2 + surplus / 2
+            quality: dict[str, float | None] = {"pq": None, "sq": None, "rq": None}
+            if weight:
+                quality = {
+                    "pq": iou / weight,
+                    "sq": iou / matched if matched else 0.0,
+                    "rq": matched / weight,
+                }
+            rows.append({**row, **quality, "matched": matched, "missed": missed, "surplus": surplus})
+        return rows
 
-def per_class(counts: Counts, categories: Mapping[int, Category]) -> list[dict[str, Any]]:
-    """For each class a dict: `id`, `name`, `isthing`; `pq`, `sq`, `rq` in [0, 1], None where the class does
-    not occur; and the numbers of segments `matched`, `missed` and `surplus`.
-    """
-    rows = []
-    for place, (category_id, category) in enumerate(categories.items()):
-        iou, matched, missed, surplus = (column[place].item() for column in counts)
-        row = {"id": category_id, "name": category.name, "isthing": category.is_thing}
-        weight = matched + missed / 2 + surplus / 2
-        quality: dict[str, float | None] = {"pq": None, "sq": None, "rq": None}
-        if weight:
-            quality = {"pq": iou / weight, "sq": iou / matched if matched else 0.0, "rq": matched / weight}
-        rows.append({**row, **quality, "matched": matched, "missed": missed, "surplus": surplus})
-    return rows
+    def group_table(self) -> str:
+        """The figures of all classes, of things and of stuff, in percent, as text of four lines."""
+        result = self.figures()
+        lines = [f"{'':<10}{'PQ':>7}{'SQ':>7}{'RQ':>7}{'classes':>9}"]
+        for name in ("All", "Things", "Stuff"):
+            lines.append(f"{name:<10}{_percentages(result[name])}{result[name]['n']:>9}")
+        return "\n".join(lines)
 
-
-def group_table(counts: Counts, categories: Mapping[int, Category]) -> str:
-    """The figures of all classes, of things and of stuff, in percent, as text of four lines."""
-    result = figures(counts, categories)
-    lines = [f"{'':<10}{'PQ':>7}{'SQ':>7}{'RQ':>7}{'classes':>9}"]
-    for name in ("All", "Things", "Stuff"):
-        lines.append(f"{name:<10}{_percentages(result[name])}{result[name]['n']:>9}")
-    return "\n".join(lines)
-
-
-def class_table(counts: Counts, categories: Mapping[int, Category]) -> str:
-    """The figures of each class in percent, and its segments, as text of a line each and a headline."""
-    numbers = ("matched", "missed", "surplus")
-    head = f"{'id':>6}  {'class':<24}{'':<6}{'PQ':>7}{'SQ':>7}{'RQ':>7}"
-    lines = [head + "".join(f"{number:>9}" for number in numbers)]
-    for row in per_class(counts, categories):
-        name = f"{row['id']:>6}  {row['name'][:23]:<24}{'thing' if row['isthing'] else 'stuff':<6}"
-        lines.append(name + _percentages(row) + "".join(f"{row[number]:>9}" for number in numbers))
-    return "\n".join(lines)
+    def class_table(self) -> str:
+        """The figures of each class in percent, and its segments, as text of a line each and a headline."""
+        numbers = ("matched", "missed", "surplus")
+        head = f"{'id':>6}  {'class':<24}{'':<6}{'PQ':>7}{'SQ':>7}{'RQ':>7}"
+        lines = [head + "".join(f"{number:>9}" for number in numbers)]
+        for row in self.per_class():
+            name = f"{row['id']:>6}  {row['name'][:23]:<24}{'thing' if row['isthing'] else 'stuff':<6}"
+            lines.append(name + _percentages(row) + "".join(f"{row[number]:>9}" for number in numbers))
+        return "\n".join(lines)
 
 
 def _percentages(row: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
-from datasets.panoptic_quality import Category, Counts, Table, count_image, figures, group_table
+from datasets.panoptic_quality import Category, Counts, Evaluation, Table, count_image
 
 __all__ = ["DetrPanopticEvaluator", "coco_evaluator"]
 
@@ -96,9 +96,9 @@ class DetrPanopticEvaluator(DatasetEvaluator):
             counts = counts.plus(part)
         if not comm.is_main_process():
             return None
-        table = group_table(counts, self.categories)
-        logging.getLogger(__name__).info("panoptic quality:\n%s", table)
-        quality = figures(counts, self.categories)
+        evaluation = Evaluation(counts, self.categories)
+        logging.getLogger(__name__).info("panoptic quality:\n%s", evaluation.group_table())
+        quality = evaluation.figures()
         result = {}
         for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
             for key in ("pq", "sq", "rq"):

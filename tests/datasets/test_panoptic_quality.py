@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from datasets.panoptic_quality import Category, Counts, Table, class_table, count_image, figures, group_table
+from datasets.panoptic_quality import Category, Counts, Evaluation, Table, count_image
 from tests.datasets.panoptic_scenes import CLASSES, random_scene, record, straightforward
 
 
@@ -83,16 +83,17 @@ def test_groups_without_a_class_have_no_figures():
         np.array([0.8, 0, 0]), *(np.array(column) for column in ([1, 0, 0], [0, 0, 1], [0, 0, 0]))
     )
     categories = {1: Category("person", True), 2: Category("bus", True), 3: Category("car", True)}
-    result = figures(counts, categories)
+    evaluation = Evaluation(counts, categories)
+    result = evaluation.figures()
     assert result["Stuff"] == {"pq": None, "sq": None, "rq": None, "n": 0}
     assert result["All"] == result["Things"] == {"pq": 0.4, "sq": 0.4, "rq": 0.5, "n": 2}
     assert result["per_class"][2] == result["per_class"][3] == {"pq": 0.0, "sq": 0.0, "rq": 0.0}
-    assert [line.split() for line in group_table(counts, categories).splitlines()[1:]] == [
+    assert [line.split() for line in evaluation.group_table().splitlines()[1:]] == [
         ["All", "40.0", "40.0", "50.0", "2"],
         ["Things", "40.0", "40.0", "50.0", "2"],
         ["Stuff", "n/a", "n/a", "n/a", "0"],
     ]
-    rows = [line.split() for line in class_table(counts, categories).splitlines()]
+    rows = [line.split() for line in evaluation.class_table().splitlines()]
     assert rows[1:] == [
         ["1", "person", "thing", "80.0", "80.0", "100.0", "1", "0", "0"],
         ["2", "bus", "thing", "n/a", "n/a", "n/a", "0", "0", "0"],
