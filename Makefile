@@ -49,7 +49,7 @@ slow: $(READY_TO_TEST)
 	$(RUN) -m pytest -m slow -n 2 --dist loadscope
 
 benchmark: $(READY_TO_TEST)
-	$(RUN) -m benchmarks.compare --against $(AGAINST) --json benchmark.json --plot benchmark.png
+	$(RUN) -m benchmarks.compare --against $(AGAINST) --json benchmark.json --markdown benchmark.md --plot benchmark.png
 
 lint: $(READY_TO_TEST)
 	$(RUN) -m ruff check .

@@ -12,19 +12,21 @@ them. Exit status: 0; 1 if a job fails or results differ; 2 for a mistake.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import write_inputs
 from benchmarks.jobs import JOBS
+from util.command_line import HelpWithDefaults, OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 0.02  # of a result: resizing rounds to grey levels
@@ -140,31 +142,41 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     plt.close(chart)
 
 
+def markdown(rows: Sequence[dict[str, Any]], against: str) -> str:
+    """A table for benchmarks/README.md, below a line on the machine."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
+    model = next((line.split(": ")[1] for line in cpu.splitlines() if line.startswith("model name")), cpu)
+    lines = [f"{model.strip()}, {os.cpu_count()} cores, torch {version('torch')}:", ""]
+    lines += [f"| | this | {against} | ratio | over the rounds | asked |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['title']} | {row['error'].replace('|', '/')} | | | | |")
+            continue
+        ours, theirs = (f"{statistics.median(row[side]):,.1f} {row['unit']}" for side in ("ours", "theirs"))
+        spread = "{:.2f} to {:.2f}".format(*row["spread"])
+        asked = f"{row['target']:g}" if row["target"] and against != "transformers" else ""
+        lines.append(f"| {row['title']} | {ours} | {theirs} | {row['ratio']:.2f} | {spread} | {asked} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = OneLineParser(
+        "python -m benchmarks.compare", description=__doc__, formatter_class=HelpWithDefaults
     )
     flag = parser.add_argument
+    listed = "\n".join(f"{name:12} {job.title}" for name, job in JOBS.items())
     flag("jobs", nargs="*", metavar="JOB", help="left out: all that the other side has")
     flag("--against", required=True, metavar="PATH|hf", help="the other side")
-    flag(
-        "--list", action="version", version="\n".join(f"{name:12} {job.title}" for name, job in JOBS.items())
-    )
+    flag("--list", action="version", version=listed, help="name the jobs and end")
     flag("--rounds", type=int, default=5, help="turns of each side")
     flag("--threads", type=int, help="of torch (left out: one a core)")
-    flag("--device", choices=("cpu", "cuda"), default="cpu")
-    flag(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="of this tree; the other stays in float32",
-    )
-    flag("--compile", action="store_true", help="of this tree")
+    flag("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
+    flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="of this tree alone")
+    flag("--compile", action="store_true", help="of this tree alone")
     flag("--tiny", action="store_true", help="small models and inputs: does it all run?")
     flag("--json", type=Path, metavar="OUT", help="write the rows")
+    flag("--markdown", type=Path, metavar="OUT.md", help="write them as a table")
     flag("--plot", type=Path, metavar="OUT.png", help="draw the ratios")
     args = parser.parse_args(argv)
     names = args.jobs or [name for name, job in JOBS.items() if job.hf or args.against != "hf"]
@@ -174,21 +186,23 @@ def main(argv: list[str] | None = None) -> int:
         if name not in JOBS or (args.against == "hf" and not JOBS[name].hf):
             parser.error(f"job {name}: not one of them here; see --list")
     against = args.against if args.against == "hf" else str(Path(args.against).resolve())
+    title = "transformers" if against == "hf" else Path(against).name
+    options = {key: getattr(args, key) for key in ("threads", "device", "amp", "compile", "tiny")}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder), args.tiny)
-        shared = {key: getattr(args, key) for key in ("threads", "device", "amp", "compile", "tiny")}
-        print(f"{'':36}{'this tree':>14} {Path(against).name[:13]:>14}{'ratio':>8}")
+        options |= {"folder": folder, "batch": 0, "tf32": None}
+        print(f"{'':36}{'this tree':>14} {title[:13]:>14}{'ratio':>8}")
         for name in names:
-            for row in compare(
-                name, against, {**shared, "folder": folder, "batch": 0, "tf32": None}, args.rounds
-            ):
+            for row in compare(name, against, options, args.rounds):
                 rows.append(row)
                 print(line(row), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"against": args.against, "rows": rows}, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(markdown(rows, title))
     if args.plot:
-        draw(rows, f"{Path(against).name} / this tree", args.plot)
+        draw(rows, f"{title} / this tree", args.plot)
     return int(any("error" in row or row["equal"] is False for row in rows))
 
 

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.compare import Worker
 from benchmarks.jobs import Tree, pictures, seconds, set_tf32, targets
+from util.command_line import HelpWithDefaults, OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 480  # seconds, all parts together
@@ -185,7 +186,7 @@ def kill_and_resume(options: SimpleNamespace) -> Figures:
 
 
 def throughput(options: SimpleNamespace) -> Iterator[Figures]:
-    """Images a second at 800 x 1066, cell by cell: the cell of a side that fails holds its error."""
+    """Images a second at 800 x 1066 and ratios, cell by cell: that of a side that fails holds its error."""
     jobs = [("step", 2), ("step", 8), ("step", 16), ("inference", 1), ("inference", 8)]
     ways: dict[str, dict[str, Any]] = {
         "float32": {},
@@ -210,8 +211,14 @@ def throughput(options: SimpleNamespace) -> Iterator[Figures]:
                     defaults = {"amp": "off", "compile": False, "tf32": False, "masks": False}
                     first = worker.ask(**{**shared, **defaults, **chosen, "job": job, "batch": size})
                     timed = first if "error" in first else worker.ask(calls=1 if options.tiny else 5)
-                    key = f"{'training' if job == 'step' else job}, {size}, {name}, {way}"
+                    work = f"{'training' if job == 'step' else job}, {size}"
+                    key = f"{work}, {name}, {way}"
                     cells[key] = timed.get("error") or round(size / timed["seconds"], 2)
+                    for ours in (
+                        ways if name == "published" and way == "float32" and "error" not in timed else ()
+                    ):
+                        if not isinstance(fast := cells[f"{work}, this, {ours}"], str):
+                            cells[f"{work}, this in {ours} / published"] = round(fast / cells[key], 2)
                     yield cells
                     errors += [f"{key}: {cells[key]}"] if name == "this" and "error" in timed else []
     must(not errors, "; ".join(errors))
@@ -239,7 +246,8 @@ def one_step(options: SimpleNamespace) -> Figures:
         "matching of one layer": seconds(lambda: tree.criterion.matcher(outputs, wanted), options.device, 3),
         "loading by one worker": load_seconds(options, len(wanted)),
     }
-    figures |= {f"{name}, ms": round(1e3 * value, 2) for name, value in alone.items()}
+    for name, value in alone.items():
+        figures |= {f"{name}, ms": round(1e3 * value, 2), f"{name}, share of a step": round(value / taken, 3)}
     return {**figures, **floors(step, taken, tree.device)}
 
 
@@ -366,9 +374,7 @@ def table(machine: dict[str, Any], results: dict[str, Figures]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("python -m benchmarks.gpu", description=__doc__, formatter_class=HelpWithDefaults)
     flag = parser.add_argument
     flag("parts", nargs="*", metavar="PART", help=f"left out: all of {', '.join(PARTS)}")
     flag("--device", choices=("cuda", "cpu"), default="cuda")

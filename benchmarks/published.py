@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.checkpoint_file import verify
+from util.command_line import HelpWithDefaults, OneLineParser
 from util.download import fetch
 from util.errors import UserError
 from util.hub_models import HUB_MODELS, PUBLISHED
@@ -102,15 +103,13 @@ def compare(name: str, figures: dict[str, float]) -> tuple[str, bool]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.published",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = OneLineParser(
+        "python -m benchmarks.published", description=__doc__, formatter_class=HelpWithDefaults
     )
     flag = parser.add_argument
     flag("--coco_path", type=Path, required=True, help="COCO 2017, with val2017")
     flag("--coco_panoptic_path", type=Path, help="its panoptic annotations")
-    flag("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which (default: all)")
+    flag("--models", nargs="+", choices=MODELS, default=list(MODELS), help="left out: all")
     flag("--device", help="as main.py's")
     flag("--num_workers", type=int, default=4, help="as main.py's")
     flag("--verbose", action="store_true", help="show main.py's output")

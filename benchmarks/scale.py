@@ -14,7 +14,6 @@ called by this file's path, so nothing of this tree is imported at the top.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -59,7 +58,7 @@ def memory(tree: Path, data: Path, few: Path, batches: int) -> dict[str, float]:
     """What the annotations of `data` add to those of `few`."""
     found = []
     for folder in (few, data):
-        words = [sys.executable, __file__, "--inside", str(folder), "--batches", str(batches)]
+        words = [sys.executable, __file__, "--inside", str(folder), str(batches)]
         done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{tree}: {done.stderr[-500:]}")
@@ -99,28 +98,19 @@ def pss(process: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    from benchmarks.inputs import write_coco, write_instances
+    from util.command_line import HelpWithDefaults, OneLineParser
+
+    parser = OneLineParser(
+        "python -m benchmarks.scale", description=__doc__, formatter_class=HelpWithDefaults
     )
     flag = parser.add_argument
-    flag("sections", nargs="*", metavar="start|memory", help="left out: both")
+    flag("--only", choices=("start", "memory"), help="left out: both")
     flag("--against", type=Path, metavar="PATH", help="a checkout of the published code")
     flag("--images", type=int, default=IMAGES, help="of the file")
     flag("--batches", type=int, default=400, help="between the two looks at memory")
     flag("--json", type=Path, metavar="OUT", help="write the figures")
-    flag("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.inside:
-        sys.path[0] = os.getcwd()
-        print(json.dumps(load(args.inside, args.batches)))
-        return 0
-    from benchmarks.inputs import write_coco, write_instances
-
-    for section in args.sections:
-        if section not in ("start", "memory"):
-            parser.error(f"section {section}: not start or memory")
     results = {}
     with tempfile.TemporaryDirectory() as root:
         large, few = Path(root, "large"), Path(root, "few")
@@ -130,19 +120,21 @@ def main(argv: list[str] | None = None) -> int:
         write_instances(train, args.images, (64, 64), pictures=64)
         for tree in [ROOT, *([args.against.resolve()] if args.against else [])]:
             figures: dict[str, float] = {}
-            if "start" in (args.sections or ["start"]):
+            if args.only != "memory":
                 figures |= start(tree, large)
-            if "memory" in (args.sections or ["memory"]):
+            if args.only != "start":
                 figures |= memory(tree, large, few, args.batches)
             results[tree.name] = figures
-            print(
-                f"{tree.name}: " + ", ".join(f"{key} {value:,.1f}" for key, value in figures.items()),
-                flush=True,
-            )
+            said = ", ".join(f"{key} {value:,.1f}" for key, value in figures.items())
+            print(f"{tree.name}: {said}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--inside"]:  # in a tree, which comes first in the import path
+        sys.path[0] = os.getcwd()
+        print(json.dumps(load(Path(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        sys.exit(main())

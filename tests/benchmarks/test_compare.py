@@ -56,13 +56,16 @@ def test_two_trees_are_compared_printed_written_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["items", "criterion", "--against", str(ROOT), "--tiny", "--rounds", "1", "--threads", "1"]
-    words += ["--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")]
+    for flag, name in (("--json", "out.json"), ("--markdown", "out.md"), ("--plot", "out.png")):
+        words += [flag, str(tmp_path / name)]
     assert compare.main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3 and all(line.endswith("equal") for line in printed[1:])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["job"] for row in rows] == ["items", "criterion"]
     assert all(row["ratio"] == pytest.approx(row["theirs"][0] / row["ours"][0]) for row in rows)
+    table = (tmp_path / "out.md").read_text().splitlines()
+    assert len(table) == 6 and table[-1].startswith("| criterion, 6 layers x 16 images |")
     with Image.open(tmp_path / "out.png") as picture:
         assert len(np.unique(np.asarray(picture))) > 10
 
