@@ -209,7 +209,7 @@ def test_masks_cover_the_image_at_a_quarter_of_its_size(script: Path) -> None:
 @pytest.mark.parametrize(
     "fixture, kind", [("onnx_file", Onnx), ("archive", TorchExport), ("script", TorchScript)]
 )
-def test_files_tell_what_users_need(fixture: str, kind: type[Format], request: pytest.FixtureRequest) -> None:
+def test_files_say_what_users_need(fixture: str, kind: type[Format], request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(fixture)
     assert kind().metadata(path) == {
         "source": "tiny.pth",

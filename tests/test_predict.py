@@ -114,7 +114,7 @@ def test_results_of_every_query_have_the_figures_of_an_evaluation(
     np.testing.assert_allclose(evaluation.eval["recall"], expected["recall"], atol=1e-9)
 
 
-def test_a_folder_is_drawn_and_told(
+def test_a_folder_is_drawn_and_listed(
     prepared: Prepared, checkpoint: Path, tmp_path: Path, capsys: Any
 ) -> None:
     pictures = sorted((prepared.root / "val2017").iterdir())
@@ -276,7 +276,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_in_one_line(mistake: str, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+def test_mistakes_are_reported_in_one_line(
+    mistake: str, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "folder").mkdir()
     picture, jpeg = noise(tmp_path / "a.png"), noise(tmp_path / "b.jpg")
     places = {"root": tmp_path, "folder": tmp_path / "folder", "picture": picture, "jpeg": jpeg}
@@ -288,7 +290,7 @@ def test_mistakes_are_told_in_one_line(mistake: str, checkpoint: Path, tmp_path:
     assert (picture.read_bytes(), jpeg.read_bytes()) == before
 
 
-def test_pictures_beyond_learned_positions_are_told(tmp_path: Path, capsys: Any) -> None:
+def test_pictures_beyond_learned_positions_are_reported(tmp_path: Path, capsys: Any) -> None:
     model = build(f"{TINY_MODEL} --position_embedding learned", 0)[0]
     torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
     words: list[object] = ["--resume", tmp_path / "a.pth", "--nheads", 4, noise(tmp_path / "a.png", 20, 200)]

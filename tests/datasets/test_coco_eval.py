@@ -168,7 +168,7 @@ def test_boxes_as_pycocotools(seed):
     dataset, predicted = scene(seed)
     evaluator, text = evaluate(dataset, predicted, ["bbox"], batch=1 + seed)
     expected, expected_text = plain_evaluation(dataset, predicted, "bbox")
-    assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # the scene tells right from wrong
+    assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # the scene holds right and wrong
     assert_same(evaluator.coco_eval["bbox"], expected)
     assert text == "IoU metric: bbox\n" + expected_text
     assert evaluator.img_ids == sorted(predicted)
@@ -426,7 +426,7 @@ def test_chosen_params_as_pycocotools(params, iou_type):
 
 
 def test_one_class_between_gathering_and_figures():
-    """How forks ask for one class's AP: behind `synchronize_between_processes`, before `accumulate`."""
+    """How forks ask for one class's AP: after `synchronize_between_processes`, before `accumulate`."""
     dataset, predicted = scene(0)
     evaluator, _ = evaluate(dataset, predicted, ["bbox"])
     for category_id in (90, 1):
@@ -440,7 +440,7 @@ def test_one_class_between_gathering_and_figures():
         assert [row["id"] for row in evaluator.per_class()] == [category_id]
 
 
-def test_images_added_behind_the_figures():
+def test_images_added_after_the_figures():
     dataset, predicted = scene(0)
     some = dict(list(predicted.items())[:11])
     evaluator, _ = evaluate(dataset, some, ["bbox"])

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_nothing_but_weights(words: str, tmp_path: Path) -> None
     assert set(back.postprocessors) == ({"bbox", "segm", "panoptic"} if words else {"bbox"})
 
 
-def test_flags_tell_what_bare_weights_do_not(tmp_path: Path) -> None:
+def test_flags_say_what_bare_weights_do_not(tmp_path: Path) -> None:
     _, path = written(tmp_path / "bare.pth", MODELS["timm: dc5"], bare=True)
     flags = ["--dilation", "--nheads", 4, "--eval_scale", 600, "--max_size", 1000]
     assert convert("to-hf", path, tmp_path / "there", *flags) == 0

@@ -114,7 +114,7 @@ def test_missing_and_empty_logs_are_named(tmp_path):
         plot_logs([tmp_path])
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_are_kept_apart(tmp_path):
     folders = [write_run(tmp_path / which / "run") for which in ("a", "b")]
     assert [run.name for run in load_runs(folders)] == ["a/run", "b/run"]
     assert load_runs([folders[0] / "log.txt"])[0].name == "run"
