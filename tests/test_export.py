@@ -391,13 +391,6 @@ def test_names_and_numbers_that_stand_twice() -> None:
     assert export.LOWEST_OPSET == export_formats.OPSET
 
 
-def test_help_loads_nothing_slow() -> None:
-    program = "import sys, export\ntry: export.run(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert "--with_mask" in answer.stdout
-
-
 # --- Every kind of model, and what the demos trained ---------------------------------------------------
 
 KINDS = {

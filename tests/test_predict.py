@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,15 +305,6 @@ def test_no_encoder_no_self_attention(tmp_path: Path, capsys: Any) -> None:
 
 
 # --- Around it -----------------------------------------------------------------------------------------
-
-
-def test_help_loads_nothing_slow() -> None:
-    code = "import sys, predict\ntry: predict.run(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(*sorted({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)), 'loaded')"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert answer.stdout.splitlines()[-1] == "loaded" and "--attention" in answer.stdout, answer.stderr
 
 
 def test_the_five_lines_of_python_in_the_documentation_work(
