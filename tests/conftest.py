@@ -77,7 +77,7 @@ def _seen_objects(model: torch.nn.Module, data: Any) -> Iterator[dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def trained(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of three epochs, with a drop of the learning rate behind the second."""
+    """The output folder of three epochs, with a drop of the learning rate after the second."""
     out = tmp_path_factory.mktemp("trained") / "run"
     assert run(*trained_flags(prepared), "--resume", prepared.start, "--epochs", 3, "--output_dir", out) == 0
     return out

@@ -65,7 +65,7 @@ def assert_same_gradients(a: dict[str, Tensor | None], b: dict[str, Tensor | Non
         other = b[name]
         assert (value is None) == (other is None), name
         if name == "mask_head.lay5.bias":
-            continue  # the norm behind it takes each channel's mean away: its gradient is rounding alone
+            continue  # the norm after it takes each channel's mean away: its gradient is rounding alone
         if value is not None and other is not None:
             scale = float(value.abs().max()) or 1.0
             difference = float((value - other).abs().max()) / scale

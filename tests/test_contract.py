@@ -222,7 +222,7 @@ PANOPTIC_HUB_MODELS = ("detr_resnet50_panoptic", "detr_resnet50_dc5_panoptic", "
 
 
 def entry_point_state(name: str) -> dict[str, torch.Tensor]:
-    """state_dict of a torch.hub entry point, without memory behind it."""
+    """state_dict of a torch.hub entry point, that takes no memory."""
     import hubconf
 
     with torch.device("meta"):

@@ -175,14 +175,14 @@ def test_a_transformer_of_ones_own_always_gets_a_mask() -> None:
 
 
 class Batch:
-    """Pictures in a class of a user's own."""
+    """Pictures in a user-defined class."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
 
 
 class BackboneOfAFork(nn.Module):
-    """Takes that class, and is told its width late."""
+    """Takes that class, whose width is set late."""
 
     def __init__(self, body: nn.Module):
         super().__init__()

@@ -124,9 +124,10 @@ def test_public_names_have_docstrings(file: str) -> None:
 HELP = """
 import runpy, sys
 started = set(sys.modules)
-sys.argv = ["main.py", "--help"]
+module = sys.argv[1]
+sys.argv = [module, *sys.argv[2:]]
 try:
-    runpy.run_path("main.py", run_name="__main__")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 except SystemExit as end:
     loaded = {name for name in set(sys.modules) - started if not name.startswith("_")}
     print(len(loaded))
@@ -135,13 +136,23 @@ except SystemExit as end:
 """
 
 
-def test_help_loads_little() -> None:
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [
+        ("main", "--coco_path"),
+        ("predict", "--attention"),
+        ("export", "--with_mask"),
+        ("tools.app", "--max_megabytes"),
+        ("tools.convert_hf to-hf", "--dilation"),
+    ],
+)
+def test_help_loads_little(module: str, flag: str) -> None:
     """Nothing that has to be installed, and of the rest so little that the answer comes at once."""
-    command = [sys.executable, "-c", HELP]
+    command = [sys.executable, "-c", HELP, *module.split(), "--help"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     *text, count, packages = answer.stdout.splitlines()
-    assert "--coco_path" in "".join(text)
+    assert flag in "".join(text)
     ours = {name.partition(".")[0] for name in MODULES}
     assert set(packages.split()) <= ours
     assert int(count) < 150, "about 50 are enough"

@@ -84,7 +84,7 @@ def test_log_has_the_published_keys(trained: Path) -> None:
     assert all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
 
 
-def test_learning_rate_drops_behind_lr_drop_epochs(trained: Path) -> None:
+def test_learning_rate_drops_after_lr_drop_epochs(trained: Path) -> None:
     assert [line["train_lr"] for line in read_log(trained)] == pytest.approx([1e-4, 1e-4, 1e-5])
     rates = [[g["lr"] for g in load(trained / name)["optimizer"]["param_groups"]] for name in CHECKPOINTS]
     assert np.array(rates) == pytest.approx(np.array([[1e-5, 1e-6], [1e-5, 1e-6]]))

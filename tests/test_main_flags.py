@@ -28,21 +28,21 @@ def sizes_given(loader: Any) -> set[tuple[int, ...]]:
     return {tuple(target["size"].tolist()) for _, targets in loader for target in targets}
 
 
-def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.run(["--help"])
     shown = " ".join(capsys.readouterr().out.split()).split("options:")[1]
-    told = {}
+    said = {}
     for action in main.get_args_parser()._actions:
         flag = action.option_strings[0]
         text = shown.split(f" {flag} ")[1].split(" --")[0] if action.default else ""
-        told[action.dest] = text.count("(default")
+        said[action.dest] = text.count("(default")
     assert "learning rate of all but the backbone (default: 0.0001)" in shown
     assert "average" in shown and "0: off (default: 0.0)" in shown
     for name in ("output_dir", "masks", "aux_loss", "scales"):  # said in words, empty, switches
-        assert told[name] == 0, name
+        assert said[name] == 0, name
     for name in ("lr_backbone", "backbone", "num_queries", "dist_url", "max_size", "check_data", "seed"):
-        assert told[name] == 1, name
+        assert said[name] == 1, name
     assert "(default: None)" not in shown and "(default: )" not in shown
     assert "(default: True)" not in shown and "(default: False)" not in shown
 
@@ -71,7 +71,7 @@ def test_scales_change_what_training_sees(coco_root: Path) -> None:
     assert shorter == {48, 80}
 
 
-def test_evaluation_batches_are_as_large_as_in_training_unless_told(coco_root: Path) -> None:
+def test_evaluation_batches_are_as_large_as_in_training_unless_given(coco_root: Path) -> None:
     data = ["--coco_path", coco_root, "--batch_size", 3]
     for words, sizes in (([], [3, 1]), (["--eval_batch_size", 4], [len(VAL_SIZES)])):
         loader = main.build_data_loaders(resolved(*data, *words))[1]

@@ -94,7 +94,7 @@ CASES = [(name, how) for name in MISTAKES for how in ("train", "evaluate")]
 @pytest.mark.parametrize(
     "name, how", [case for case in CASES if case not in {(name, "evaluate") for name in ONLY_IN_TRAINING}]
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     name: str, how: str, prepared: Prepared, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, fragments = MISTAKES[name]
@@ -162,7 +162,7 @@ def test_an_annotation_of_an_undeclared_category_is_named(
     [(-3, "category id -3 (gap), and ids begin at 0"), (10**9, "category ids go up to 1000000000")],
 )
 @pytest.mark.parametrize("how", ["train", "evaluate"])
-def test_category_ids_that_no_model_holds_are_told(
+def test_category_ids_that_no_model_holds_are_reported(
     how: str,
     category: int,
     message: str,
@@ -181,7 +181,7 @@ def test_category_ids_that_no_model_holds_are_told(
     assert_one_line(capsys, message)
 
 
-def test_evaluating_weights_that_are_not_finite_is_told(
+def test_evaluating_weights_that_are_not_finite_is_reported(
     prepared: Prepared, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = load(prepared.start)["model"]
@@ -201,21 +201,21 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize("flag", OUT_OF_RANGE)
-def test_values_out_of_range_are_told(
+def test_values_out_of_range_are_reported(
     flag: str, coco_root: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", out, flag, OUT_OF_RANGE[flag]) == 2
     assert_one_line(capsys, flag)
 
 
-def test_more_accumulation_than_an_epoch_has_batches_is_told(
+def test_more_accumulation_than_an_epoch_has_batches_is_reported(
     coco_root: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", out, "--accum_steps", 3) == 2
     assert_one_line(capsys, "--accum_steps")
 
 
-def test_evaluating_the_newest_checkpoint_where_there_is_none_is_told(
+def test_evaluating_the_newest_checkpoint_where_there_is_none_is_reported(
     coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--coco_path", coco_root, "--eval", "--output_dir", tmp_path]
@@ -223,7 +223,7 @@ def test_evaluating_the_newest_checkpoint_where_there_is_none_is_told(
     assert_one_line(capsys, "--resume auto")
 
 
-def test_resuming_with_another_set_of_trained_parameters_is_told(
+def test_resuming_with_another_set_of_trained_parameters_is_reported(
     prepared: Prepared, trained: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--coco_path", prepared.root, "--epochs", 4, "--lr_backbone", 0, "--output_dir", out]
@@ -231,7 +231,7 @@ def test_resuming_with_another_set_of_trained_parameters_is_told(
     assert_one_line(capsys, "--lr_backbone")
 
 
-def test_an_output_folder_that_is_a_file_is_told(
+def test_an_output_folder_that_is_a_file_is_reported(
     prepared: Prepared, coco_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", prepared.start) == 2
@@ -256,7 +256,7 @@ def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixtu
         "util.plot_utils",
     ],
 )
-def test_an_unknown_flag_of_any_command_is_told_in_one_line(module: str) -> None:
+def test_an_unknown_flag_of_any_command_is_reported_in_one_line(module: str) -> None:
     words = [sys.executable, "-m", module, "some", "thing", "--no_such_flag"]
     answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     (line,) = answer.stderr.splitlines()
@@ -286,11 +286,11 @@ def test_recipes_that_cannot_be_read(
     recipe = tmp_path / "a.args"
     recipe.write_bytes(content.replace(b"{recipe}", str(recipe).encode()))
     assert run(f"@{recipe}") == 2
-    told = capsys.readouterr().err
-    assert message in told and len(told.splitlines()) == 1 and "Traceback" not in told
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1 and "Traceback" not in said
 
 
-def test_what_the_system_says_of_a_file_is_told(
+def test_what_the_system_says_of_a_file_is_reported(
     coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def denied(*_: object) -> None:
@@ -305,7 +305,7 @@ def test_what_the_system_says_of_a_file_is_told(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which Linux has")
 @pytest.mark.parametrize("program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "doctor"]])
-def test_what_cannot_be_printed_is_told(program: list[str], coco_root: Path) -> None:
+def test_what_cannot_be_printed_is_reported(program: list[str], coco_root: Path) -> None:
     with open("/dev/full", "w") as full:
         answer = subprocess.run(
             [sys.executable, *program, str(coco_root)],
@@ -334,7 +334,7 @@ def test_no_object_in_the_whole_training_set(
     assert_one_line(capsys, "instances_train2017.json", "no image has any object", "image_id")
 
 
-def test_a_model_that_is_used_otherwise_than_trained_is_told(
+def test_a_model_that_is_used_otherwise_than_trained_is_reported(
     prepared: Prepared, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def permuted(content: dict[str, Any]) -> None:
@@ -347,11 +347,11 @@ def test_a_model_that_is_used_otherwise_than_trained_is_told(
     assert "warning" not in capsys.readouterr().err
     other = edited(prepared.root, tmp_path / "other", permuted, "val")
     assert run("--coco_path", other, *evaluate, "--nheads", 8, "--eval_scale", 96) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(told) == 3
-    assert f"--nheads is 8, and {checkpoint} was trained with 4" in told[0]
-    assert "--eval_scale is 96" in told[1]
-    assert "category 2 is 'gear' in the data and 'nut'" in told[2] and "1 more differ" in told[2]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(said) == 3
+    assert f"--nheads is 8, and {checkpoint} was trained with 4" in said[0]
+    assert "--eval_scale is 96" in said[1]
+    assert "category 2 is 'gear' in the data and 'nut'" in said[2] and "1 more differ" in said[2]
     assert run("--coco_path", prepared.root, "--eval") == 0
     assert "--eval without --resume" in capsys.readouterr().err
 
@@ -368,7 +368,7 @@ def test_a_finished_checkpoint_asks_for_more_epochs(
     assert files(trained) == before
 
 
-def test_a_loss_that_is_not_finite_leaves_its_batch_behind(
+def test_a_loss_that_is_not_finite_keeps_its_batch(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"

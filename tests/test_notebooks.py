@@ -53,7 +53,7 @@ def test_outputs_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_nothing_tells_whose_machine_it_was(name: str) -> None:
+def test_nothing_says_whose_machine_it_was(name: str) -> None:
     cells = code_cells(name)
     texts = [printed(cells)] + ["".join(cell["source"]) for cell in cells]
     found = re.findall(r"(?<![\w./:])/(?:\w[\w.-]*/)+\w*", "\n".join(texts))
@@ -87,7 +87,7 @@ def test_two_lines_lead_to_published_weights(name: str, lines: tuple[str, str]) 
 def test_a_command_that_fails_stops_the_notebook(
     module: str, status: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but faults that the doctor finds, which it tells with status 1."""
+    """All but faults that the doctor finds, which it reports with status 1."""
     (helper,) = (
         "".join(cell["source"]).split("\n\n\n")[0]
         for cell in code_cells("fine_tune_on_your_own_data")

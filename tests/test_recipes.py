@@ -80,7 +80,7 @@ def test_trains_two_steps(name: str, shapes: Path, tmp_path: Path) -> None:
     assert ("test_PQ_all" in line) == (name == "shapes_panoptic")
 
 
-def test_flags_behind_a_recipe_override_it(tmp_path: Path) -> None:
+def test_flags_after_a_recipe_override_it(tmp_path: Path) -> None:
     recipe = tmp_path / "a.args"
     recipe.write_text("# a comment\n\n--lr 1e-3 --epochs 7   # and more\n--scales 64 96\n")
     args = parse(f"@{recipe}", "--epochs", "9")

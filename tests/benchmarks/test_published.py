@@ -32,5 +32,5 @@ def test_missing_network_and_data_are_said(
     monkeypatch.setattr(published, "PUBLISHED", url_without_server() + "/")
     flags = ["--coco_path", str(tmp_path), "--models", "r50", "r50-panoptic"]
     assert published.main(flags) == 2
-    told = capsys.readouterr().out
-    assert "could not be downloaded" in told and "needs --coco_panoptic_path" in told
+    said = capsys.readouterr().out
+    assert "could not be downloaded" in said and "needs --coco_panoptic_path" in said

@@ -122,7 +122,7 @@ def plain(root, transforms=None, masks=False, kind=CocoDetection):
 
 
 class Sees:
-    """A transform of a user's own, which asks PIL for the size."""
+    """A user-defined transform, which asks PIL for the size."""
 
     def __init__(self):
         self.seen = []

@@ -7,8 +7,6 @@ import io
 import json
 import math
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -168,7 +166,7 @@ def test_boxes_as_pycocotools(seed):
     dataset, predicted = scene(seed)
     evaluator, text = evaluate(dataset, predicted, ["bbox"], batch=1 + seed)
     expected, expected_text = plain_evaluation(dataset, predicted, "bbox")
-    assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # the scene tells right from wrong
+    assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # the scene holds right and wrong
     assert_same(evaluator.coco_eval["bbox"], expected)
     assert text == "IoU metric: bbox\n" + expected_text
     assert evaluator.img_ids == sorted(predicted)
@@ -200,18 +198,11 @@ def test_masks_alone_need_no_boxes():
     assert_same(evaluate(dataset, predicted, ["segm"])[0].coco_eval["segm"], expected)
 
 
-def test_more_predictions_than_the_limit():
-    dataset, predicted = scene(1, images=8, predictions=500, categories=(1, 2), grain=1)
-    assert max(int((entry["labels"] == 1).sum()) for entry in predicted.values()) > 100
-    assert_same(
-        evaluate(dataset, predicted, ["bbox"])[0].coco_eval["bbox"],
-        plain_evaluation(dataset, predicted, "bbox")[0],
-    )
-
-
 @pytest.mark.parametrize("max_dets", [5, 100, 250])
 def test_further_limit_leaves_the_standard_figures(max_dets):
-    dataset, predicted = scene(1, images=8, predictions=500, categories=(1, 2))
+    """Of more predictions than pycocotools looks at, many of one score."""
+    dataset, predicted = scene(1, images=8, predictions=500, categories=(1, 2), grain=1)
+    assert max(int((entry["labels"] == 1).sum()) for entry in predicted.values()) > 100
     evaluator, text = evaluate(dataset, predicted, ["bbox"], max_dets=max_dets)
     assert_same(evaluator.coco_eval["bbox"], plain_evaluation(dataset, predicted, "bbox")[0])
     beyond = plain_evaluation(dataset, predicted, "bbox", max_dets=(1, 10, max_dets))[0].eval
@@ -277,15 +268,6 @@ def test_annotation_id_used_twice():
     assert_same(
         evaluate(dataset, some, ["bbox"])[0].coco_eval["bbox"], plain_evaluation(dataset, some, "bbox")[0]
     )
-
-
-def test_only_images_seen_count():
-    dataset, predicted = scene(0)
-    some = dict(list(predicted.items())[:11])
-    evaluator, _ = evaluate(dataset, some, ["bbox"])
-    expected, _ = plain_evaluation(dataset, some, "bbox")
-    assert_same(evaluator.coco_eval["bbox"], expected)
-    assert evaluator.coco_eval["bbox"].eval["params"].imgIds == sorted(some)
 
 
 def test_first_of_repeated_images_counts():
@@ -426,7 +408,7 @@ def test_chosen_params_as_pycocotools(params, iou_type):
 
 
 def test_one_class_between_gathering_and_figures():
-    """How forks ask for one class's AP: behind `synchronize_between_processes`, before `accumulate`."""
+    """How forks ask for one class's AP: after `synchronize_between_processes`, before `accumulate`."""
     dataset, predicted = scene(0)
     evaluator, _ = evaluate(dataset, predicted, ["bbox"])
     for category_id in (90, 1):
@@ -440,7 +422,7 @@ def test_one_class_between_gathering_and_figures():
         assert [row["id"] for row in evaluator.per_class()] == [category_id]
 
 
-def test_images_added_behind_the_figures():
+def test_images_added_after_the_figures():
     dataset, predicted = scene(0)
     some = dict(list(predicted.items())[:11])
     evaluator, _ = evaluate(dataset, some, ["bbox"])
@@ -554,18 +536,6 @@ def test_convert_to_xywh():
     assert convert_to_xywh(boxes[:0]).shape == (0, 4)
 
 
-def test_own_thresholds():
-    dataset, predicted = scene(0)
-    evaluator = CocoEvaluator(build_coco(dataset), ["bbox"])
-    evaluator.coco_eval["bbox"].params.iouThrs = np.array([0.1, 0.75])
-    evaluator.update(predicted)
-    evaluator.accumulate()
-    full = plain_evaluation(dataset, predicted, "bbox")[0].eval["precision"]
-    precision = evaluator.coco_eval["bbox"].eval["precision"]
-    np.testing.assert_allclose(precision[1], full[5], atol=1e-12)
-    assert precision[0].mean() > full[0].mean()
-
-
 def test_mistakes_are_named():
     dataset, predicted = scene(0, images=4)
     evaluator = CocoEvaluator(build_coco(dataset), ["bbox"])
@@ -591,24 +561,24 @@ def test_mistakes_are_named():
         CocoEvaluator(evaluator.coco_gt, ["bbox"], max_dets=0)
 
 
-def test_saved_figures_load_with_pycocotools_alone(tmp_path):
+def test_saved_figures_load_with_pycocotools_alone():
     dataset, predicted = scene(0, images=5, masks=True)
     evaluator, _ = evaluate(dataset, predicted, ("bbox", "segm"))
     expected, _ = plain_evaluation(dataset, predicted, "bbox")
     assert set(evaluator.coco_eval["bbox"].eval) == set(expected.eval)
     for iou_type, result in evaluator.coco_eval.items():
-        (tmp_path / iou_type).write_bytes(pickle.dumps(result.eval))
-    code = (
-        "import pickle, sys; sys.modules['faster_coco_eval'] = sys.modules['torch'] = None\n"
-        "for name in ('bbox', 'segm'):\n"
-        "    saved = pickle.load(open(name, 'rb'))\n"
-        "    assert type(saved['params']).__module__ == 'pycocotools.cocoeval', type(saved['params'])\n"
-        "    print(saved['precision'].shape, saved['params'].iouType, saved['params'].maxDets)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    shape = "(10, 101, 4, 4, 3)"
-    assert run.stdout.splitlines() == [f"{shape} bbox [1, 10, 100]", f"{shape} segm [1, 10, 100]"]
+        used = set()
+
+        class Unpickler(pickle.Unpickler):
+            def find_class(self, module, name, used=used):
+                used.add(module.partition(".")[0])
+                return super().find_class(module, name)
+
+        saved = Unpickler(io.BytesIO(pickle.dumps(result.eval))).load()
+        assert used <= {"numpy", "pycocotools", "collections", "builtins", "_codecs", "datetime"}, used
+        assert type(saved["params"]).__module__ == "pycocotools.cocoeval"
+        assert saved["precision"].shape == (10, 101, 4, 4, 3)
+        assert (saved["params"].iouType, saved["params"].maxDets) == (iou_type, [1, 10, 100])
 
 
 def evaluate_share():

@@ -94,7 +94,7 @@ def test_the_training_loader_gives_batches_of_one_aspect(coco_root: Path) -> Non
             assert len(set((width > height).tolist())) == 1
 
 
-def test_groups_are_told_by_the_annotation_file(coco_root: Path) -> None:
+def test_groups_come_from_the_annotation_file(coco_root: Path) -> None:
     data = build_dataset("train", resolved("--coco_path", coco_root))
     assert aspect_groups(data) == [int(width > height) for width, height in TRAIN_SIZES]
 

@@ -103,7 +103,7 @@ def test_batches_are_in_page_locked_memory_where_it_is_asked_for(workers: int) -
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_too_little_shared_memory_is_told(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_reported(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Tensor) -> None:
         raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
 

@@ -1,4 +1,4 @@
-"""A user's pictures: found, read in any format, prepared as evaluation does, spoiled ones told."""
+"""A user's pictures: found, read in any format, prepared as evaluation does, damaged ones named."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_name_with_brackets_is_no_pattern_where_it_exists(tmp_path: Path) -> N
         ("empty", "no pictures in"),
     ],
 )
-def test_nothing_found_is_told(source: str, message: str, tmp_path: Path) -> None:
+def test_nothing_found_is_reported(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as caught:
         find_pictures([tmp_path / source])

@@ -72,7 +72,7 @@ def assert_same_function(ours: torch.nn.Module, theirs: torch.nn.Module) -> None
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_bare_weights_tell_the_model(name: str, tmp_path: Path) -> None:
+def test_bare_weights_give_the_model(name: str, tmp_path: Path) -> None:
     wanted = flags(MODELS[name])
     file = "detr-dc5.pth" if wanted.dilation else "weights.pth"
     model, path = saved(tmp_path / file, MODELS[name])
@@ -95,7 +95,7 @@ def test_the_heads_are_seen_in_a_mask_head_and_eight_elsewhere(tmp_path: Path) -
     assert load_trained(saved(tmp_path / "boxes.pth")[1]).args.nheads == 8
 
 
-def test_every_resnet_is_told_from_the_others() -> None:
+def test_every_resnet_is_recognised() -> None:
     for name in RESNETS:
         with torch.device("meta"):
             backbone = Backbone(name, True, False, False, weights="none")
@@ -228,7 +228,7 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
 # --- Mistakes ------------------------------------------------------------------------------------------
 
 
-def test_a_source_that_is_nowhere_is_told_with_the_names_there_are() -> None:
+def test_a_source_that_is_nowhere_is_reported_with_the_names_there_are() -> None:
     with pytest.raises(UserError, match="detr_resnet18: neither a file, nor a URL, nor one of detr_res"):
         load_trained("detr_resnet18")
 

@@ -395,12 +395,12 @@ def test_compiled_to_one_graph_whatever_stands_in_it(replaced):
 
 
 def heard(network, kind, classes):
-    """A dict that fills with what hooks of this kind are told last by each module of these classes."""
+    """A dict that fills with what each module of these classes gave hooks of this kind last."""
     seen = {}
 
     def hook_of(name):
-        def hook(module, *told):
-            last = told[-1] if isinstance(told[-1], torch.Tensor) else told[-1][0]
+        def hook(module, *given):
+            last = given[-1] if isinstance(given[-1], torch.Tensor) else given[-1][0]
             seen[name] = last.clone()  # relu overwrites what a norm gives
 
         return hook

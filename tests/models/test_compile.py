@@ -74,7 +74,7 @@ def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch)
         assert copy.deepcopy(detector.transformer)._compiled_call_impl is None
 
 
-def test_a_machine_that_cannot_compile_is_told_what_it_lacks(
+def test_a_machine_that_cannot_compile_is_reported_with_what_it_lacks(
     coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(function: object) -> object:
@@ -153,5 +153,5 @@ def test_a_compiled_run_counts_its_graphs(coco_root: Path, capsys: pytest.Captur
     torch._dynamo.reset()
     words = ("--backbone_stages", 2, "--dec_layers", 1, "--dropout", 0, "--epochs", 1, "--no_report")
     assert run("--coco_path", coco_root, *words, "--compile") == 0
-    told = re.search(r"^--compile: (\d+) graphs compiled$", capsys.readouterr().out, re.M)
-    assert told is not None and 2 <= int(told[1]) <= 8
+    counted = re.search(r"^--compile: (\d+) graphs compiled$", capsys.readouterr().out, re.M)
+    assert counted is not None and 2 <= int(counted[1]) <= 8

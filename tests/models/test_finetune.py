@@ -1,4 +1,4 @@
-"""Starting from other weights: what fits is loaded, the rest is told."""
+"""Starting from other weights: what fits is loaded, the rest is reported."""
 
 from __future__ import annotations
 

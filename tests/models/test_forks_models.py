@@ -128,7 +128,7 @@ def test_a_layer_of_the_mask_head_may_be_replaced_and_hooked(name: str) -> None:
     with torch.no_grad():
         expected = model(images())["pred_masks"]
         seen: list[Tensor] = []
-        handle = getattr(model.mask_head, name).register_forward_hook(lambda *told: seen.append(told[-1]))
+        handle = getattr(model.mask_head, name).register_forward_hook(lambda *given: seen.append(given[-1]))
         torch.testing.assert_close(model(images())["pred_masks"], expected, rtol=1e-4, atol=1e-4)
         handle.remove()
         assert len(seen) == 1
@@ -141,7 +141,7 @@ def test_a_layer_of_the_mask_head_may_be_replaced_and_hooked(name: str) -> None:
 
 
 class Pictures:
-    """A batch in a class of a user's own, as detectron2 has one."""
+    """A batch in a user-defined class, as detectron2 has one."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor

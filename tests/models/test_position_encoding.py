@@ -59,7 +59,7 @@ def test_sine_equals_its_formula(options, temperature, scale):
     expected = sine_by_loops(batch.mask, 6, temperature, scale)
     inside = ~batch.mask[:, None].expand_as(embedding)
     torch.testing.assert_close(embedding[inside], expected[inside].float(), atol=2e-6, rtol=0)
-    # behind the last unpadded row and column as well: attention never looks there, but it is finite
+    # after the last unpadded row and column as well: attention never looks there, but it is finite
     assert embedding.isfinite().all()
 
 

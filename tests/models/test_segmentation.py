@@ -170,7 +170,7 @@ def test_two_stages(coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--masks", "--hidden_dim", "64"], "multiple of 128"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     flags: list[str], message: str, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(coco_root, tmp_path, *flags) == 2

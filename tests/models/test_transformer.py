@@ -256,7 +256,7 @@ def test_a_subclass_may_add_positions_its_own_way(kind):
 
 
 class WithoutWeights(nn.MultiheadAttention):
-    """A user's attention that cannot be told to leave its weights out."""
+    """A user's attention that cannot leave its weights out."""
 
     def forward(self, query, key, value, key_padding_mask=None, attn_mask=None):  # type: ignore[override]
         return super().forward(query, key, value, key_padding_mask, attn_mask=attn_mask)

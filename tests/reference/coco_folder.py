@@ -81,7 +81,7 @@ def _draw_object(random: np.random.Generator, width: int, height: int) -> tuple[
 def _instances(
     objects: list[tuple[Box, int]], position: int, image_id: int, width: int, height: int, first_id: int
 ) -> list[dict[str, Any]]:
-    """The objects of one picture as COCO annotations, and one without width behind them."""
+    """The objects of one picture as COCO annotations, and one without width after them."""
     result = []
     for index, (box, category) in enumerate(objects):
         left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height

@@ -73,5 +73,5 @@ def _describe_draw(image: Tensor, target: dict[str, Tensor]) -> list[float]:
         *mean_box,
         float(target["area"].double().sum()) / (height * width),
         float(brightness.mean()),
-        float(brightness[: width // 2].mean() - brightness[width // 2 :].mean()),  # tells a flip
+        float(brightness[: width // 2].mean() - brightness[width // 2 :].mean()),  # a flip shows here
     ]

@@ -93,7 +93,7 @@ def assert_sound(seen: Visit) -> None:
     assert seen.overflow() == 0
 
 
-def test_it_tells_what_was_logged(browser: Browser, boxes_run: Path) -> None:
+def test_it_says_what_was_logged(browser: Browser, boxes_run: Path) -> None:
     lines = read_log(boxes_run)
     with visit(browser, (boxes_run / "report.html").as_uri()) as seen:
         assert seen.page.title() == "boxes: training report"
@@ -126,7 +126,7 @@ def test_nothing_is_wider_than_the_window(
             assert_sound(seen)
 
 
-def test_curves_tell_their_values(browser: Browser, boxes_run: Path) -> None:
+def test_curves_show_their_values(browser: Browser, boxes_run: Path) -> None:
     lines = read_log(boxes_run)
     with visit(browser, (boxes_run / "report.html").as_uri()) as seen:
         card = seen.page.locator("#curves figure", has_text="validation").first

@@ -179,7 +179,7 @@ def main(kills: int, processes: int, folder: Path, more: list[str]) -> int:
     data, undisturbed = folder / "shapes", folder / "undisturbed"
     write_shapes(data, train=IMAGES, val=10)
     seconds = run_to_the_end(data, undisturbed, processes, more)
-    print(f"undisturbed: {seconds:.1f} s behind its first checkpoint", flush=True)
+    print(f"undisturbed: {seconds:.1f} s after its first checkpoint", flush=True)
     killed = rounds = different = 0
     while killed < kills:
         rounds += 1

@@ -34,7 +34,7 @@ def start(root: Path, folder: Path, *more: object) -> int:
 
 @pytest.fixture(scope="module")
 def finished(coco_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs: `checkpoint.pth` was written behind the second, `checkpoint.1.pth` inside it."""
+    """Two epochs: `checkpoint.pth` was written after the second, `checkpoint.1.pth` inside it."""
     folder = tmp_path_factory.mktemp("finished")
     assert start(coco_root, folder, "--epochs", 2) == 0
     return folder
@@ -86,7 +86,7 @@ DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
     "cut off early": lambda content, marker: content[:100],
     "cut off in the middle": lambda content, marker: content[: len(content) // 2],
     "cut off at the end": lambda content, marker: content[:-1],
-    "zeros behind the middle": lambda content, marker: (
+    "zeros after the middle": lambda content, marker: (
         content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
     ),
     "a flipped bit": _flipped,
@@ -238,14 +238,14 @@ ENTRIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_training_does_not_go_on_from_an_entry_of_another_form(
     coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    edit, told = ENTRIES[name]
+    edit, message = ENTRIES[name]
     checkpoint = load(finished / "checkpoint.pth")
     edit(checkpoint)
     path = tmp_path / "other.pth"
     torch.save(checkpoint, path)
     capsys.readouterr()
     assert start(coco_root, tmp_path / "run", "--resume", path, "--epochs", 3) == 2
-    assert_one_line(capsys, f"--resume {path}: ", told, "--finetune")
+    assert_one_line(capsys, f"--resume {path}: ", message, "--finetune")
     assert not (tmp_path / "run" / "log.txt").exists()
 
 

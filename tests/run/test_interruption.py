@@ -60,7 +60,7 @@ def test_former_handlers_are_put_back(number: signal.Signals) -> None:
     assert signal.getsignal(number) is former
 
 
-def test_a_terminate_behind_a_requeue_does_not_take_it_back() -> None:
+def test_a_terminate_after_a_requeue_does_not_take_it_back() -> None:
     with Interruption() as interruption:
         send(signal.SIGUSR1)
         send(signal.SIGTERM)
@@ -100,7 +100,7 @@ def test_under_slurm_one_process_requeues_the_job(
     assert commands == ([["scontrol", "requeue", "77"]] if requeued else [])
 
 
-def test_a_former_handler_is_called_behind_the_saving_and_requeues_itself(
+def test_a_former_handler_is_called_after_the_saving_and_requeues_itself(
     monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
@@ -154,7 +154,7 @@ def _start(function: Callable, *words: Any) -> multiprocessing.process.BaseProce
     return process
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal")
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
 def test_only_its_parent_ends_a_data_worker() -> None:
     ready = multiprocessing.get_context("fork").Event()
     worker = _start(_work, ready)

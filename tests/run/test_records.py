@@ -52,9 +52,9 @@ def test_a_new_run_puts_an_older_log_aside(log: Path, capsys: pytest.CaptureFixt
     assert RunRecords(log.parent).begin(0, ARGS, {}) == []
     assert not log.exists()
     assert (log.parent / "log.1.txt").read_bytes() == before
-    (told,) = capsys.readouterr().out.splitlines()
-    assert f"{log.parent} holds an earlier run: log.txt is kept as log.1.txt; its checkpoints" in told
-    assert "--resume auto" in told and "--output_dir" in told
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{log.parent} holds an earlier run: log.txt is kept as log.1.txt; its checkpoints" in line
+    assert "--resume auto" in line and "--output_dir" in line
 
 
 def test_a_log_that_needs_no_change_is_not_touched(log: Path) -> None:

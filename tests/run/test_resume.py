@@ -68,8 +68,8 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
     assert not list(folder.rglob("*.part"))
 
 
-def behind_step(epoch: int, step: int, act: Callable[[], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Do something behind a step of an epoch, before the run looks whether to save or to end."""
+def after_step(epoch: int, step: int, act: Callable[[], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Do something after a step of an epoch, before the run looks whether to save or to end."""
 
     def plan(monkeypatch: pytest.MonkeyPatch) -> None:
         inside_epoch = run.saving.Saver.inside_epoch
@@ -93,7 +93,7 @@ def kill() -> None:
     raise Killed
 
 
-def behind_saving_epoch(epoch: int) -> Callable[[pytest.MonkeyPatch], None]:
+def after_saving_epoch(epoch: int) -> Callable[[pytest.MonkeyPatch], None]:
     def plan(monkeypatch: pytest.MonkeyPatch) -> None:
         save = run.saving.Saver.save
 
@@ -127,16 +127,16 @@ def while_logging(epoch: int, written: Callable[[str], str]) -> Callable[[pytest
 
 
 MOMENTS = {
-    "before anything is saved": behind_step(0, 1, kill),
-    "between two checkpoints": behind_step(0, 4, kill),
-    "behind the learning rate's drop": behind_step(2, 3, kill),
-    "at the last step": behind_step(2, STEPS, kill),
-    "between saving and evaluating": behind_saving_epoch(1),
-    "between saving and evaluating at the end": behind_saving_epoch(2),
+    "before anything is saved": after_step(0, 1, kill),
+    "between two checkpoints": after_step(0, 4, kill),
+    "after the learning rate's drop": after_step(2, 3, kill),
+    "at the last step": after_step(2, STEPS, kill),
+    "between saving and evaluating": after_saving_epoch(1),
+    "between saving and evaluating at the end": after_saving_epoch(2),
     "before the log's line": while_logging(1, lambda line: ""),
     "in the log's line": while_logging(1, lambda line: line[:100]),
     "before the log's line break": while_logging(0, lambda line: line[:-1]),
-    "behind the log's line": while_logging(2, lambda line: line),
+    "after the log's line": while_logging(2, lambda line: line),
 }
 
 
@@ -168,7 +168,7 @@ def test_only_the_evaluation_is_repeated_where_only_it_is_missing(
 def test_many_kills_in_one_run(
     coco_root: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for plan in (behind_step(0, 3, kill), behind_step(1, 1, kill), behind_step(1, 4, kill)):
+    for plan in (after_step(0, 3, kill), after_step(1, 1, kill), after_step(1, 4, kill)):
         with monkeypatch.context() as patch:
             plan(patch)
             with pytest.raises(Killed):
@@ -183,7 +183,7 @@ def test_accumulation_goes_on_inside_an_epoch(
     more = ("--accum_steps", 2, "--save_every_steps", 1, "--epochs", 2)
     assert start(coco_root, tmp_path / "whole", *more) == 0
     with monkeypatch.context() as patch:
-        behind_step(1, 2, kill)(patch)
+        after_step(1, 2, kill)(patch)
         with pytest.raises(Killed):
             start(coco_root, tmp_path / "killed", *more)
     assert start(coco_root, tmp_path / "killed", *more) == 0
@@ -194,7 +194,7 @@ def test_accumulation_goes_on_inside_an_epoch(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize("step", [3, STEPS])
-def test_a_signal_saves_behind_the_step_and_ends(
+def test_a_signal_saves_after_the_step_and_ends(
     coco_root: Path,
     tmp_path: Path,
     undisturbed: Path,
@@ -204,7 +204,7 @@ def test_a_signal_saves_behind_the_step_and_ends(
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with monkeypatch.context() as patch:
-        behind_step(1, step, lambda: os.kill(os.getpid(), number))(patch)
+        after_step(1, step, lambda: os.kill(os.getpid(), number))(patch)
         assert start(coco_root, tmp_path, "--save_every_steps", 0) == 143
     saved = load(tmp_path / "checkpoint.pth")
     assert (saved["epoch"], saved["step"]) == (0, step)
@@ -335,7 +335,7 @@ def test_another_batch_size_starts_the_interrupted_epoch_anew(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple, capsys: Any
 ) -> None:
     with monkeypatch.context() as patch:
-        behind_step(1, 5, kill)(patch)
+        after_step(1, 5, kill)(patch)
         with pytest.raises(Killed):
             start(coco_root, tmp_path)
     assert start(coco_root, tmp_path, *change) == 0
@@ -367,7 +367,7 @@ def test_patience_ends_a_run_and_keeps_it_ended(
         assert [line["epoch"] for line in read_log(tmp_path)] == [0, 1]
 
 
-def test_args_tell_flags_versions_and_git(undisturbed: Path) -> None:
+def test_args_hold_flags_versions_and_git(undisturbed: Path) -> None:
     written = json.loads((undisturbed / "args.json").read_text())
     assert written["args"]["warmup_steps"] == 7
     assert written["versions"]["torch"] == version("torch")

@@ -13,7 +13,7 @@ import torch
 import util.amp
 from tests.helpers import load, read_log
 from tests.run.kill_and_resume import COMPARED, equal
-from tests.run.test_resume import Killed, behind_step, kill, start
+from tests.run.test_resume import Killed, after_step, kill, start
 
 EPOCHS = 2
 SETTINGS = {
@@ -46,7 +46,7 @@ def assert_goes_on_exactly(root: Path, folder: Path, monkeypatch: pytest.MonkeyP
     assert start(root, folder / "whole", *words) == 0
     for epoch in range(EPOCHS):
         with monkeypatch.context() as patch:
-            behind_step(epoch, 3, kill)(patch)
+            after_step(epoch, 3, kill)(patch)
             with pytest.raises(Killed):
                 start(root, folder / "killed", *words)
     assert start(root, folder / "killed", *words) == 0
@@ -80,7 +80,7 @@ def test_other_groups_start_the_interrupted_epoch_anew(
     """Its batches are not those of the checkpoint."""
     words = ["--epochs", 1, "--no_report"]
     with monkeypatch.context() as patch:
-        behind_step(0, 3, kill)(patch)
+        after_step(0, 3, kill)(patch)
         with pytest.raises(Killed):
             start(coco_root, tmp_path, *words)
     assert start(coco_root, tmp_path, *words, "--group_by_aspect") == 0

@@ -96,7 +96,7 @@ def test_without_a_folder_nothing_is_written_and_a_signal_still_ends(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_is_obeyed_behind_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_obeyed_after_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saver(tmp_path)
     seen = []
 

@@ -10,7 +10,7 @@ from tests.helpers import Prepared, load, read_log, run
 
 
 def resumed(prepared: Prepared, trained: Path, out: Path, *flags: object) -> tuple[dict, list[float]]:
-    """The checkpoint and the logged rates of one more epoch behind `trained`'s three."""
+    """The checkpoint and the logged rates of one more epoch after `trained`'s three."""
     words = ["--coco_path", prepared.root, "--resume", trained / "checkpoint.pth", "--epochs", 4]
     assert run(*words, "--batch_size", 2, "--output_dir", out, *flags) == 0
     return load(out / "checkpoint.pth"), [line["train_lr"] for line in read_log(out)]
@@ -21,9 +21,9 @@ def test_other_rates_are_warned_of_and_not_used(
 ) -> None:
     before = load(trained / "checkpoint.pth")["optimizer"]["param_groups"]
     _, rates = resumed(prepared, trained, tmp_path, "--lr", 0.5, "--lr_drop", 7)
-    told = capsys.readouterr().err
-    assert "--lr 0.5 is not used: the checkpoint goes on with 0.0001; pass --override_lr" in told
-    assert "--lr_drop 7 is not used" in told and "--lr_backbone" not in told
+    said = capsys.readouterr().err
+    assert "--lr 0.5 is not used: the checkpoint goes on with 0.0001; pass --override_lr" in said
+    assert "--lr_drop 7 is not used" in said and "--lr_backbone" not in said
     assert rates == [pytest.approx(before[0]["lr"])]
 
 

@@ -69,8 +69,8 @@ class Job:
         flags = [*TINY, "--coco_path", data, "--shared_dir", shared, "--ngpus", 0, "--nodes", 2, *words]
         self.answer = launch(*flags)
         assert self.answer.returncode == 0, self.answer.stderr
-        told = dict(line.split(None, 1) for line in self.answer.stdout.splitlines())
-        self.id, self.folder = told["job"], Path(told["folder"])
+        printed = dict(line.split(None, 1) for line in self.answer.stdout.splitlines())
+        self.id, self.folder = printed["job"], Path(printed["folder"])
 
     def field(self, name: str) -> str:
         found = re.search(rf"\b{name}=(\S+)", slurm("scontrol", "show", "job", self.id))
@@ -142,7 +142,7 @@ def test_requeued_from_outside(undisturbed: Job, data: Path, tmp_path: Path) -> 
     assert_same_end(job, undisturbed)
 
 
-def test_told_to_requeue_by_a_signal(undisturbed: Job, data: Path, tmp_path: Path) -> None:
+def test_a_signal_that_asks_to_requeue(undisturbed: Job, data: Path, tmp_path: Path) -> None:
     job = Job(tmp_path, data, "--epochs", EPOCHS, "--timeout", 10)
     job.wait_for_epochs(1)
     slurm("scancel", "--signal=USR2", job.id)
@@ -190,6 +190,6 @@ def test_more_than_the_cluster_has(data: Path, tmp_path: Path) -> None:
     assert "waits " in job.answer.stdout and "lower --nodes" in job.answer.stdout
     answer = launch("--shared_dir", tmp_path, "--cluster", "slurm", "--partition", "nowhere")
     assert answer.returncode == 2
-    line = answer.stderr.splitlines()[-1]  # behind what sbatch says
+    line = answer.stderr.splitlines()[-1]  # after what sbatch says
     assert line.startswith("error: the cluster refuses the job: ") and "partition" in line
     assert not (tmp_path / "%j").exists(), "no job, no folder"

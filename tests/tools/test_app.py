@@ -360,17 +360,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_help_loads_nothing_slow() -> None:
-    code = "import sys\nfrom tools import app\ntry: app.run(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(*sorted({'torch', 'numpy', 'PIL', 'gradio'} & set(sys.modules)), 'loaded')"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert answer.stdout.splitlines()[-1] == "loaded", answer.stderr
-    for text in ("--max_megabytes", "(default: 20)", "(default: 40)", "(default: 127.0.0.1"):
-        assert text in answer.stdout
-
-
 def test_without_gradio(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setenv("no_proxy", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def test_a_checkpoint_of_nothing_but_weights(words: str, tmp_path: Path) -> None
     assert set(back.postprocessors) == ({"bbox", "segm", "panoptic"} if words else {"bbox"})
 
 
-def test_flags_tell_what_bare_weights_do_not(tmp_path: Path) -> None:
+def test_flags_say_what_bare_weights_do_not(tmp_path: Path) -> None:
     _, path = written(tmp_path / "bare.pth", MODELS["timm: dc5"], bare=True)
     flags = ["--dilation", "--nheads", 4, "--eval_scale", 600, "--max_size", 1000]
     assert convert("to-hf", path, tmp_path / "there", *flags) == 0
@@ -293,31 +292,15 @@ except SystemExit as end:
 """
 
 
-def watched(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", WATCHED, *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_the_library_that_has_the_name_of_our_folder_is_not_looked_for(
     exported: Exported, tmp_path: Path
 ) -> None:
     """transformers believes that our folder is it; what would import and ask it is its Trainer."""
-    answer = watched("to-hf", exported.checkpoint, tmp_path / "there")
+    words = ["to-hf", str(exported.checkpoint), str(tmp_path / "there")]
+    answer = subprocess.run([sys.executable, "-c", WATCHED, *words], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == "loaded: torch transformers"
     assert files(tmp_path / "there") == files(exported.folder)
-
-
-def test_help_is_quick() -> None:
-    answer = watched("to-hf", "--help")
-    assert answer.returncode == 0 and "--dilation" in answer.stdout
-    assert answer.stdout.splitlines()[-1] == "loaded:"
 
 
 # --- What the demos trained ----------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_what_writing_interrupts_is_the_file_before(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["class_labels_classifier.bias", "detr.class_labels_classifier.bias"])
-def test_weights_of_transformers_are_told_with_the_command(name: str, tmp_path: Path) -> None:
+def test_weights_of_transformers_are_named_with_the_command(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     folder.mkdir()
     save_file({name: torch.zeros(4)}, folder / "model.safetensors")
@@ -182,7 +182,7 @@ def test_weights_of_transformers_are_told_with_the_command(name: str, tmp_path: 
         load_checkpoint(folder / "model.safetensors")
 
 
-def test_without_the_package_the_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.safetensors"
     save_checkpoint(CONTENT, path)
     monkeypatch.setitem(sys.modules, "safetensors", None)

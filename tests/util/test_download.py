@@ -47,7 +47,7 @@ def hashed(folder, digest=None):
     return path.rename(folder / f"detr-r50-{digits}.pth").name
 
 
-def test_urls_are_told_from_paths():
+def test_urls_are_no_paths():
     assert is_url("http://host/a.pth") and is_url("https://host/a.pth")
     assert not is_url("a.pth") and not is_url("/http://a.pth") and not is_url(pathlib.Path("https.pth"))
 
@@ -92,7 +92,7 @@ def test_a_download_with_another_hash_is_refused_and_not_kept(cache, shared):
 
 
 @pytest.mark.parametrize("named_by_hash", [True, False])
-def test_a_connection_that_breaks_leaves_nothing_behind(cache, shared, named_by_hash):
+def test_a_connection_that_breaks_leaves_nothing(cache, shared, named_by_hash):
     name = hashed(shared)
     if not named_by_hash:
         name = (shared / name).rename(shared / "checkpoint.pth").name

@@ -194,7 +194,7 @@ def test_a_panoptic_run_of_the_published_code(tmp_path):
     assert_is_a_picture(draw_curves([folder], tmp_path / "c.png"))
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_are_kept_apart(tmp_path):
     folders = [write_run(tmp_path / which / "run") for which in ("a", "b")]
     assert [run.name for run in load_runs(folders)] == ["a/run", "b/run"]
     assert load_runs([folders[0] / "log.txt"])[0].name == "run"

@@ -34,7 +34,7 @@ def test_seeds_determine_what_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("before", range(4))
-def test_what_is_drawn_goes_on_behind_a_checkpoint(tmp_path: Path, before: int) -> None:
+def test_what_is_drawn_goes_on_after_a_checkpoint(tmp_path: Path, before: int) -> None:
     seed_everything(3)
     for _ in range(before):
         draw()  # an odd number leaves the second of two normal numbers waiting

@@ -135,7 +135,7 @@ def test_coco_panoptic_evaluator_of_detectron2_reads_the_same_metadata(shapes: P
     assert sorted(both.values()) == list(range(len(metadata.thing_classes)))
 
 
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     shapes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
