@@ -1,10 +1,9 @@
 """The two loops: one epoch of training, one pass of evaluation.
 
-Of model, criterion, batches and targets they ask what the published loops ask: `outputs = model(samples)`, a
+Both use of a model, a criterion, batches and targets only what the published loops use: `model(samples)`, a
 dict of losses from `criterion(outputs, targets)`, `criterion.weight_dict`, and `.to(device)`.
 
-The file is longer than others because a reader should find all of both loops here; each is a page of
-arguments and a page of steps.
+Longer than 300 lines, so that both loops can be read in one file.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ def train_one_epoch(
     Args:
         epoch: its number, for the printed lines.
         max_norm: clip the gradient's norm to this; 0 leaves it alone.
-        warmup: a schedule that steps after every optimizer step.
+        warmup: a learning-rate schedule, stepped after every optimizer step.
         accum_steps: batches to one optimizer step; the gradient is that of one batch of all their images.
             Batches left over at the end are dropped.
         start_step, meters: continue inside an epoch, after so many optimizer steps and with the state of its
             meters; the loader gives the batches that are left.
         after_step: called with the number of optimizer steps done in this epoch, and with the meters.
-        precision: in what the model computes; left out, float32.
+        precision: number format of the forward pass; None: float32.
 
     Returns:
         Averages over the epoch and over ranks by name: the weighted `loss` and its weighted terms, every
@@ -88,6 +87,7 @@ def train_one_epoch(
         optimizer.zero_grad()
         loss = _accumulate_gradients(model, criterion, samples, targets, precision, guard, logger)
         precision.unscale(optimizer)
+        # Computed even where nothing is clipped: the guard looks at the norm.
         norm = nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
         if guard.allows(loss, norm):
             optimizer.step()
@@ -115,20 +115,20 @@ def _accumulate_gradients(
     """Forward and backward over the batches of one optimizer step -> its loss, on the device."""
     batches = len(samples_of)
     total = torch.zeros((), device=precision.device)
-    # Divided as the whole step needs it, each batch's losses are shares that add up to the step's. Those of a
-    # criterion that takes no divisors are averaged.
-    adds_up = batches > 1 and _takes(criterion, "normalizers")
-    normalizers: dict[str, Any] = {}
+    # A criterion that takes `normalizers` divides by the counts of the whole step, so that the losses of its
+    # batches add up to the step's. Any other criterion's losses are averaged.
+    sums = batches > 1 and _takes(criterion, "normalizers")
+    options: dict[str, Any] = {}
     for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
         with guard, _gradients_shared(model, last=i == batches - 1):
             samples, targets = _to_device(samples, targets, precision.device)
-            outputs, known = _forward(model, criterion, samples, targets, precision)
-            if adds_up and not normalizers:
-                normalizers["normalizers"] = criterion.normalizers(targets_of, outputs)  # type: ignore
-            losses = criterion(outputs, targets, **known, **normalizers)
+            outputs, matched = _forward(model, criterion, samples, targets, precision)
+            if sums and not options:
+                options = {"normalizers": criterion.normalizers(targets_of, outputs)}  # type: ignore[operator]
+            losses = criterion(outputs, targets, **matched, **options)
             guard.verify_previous()  # matching has just waited for the device: this reads without waiting
-            loss, logged = _weigh(losses, criterion.weight_dict, batches if adds_up else 1)  # type: ignore
-            if not adds_up:
+            loss, logged = _weighted_sum(losses, criterion.weight_dict, batches if sums else 1)  # type: ignore
+            if not sums:
                 loss = loss / batches
             precision.backward(loss)
         total += loss.detach()
@@ -150,7 +150,7 @@ def evaluate(
     max_dets: int | None = None,
     precision: Precision | None = None,
 ) -> tuple[dict[str, Any], CocoEvaluator | None]:
-    """Evaluate on every batch of a loader, without a collective before the end.
+    """Evaluate on every batch of a loader; ranks communicate only at the end.
 
     Args:
         postprocessors: `bbox`, perhaps `segm` and `panoptic`; each adds its figures.
@@ -170,21 +170,23 @@ def evaluate(
     criterion.eval()
     logger = _new_logger()
     kinds = [kind for kind in ("bbox", "segm") if kind in postprocessors]
-    further = {} if max_dets is None else {"max_dets": max_dets}
-    coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, **further)
+    options = {} if max_dets is None else {"max_dets": max_dets}
+    coco = None if base_ds is None else CocoEvaluator(base_ds, kinds, **options)
     segm = coco is not None and "segm" in kinds
     panoptic = _panoptic_evaluator(data_loader, output_dir) if "panoptic" in postprocessors else None
-    segments = getattr(postprocessors.get("panoptic"), "select", None)
+    panoptic_select = getattr(postprocessors.get("panoptic"), "select", None)
     # A user-defined panoptic post-processor, which does not say which masks it reads, gets them all.
-    every_mask = segm or (panoptic is not None and segments is None)
+    every_mask = segm or (panoptic is not None and panoptic_select is None)
 
     for samples, targets in logger.log_every(data_loader, PRINT_EVERY, "Test:"):
         image_ids = [int(target["image_id"]) for target in targets]  # still on the host
         samples, targets = _to_device(samples, targets, device)
         with naming(image_ids):
-            outputs, known = _forward(model, criterion, samples, targets, precision, segments, every_mask)
-            losses = criterion(outputs, targets, **known)
-        _, logged = _weigh(losses, criterion.weight_dict)  # type: ignore[arg-type]
+            outputs, matched = _forward(
+                model, criterion, samples, targets, precision, panoptic_select, every_mask
+            )
+            losses = criterion(outputs, targets, **matched)
+        _, logged = _weighted_sum(losses, criterion.weight_dict)  # type: ignore[arg-type]
         _log(logger, logged, outputs, targets)
 
         original_sizes = torch.stack([target["orig_size"] for target in targets])
@@ -216,7 +218,7 @@ def _forward(
     also: Callable | None = None,
     every_mask: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs in float32, and what the criterion should know of them.
+    """The outputs in float32, and, where the model asked for them, the matches to hand to the criterion.
 
     Masks are drawn for the queries that the criterion compares, which are matched on the way, and for those
     that `also` selects; all of them for `every_mask`, or where model or criterion are user-defined.
@@ -321,13 +323,13 @@ def _to_device(samples: Any, targets: Iterable[Mapping], device: torch.device) -
     return moved(samples), [{name: moved(value) for name, value in target.items()} for target in targets]
 
 
-def _weigh(
+def _weighted_sum(
     losses: Mapping[str, Any], weights: Mapping[str, Any], shares: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the losses, and all that is logged: by name, scaled and unscaled.
+    """The weighted sum, and what is logged, scaled and unscaled.
 
-    Where the step has so many `shares`, of which these losses are one, their number times a share is logged:
-    the average over shares is the step's loss. Figures without a weight are averages already.
+    With `shares` > 1 these losses are one of that many summands of the step's loss. They are logged times
+    `shares`, so that the logger's average is the step's loss; figures without a weight are averages already.
     """
     device = next((value.device for value in losses.values() if isinstance(value, Tensor)), None)
     # A user-defined criterion may give plain numbers, and vectors of one.
@@ -351,8 +353,10 @@ def _log(
     how many there are: a batch without objects says nothing about it.
     """
     weights = {}
-    known = isinstance(outputs, Mapping) and "pred_logits" in outputs and all("labels" in t for t in targets)
-    if known and "class_error" in logged:
+    countable = (
+        isinstance(outputs, Mapping) and "pred_logits" in outputs and all("labels" in t for t in targets)
+    )
+    if countable and "class_error" in logged:
         queries = outputs["pred_logits"].shape[1]
         matched = sum(min(queries, len(target["labels"])) for target in targets)
         weights = {"class_error": matched, "class_error_unscaled": matched}

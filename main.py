@@ -102,11 +102,11 @@ def main(args: argparse.Namespace) -> None:
     # Model
     seed_everything(args.seed + get_rank())
     model, criterion, postprocessors = build_model_and_weights(args, source, frozen, categories)
-    frozen = None
+    frozen = None  # its weights are in the model
     if is_main_process():
         if source is not None:
             warn_of_other_settings(source, args, categories)
-        elif args.eval and not args.finetune and not args.ema:  # --ema refuses it
+        elif args.eval and not args.finetune and not args.ema:  # with --ema, evaluate_only raises
             warn("--eval without --resume: the model has its initial values")
     if args.compile:
         from models.compilation import compile_model, graphs_compiled
@@ -164,7 +164,8 @@ def build_data_loaders(args: argparse.Namespace) -> tuple[DataLoader | None, Dat
     pinned = args.device.startswith("cuda")
     loader = partial(make_loader, num_workers=args.num_workers, pinned=pinned, seed=args.seed)
     ranks = get_world_size(), get_rank()
-    # As bytes, which are normalised on the device. User-defined data sets may give floats, and tell less.
+    # Images stay uint8 and are normalised on the device. Said in `args`, not as an argument: a fork's
+    # build_dataset(image_set, args) takes no third. User-defined data sets may lack what is asked for below.
     data_args = argparse.Namespace(**vars(args), normalize_images=False)
     val = build_dataset("val", data_args)
     if hasattr(val, "annotations"):
@@ -287,7 +288,10 @@ def build_report(
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The command line -> its exit status: 0, or 2 for a mistake that the user can correct."""
+    """The command line -> its exit status.
+
+    0; 2 for a mistake that the user can correct; 130 for Ctrl-C; 143 for a run that a signal stopped.
+    """
     args = parse(argv)
     worker = record(leave_after)  # torchrun shows the error of the process that failed first
     return exit_status(lambda: worker(main, args), args.debug)

@@ -1,6 +1,11 @@
 """The set loss: match predictions with objects, then compare the pairs (paper, section 3.1).
 
-Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs, n objects of an image.
+Shapes: L decoder layers, K groups of queries, B batch, Q queries, C classes, N matched pairs, n objects of an
+image.
+
+To add a loss: a method, its entry in METHODS, and its name and weight in models.detr.build; or a subclass,
+see docs/forking.md. Longer than 300 lines: each loss stands here twice, for all layers at once and, as forks
+override it, for one.
 """
 
 from __future__ import annotations
@@ -40,8 +45,9 @@ class Normalizers(NamedTuple):
     """What losses are divided by.
 
     Attributes:
-        num_boxes: for boxes and masks, the mean number of objects over ranks, at least 1.
-        class_weight: for the classification loss, the summed class weights; None: the batch's own.
+        num_boxes: objects of the step, averaged over ranks in training, at least 1; divides the losses of
+            boxes and masks.
+        class_weight: the sum of class weights that divides the classification loss; None: the batch's own.
     """
 
     num_boxes: Tensor | float
@@ -126,26 +132,36 @@ class SetCriterion(nn.Module):
         self.class_weight = normalizers.class_weight
         try:
             at_once = [loss for loss in self.losses if self._in_one_pass(loss)]
-            all_layers = layers, targets, matches, num_boxes, groups
-            of_all = self._of_all_layers(at_once, *all_layers) if at_once else {}
+            of_all = self._of_all_layers(at_once, layers, targets, matches, num_boxes, groups)
             for i, suffix in enumerate(suffixes):
                 for loss in self.losses:
-                    if loss in of_all:
+                    if loss in of_all:  # cloned: callers may scale a loss in place
                         found = {name: x[i].clone() for name, x in of_all[loss].items() if i < len(x)}
                     elif loss == "masks" and suffix:
                         continue  # masks are predicted by the last layer alone
                     else:
-                        of_groups = []
-                        for j in range(i, depth if loss in FIRST_GROUP_ONLY else len(layers), depth):
-                            options = {"log": False} if loss == "labels" and j > 0 else {}
-                            of_groups.append(
-                                self.get_loss(loss, layers[j], targets, matches[j], num_boxes, **options)
-                            )
-                        found = of_groups[0] if len(of_groups) == 1 else _means(of_groups)
+                        same = slice(i, depth if loss in FIRST_GROUP_ONLY else None, depth)  # of each group
+                        found = self._layer_by_layer(loss, layers[same], targets, matches[same], num_boxes, i)
                     losses.update({name + suffix: value for name, value in found.items()})
         finally:
             self.class_weight = None
         return losses
+
+    def _layer_by_layer(
+        self,
+        loss: str,
+        of_groups: list[Outputs],
+        targets: Targets,
+        matches: list[Matches],
+        num_boxes: Tensor | float,
+        layer: int,
+    ) -> Losses:
+        """One loss of a layer (0 is the last) by `get_loss`, as the mean over groups."""
+        found = []
+        for group, (outputs, matched) in enumerate(zip(of_groups, matches, strict=True)):
+            options = {"log": False} if loss == "labels" and (layer > 0 or group > 0) else {}
+            found.append(self.get_loss(loss, outputs, targets, matched, num_boxes, **options))
+        return found[0] if len(found) == 1 else _means(found)
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
         """The matches of every layer: the last one's, then those of `aux_outputs`; then the next group's."""
@@ -227,6 +243,8 @@ class SetCriterion(nn.Module):
 
         Layers and matches are those of all K groups, K * L.
         """
+        if not names:
+            return {}
         logits = torch.stack([layer["pred_logits"] for layer in layers])  # [K * L, B, Q, C + 1]
         counts = [len(target["labels"]) for target in targets]
         pairs = MatchedPairs.from_matches(matches, counts, logits.device)
@@ -258,7 +276,7 @@ class SetCriterion(nn.Module):
         num_boxes: Tensor | float,
         log: bool = True,
     ) -> Losses:
-        """`loss_ce`, and with `log` also `class_error`, the share in percent of matched queries that err."""
+        """`loss_ce`, and with `log` also `class_error`: the percentage of matched queries that err."""
         logits = outputs["pred_logits"]
         index = self._get_src_permutation_idx(indices)
         labels = torch.cat([t["labels"][objects] for t, (_, objects) in zip(targets, indices, strict=True)])
@@ -370,7 +388,7 @@ class SetCriterion(nn.Module):
 
 
 def _layers(outputs: Outputs) -> list[Outputs]:
-    """The outputs of every layer, the last one's first, as they are published; then the next group's."""
+    """The outputs of every layer: the last layer's, then the earlier ones'; then the same of each group."""
     last = {name: x for name, x in outputs.items() if name not in ("aux_outputs", "group_outputs")}
     others = [layer for group in outputs.get("group_outputs", []) for layer in _layers(group)]
     return [last, *outputs.get("aux_outputs", []), *others]

@@ -1,13 +1,14 @@
 """The losses as plain functions of tensors (paper, section 3.1, appendix A.2); of masks see mask_losses.py.
 
-Shapes: L decoder layers, B batch, Q queries, C classes, N matched pairs in a layer; `...` is L or nothing, so
-that one pass serves all layers.
+Shapes: L decoder layers (of K groups of queries, K * L), B batch, Q queries, C classes, N matched pairs in a
+layer; `...` is L or nothing, so that one pass serves all layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,14 @@ class MatchedPairs:
         counts: Sequence[int],
         device: torch.device,
     ) -> MatchedPairs:
-        """Gather the matches of all layers, as many in each, and bring them over in one copy.
+        """Gather the matches of all layers, N in each, and bring them over in one copy.
 
         Args:
             matches: for each layer, for each image, the matched queries and their objects.
             counts: objects of each image.
             device: where the outputs are.
         """
-        first_object = [sum(counts[:i]) for i in range(len(counts))]
+        first_object = list(accumulate(counts, initial=0))[:-1]
         rows: list[Tensor] = []
         for layer in matches:
             image = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(layer)])

@@ -61,24 +61,24 @@ class HungarianMatcher(nn.Module):
         """
         logits, boxes = at_least_float32(outputs["pred_logits"]), at_least_float32(outputs["pred_boxes"])
         counts = [len(target["boxes"]) for target in targets]
-        # Objects are padded to one number an image, so that the costs of the whole batch are one tensor.
+        # Each image's objects are padded to T, so that the costs of the whole batch are one tensor.
         labels = pad_sequence([target["labels"] for target in targets], batch_first=True)  # [B, T]
-        wanted = pad_sequence([target["boxes"] for target in targets], batch_first=True).to(
-            boxes
-        )  # [B, T, 4]
+        target_boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)  # [B, T, 4]
+        target_boxes = target_boxes.to(boxes)
 
         cost_class = -logits.softmax(-1).gather(-1, labels[:, None].expand(-1, logits.shape[1], -1))
-        cost_bbox = torch.cdist(boxes, wanted, p=1)
-        cost_giou = -self._giou(boxes, wanted, counts)
+        cost_bbox = torch.cdist(boxes, target_boxes, p=1)
+        cost_giou = -self._giou(boxes, target_boxes, counts)
         cost = self.cost_bbox * cost_bbox + self.cost_class * cost_class + self.cost_giou * cost_giou
         on_host = cost.cpu().numpy()  # [B, Q, T]
 
         matches = []
-        for of_image, count in zip(on_host, counts, strict=True):
-            own = of_image[:, :count]  # without the padding
-            if not np.isfinite(own).all():
+        for padded, count in zip(on_host, counts, strict=True):
+            cost_of_image = padded[:, :count]  # [Q, n]
+            if not np.isfinite(cost_of_image).all():
                 raise FloatingPointError("the matching cost of a query and an object is not finite")
-            queries, objects = (torch.as_tensor(x, dtype=torch.int64) for x in linear_sum_assignment(own))
+            pairs = linear_sum_assignment(cost_of_image)
+            queries, objects = (torch.as_tensor(x, dtype=torch.int64) for x in pairs)
             matches.append((queries, objects))
         return matches
 

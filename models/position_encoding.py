@@ -16,13 +16,13 @@ from util.nested_tensor import NestedTensor
 class PositionEmbeddingSine(nn.Module):
     """Sine embedding over two axes: half of the channels tell y, half tell x.
 
-    A position is the number of unpadded pixels up to and with this one. Channel pairs hold sine and
+    A position counts the unpadded cells up to and including this one. Channel pairs hold sine and
     cosine at wavelengths that grow geometrically from 1 to `temperature` (times 2 pi).
 
     Args:
         num_pos_feats: channels for each axis, D / 2.
-        temperature: the longest wavelength.
-        normalize: scale positions so that the last unpadded pixel of each row and column is at `scale`.
+        temperature: the longest wavelength, in units of 2 pi cells.
+        normalize: scale positions so that the last unpadded cell of each row and column is at `scale`.
         scale: 2 pi unless given; needs `normalize`.
     """
 
@@ -104,12 +104,16 @@ def build_position_encoding(args: argparse.Namespace) -> nn.Module:
     """The embedding that `--position_embedding` names, of width `--hidden_dim`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a width that does not divide.
     """
     channels_per_axis = args.hidden_dim // 2
-    if args.hidden_dim % 4:
-        raise ValueError(f"--hidden_dim {args.hidden_dim}: two axes of sine and cosine need a multiple of 4")
+    if args.hidden_dim % 2:
+        raise ValueError(f"--hidden_dim {args.hidden_dim}: two axes need an even number")
     if args.position_embedding in ("sine", "v2"):
+        if args.hidden_dim % 4:
+            raise ValueError(
+                f"--hidden_dim {args.hidden_dim}: two axes of sine and cosine need a multiple of 4"
+            )
         return PositionEmbeddingSine(channels_per_axis, normalize=True)
     if args.position_embedding in ("learned", "v3"):
         return PositionEmbeddingLearned(channels_per_axis)

@@ -5,6 +5,9 @@ the objects, so that a step has K times the positive matches; the losses are ave
 model's own `query_embed`. The others live here, outside the model, which is evaluated, saved and exported as
 if they did not exist.
 
+The groups become part of the batch in `Transformer.forward` and in the decoder layer's `_attend_to_memory`
+(models/transformer.py); `DETR._predict_groups` takes them apart again, and the criterion averages over them.
+
 Shapes: K groups, B batch, Q queries of a group, D width.
 """
 
@@ -33,18 +36,19 @@ class QueryGroups(nn.Module):
         model: a DETR or DETRsegm, on its device. What is trained, other than the groups here, is its own.
         groups: K, at least 2.
         seed: of a generator for the groups' initial values alone: nothing else in the run moves.
-        trained: the model is: the other groups start as copies of the first, with some noise. Otherwise they
-            start as the first does, from a standard normal distribution.
+        starts_trained: the model starts from trained weights; the other groups are then noisy copies of the
+            first. Otherwise they are drawn from a standard normal distribution, as the first is.
 
     Attributes:
         module: the model, by the name that DistributedDataParallel has for what it wraps.
-        others: holds the queries of the other groups as one table; `queries` has them by group.
+        others: the queries of the other groups as one table; `queries` has them by group. A module of its
+            own, registered last, so that the optimizer too has it last.
 
     Raises:
         UserError: a user-defined model that takes no further queries.
     """
 
-    def __init__(self, model: nn.Module, groups: int, seed: int, trained: bool = False):
+    def __init__(self, model: nn.Module, groups: int, seed: int, starts_trained: bool = False):
         super().__init__()
         if "other_queries" not in inspect.signature(model.forward).parameters:
             raise UserError(
@@ -55,7 +59,7 @@ class QueryGroups(nn.Module):
         first: Tensor = detector.query_embed.weight.detach()  # [Q, D]
         self.shape = (groups - 1, *first.shape)
         values = torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)).to(first)
-        if trained:
+        if starts_trained:
             values = first + NOISE * first.std() * values
         self.module = model
         self.others = nn.Embedding.from_pretrained(values.flatten(0, 1), freeze=False)

@@ -86,13 +86,13 @@ class Transformer(nn.Module):
             Decoder outputs [L, B, Q, D], of K groups [L, K * B, Q, D], the first group's batch first (L is 1
             without return_intermediate_dec), and the encoder's memory [B, D, h, w].
         """
-        batch, width, height, columns = src.shape
+        batch, d_model, h, w = src.shape
         src = src.flatten(2).permute(2, 0, 1)  # [S, B, D]
         pos = pos_embed.flatten(2).permute(2, 0, 1)  # [S, B, D]
         padding = mask.flatten(1) if mask is not None else None  # [B, S]
         if query_embed.dim() == 2:
             query_pos = query_embed[:, None].expand(-1, batch, -1)  # [Q, B, D]
-        else:  # to the decoder, K groups are a batch of K * B
+        else:  # [K, Q, D] -> [Q, K * B, D]: to the decoder, K groups are a batch of K * B
             query_pos = query_embed.transpose(0, 1)[:, :, None].expand(-1, -1, batch, -1).flatten(1, 2)
 
         memory = self.encoder(src, src_key_padding_mask=padding, pos=pos)
@@ -103,14 +103,14 @@ class Transformer(nn.Module):
             pos=pos,
             query_pos=query_pos,
         )  # [L, Q, B, D]
-        return hs.transpose(1, 2), memory.permute(1, 2, 0).reshape(batch, width, height, columns)
+        return hs.transpose(1, 2), memory.permute(1, 2, 0).reshape(batch, d_model, h, w)
 
 
 class TransformerEncoder(nn.Module):
     """A stack of copies of one encoder layer, and a norm after it if there is one.
 
     Attributes:
-        grad_checkpoint: compute the layers' activations a second time for the gradient, not keep them.
+        grad_checkpoint: recompute the layers' activations in the backward pass instead of storing them.
     """
 
     def __init__(self, encoder_layer: nn.Module, num_layers: int, norm: nn.Module | None = None):
@@ -147,7 +147,9 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of copies of one decoder layer, with a shared norm after each copy."""
+    """A stack of copies of one decoder layer.
+
+    One norm is applied to every layer's output, but not to what the next layer reads."""
 
     def __init__(
         self,
@@ -405,7 +407,8 @@ class TransformerDecoderLayer(_Layer):
     ) -> Tensor:
         q, k = self.with_pos_embed(x, query_pos), self.with_pos_embed(memory, pos)
         grouped = q.shape[1] != k.shape[1]
-        if grouped:  # all K groups of an image read its one memory: [Q, K * B, D] -> [Q * K, B, D]
+        if grouped:  # all K groups of an image read its one memory, k: [Q, K * B, D] -> [Q * K, B, D]
+            assert mask is None
             q = q.reshape(-1, k.shape[1], k.shape[2])
         if self.plain_multihead_attn:
             out = self.multihead_attn(

@@ -1,4 +1,5 @@
-"""What a checkpoint holds: the one place that writes its entries and that brings a run back from them.
+"""What a checkpoint holds, and how a run is brought back from it. run/saving.py adds where training stands
+(`epoch`, `step`, `ranks`, `train_stats`).
 
 | entry | what it is |
 |---|---|
@@ -17,9 +18,9 @@
 | `query_groups` | queries of the groups that train beside the model's own, [K - 1, Q, D] |
 | `ema`, `ema_updates` | the averaged weights' state_dict and how often it was updated, with `--ema` |
 
-The first five are the published ones. A file needs `model` to be evaluated or fine-tuned, and `optimizer`,
-`lr_scheduler` and `epoch` to be resumed; all others may be missing. Code that does not train reads `model`,
-`args` and `categories` through util.checkpoint_file.
+`model`, `optimizer`, `lr_scheduler`, `epoch` and `args` are the published ones. A file needs `model` to be
+evaluated or fine-tuned, and `optimizer`, `lr_scheduler` and `epoch` to be resumed; all others may be missing.
+Code that does not train reads `model`, `args` and `categories` through util.checkpoint_file.
 """
 
 from __future__ import annotations
@@ -134,14 +135,14 @@ def best_so_far(source: Source | None) -> Best:
     return Best() if source is None else Best(**source.checkpoint.get("best", {}))
 
 
-def warmup_steps_left(source: Source | None, asked_for: int) -> int:
-    """Length of the warm-up that a run goes on with: the checkpoint's own, 0 where that had none or is over.
+def warmup_length(source: Source | None, asked_for: int) -> int:
+    """Whole length of the warm-up: the checkpoint's if it is unfinished there, 0 if it is over or had none.
 
     Args:
         source: the checkpoint of `--resume`, None for a new run.
         asked_for: `--warmup_steps`, for a new run.
     """
-    if source is None or "optimizer" not in source.checkpoint:
+    if source is None or not can_resume(source.checkpoint):
         return asked_for
     state = source.checkpoint.get("warmup")
     return state["total_iters"] if state is not None and state["last_epoch"] < state["total_iters"] else 0
@@ -158,8 +159,8 @@ def _load_groups(groups: QueryGroups | None, saved: Tensor | None, path: str) ->
     now = 1 if groups is None else 1 + len(groups.queries)
     if before != now:
         raise UserError(
-            f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass that, or "
-            "--finetune in place of --resume to start from its weights"
+            f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass "
+            f"--query_groups {before}, or {ONLY_ITS_WEIGHTS}"
         )
     if groups is not None and saved is not None:
         groups.queries.copy_(saved)
@@ -187,7 +188,7 @@ class Position:
     random: dict | None = None
 
 
-def own_state(meters: dict | None) -> dict[str, Any]:
+def rank_state(meters: dict | None) -> dict[str, Any]:
     """A process's own part of a checkpoint, its element of `ranks`."""
     return {"random": random_state(), "meters": meters}
 

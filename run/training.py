@@ -1,4 +1,4 @@
-"""A run of training: epochs that are trained, saved, evaluated and recorded, from wherever one left off."""
+"""A training run: train, save, evaluate and record each epoch, from where the checkpoint stands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from run.checkpoint import (
     best_so_far,
     can_resume,
     position_of,
-    warmup_steps_left,
+    warmup_length,
 )
 from run.evaluation import Evaluation, options_for
 from run.finite_check import NotFinite
@@ -44,6 +44,8 @@ from util.random_state import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
     from report import RunReport
+
+KEEP_EVERY = 100  # epochs, as published
 
 
 class Training:
@@ -84,7 +86,7 @@ class Training:
         self.precision = evaluation.precision
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.average = WeightAverage(model, args.ema) if args.ema else None
-        warmup_steps = warmup_steps_left(source, args.warmup_steps)
+        warmup_steps = warmup_length(source, args.warmup_steps)
         self.drops, self.warmup = build_schedules(optimizer, args.lr_drop, warmup_steps)
         self.best = best_so_far(source)
         self.state = RunState(
@@ -119,10 +121,10 @@ class Training:
             from models.compilation import warm_up
 
             warm_up(model, args.batch_size, self.precision, groups)
-        self.trained: nn.Module = groups or model
+        self.wrapped: nn.Module = groups or model
         if args.distributed:
-            self.trained = data_parallel(self.trained, self.precision.device)
-            settle_buckets(self.trained, self.precision.device)
+            self.wrapped = data_parallel(self.wrapped, self.precision.device)
+            settle_buckets(self.wrapped, self.precision.device)
 
     def run(self) -> None:
         """Train to the last epoch, from the beginning or from where the checkpoint of `--resume` left off."""
@@ -167,7 +169,7 @@ class Training:
         self.loader.batch_sampler.set_epoch(epoch, position.step * args.accum_steps)  # type: ignore
         try:
             stats = engine.train_one_epoch(
-                self.trained,
+                self.wrapped,
                 self.criterion,
                 self.loader,
                 self.optimizer,
@@ -198,8 +200,8 @@ class Training:
         save = self.saver.inside_epoch(epoch)
 
         def update_and_save(step: int, logger: MetricLogger) -> None:
-            if self.groups is not None and step == 1:
-                self.groups.check_gradient()
+            if self.groups is not None and step == 1 and epoch == self.position.epoch + 1:
+                self.groups.check_gradient()  # once a run, because it waits for the device
             if self.average is not None:
                 self.average.update(self.model)
             save(step, logger)
@@ -207,11 +209,15 @@ class Training:
         return update_and_save
 
     def finish_epoch(self, epoch: int, train_stats: dict[str, float]) -> None:
-        """Keep, evaluate and record an epoch that is trained and saved; a kill inside is made up for."""
+        """Keep copies of, evaluate and record an epoch that is trained and saved.
+
+        A run that is killed in here does all of it again when it is resumed.
+        """
         args = self.args
-        if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0:
+        if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % KEEP_EVERY == 0:
             self.saver.copy_as(f"checkpoint{epoch:04}.pth")
-        with random_state_kept(), self.interruption.at_once():  # a resumed run may not evaluate again
+        # Evaluation must not move the training's random numbers: a resumed run may have no need of it.
+        with random_state_kept(), self.interruption.at_once():
             tested, evaluator = self.evaluation(self.model, self.average)
         line = {f"train_{name}": value for name, value in train_stats.items()} | tested
         line |= {"epoch": epoch, "n_parameters": self.n_parameters}

@@ -45,7 +45,7 @@ class OneByOne(SetCriterion):
 
 def grouped(flags: str = TINY, trained: bool = False) -> tuple[QueryGroups, Any]:
     model, criterion, _ = build(flags, seed=1)
-    return QueryGroups(model.train(), K, seed=0, trained=trained), criterion.train()
+    return QueryGroups(model.train(), K, seed=0, starts_trained=trained), criterion.train()
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
