@@ -17,7 +17,7 @@ from .folding import folded, folds
 STAGES = 4  # layer1 ... layer4, at strides 4, 8, 16, 32
 
 
-class _Block(nn.Module):
+class _Folding:
     """What both kinds of block share: whether their norms are folded, and a shortcut that folds its own."""
 
     __constants__ = ["folds"]
@@ -25,8 +25,8 @@ class _Block(nn.Module):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.downsample is not None:  # type: ignore[has-type]
-            self.downsample = Downsample(*self.downsample)  # type: ignore[has-type]
+        if self.downsample is not None:  # type: ignore
+            self.downsample = Downsample(*self.downsample)  # type: ignore
 
     @torch.jit.unused  # type: ignore[prop-decorator]
     @property
@@ -36,7 +36,7 @@ class _Block(nn.Module):
         return all(folds(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in numbers)
 
 
-class BasicBlock(_Block, resnet.BasicBlock):
+class BasicBlock(_Folding, resnet.BasicBlock):
     """torchvision's block of ResNet-18 and -34."""
 
     convolutions = 2
@@ -56,7 +56,7 @@ class BasicBlock(_Block, resnet.BasicBlock):
         return self.relu(x)
 
 
-class Bottleneck(_Block, resnet.Bottleneck):
+class Bottleneck(_Folding, resnet.Bottleneck):
     """torchvision's block of the deeper ResNets."""
 
     convolutions = 3

@@ -53,7 +53,7 @@ class Interruption:
             self.received = number
         if self._at_once:
             self._at_once = False
-            self.obey(self.received)
+            self.obey(self.received or number)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ def _curve(run: Run, style: LineStyle, key: str, place: int | str | None = None)
         value = record.get(key)
         if place is not None:
             try:
-                value = value[place]
+                value = value[place]  # type: ignore[index]
             except (TypeError, LookupError):  # nothing was evaluated, or by another program
                 value = None
         if isinstance(value, (int, float)) and not (place is not None and value == -1):
