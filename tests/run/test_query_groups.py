@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from models import build_model
 from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
 
 K = 3
@@ -26,6 +28,8 @@ def test_a_checkpoint_holds_them_beside_the_model(trained: Path, grouped: Path) 
     assert set(beside) - set(plain) == {"query_groups", "ema", "ema_updates"}
     assert beside["model"].keys() == beside["ema"].keys() == plain["model"].keys()
     assert beside["query_groups"].shape == (K - 1, *plain["model"]["query_embed.weight"].shape)
+    assert beside["args"]["query_groups"] == K
+    build_model(Namespace(**beside["args"]))[0].load_state_dict(beside["model"])  # as hub and export do
     sizes = [len(group["params"]) for group in beside["optimizer"]["param_groups"]]
     assert sizes == [len(plain["optimizer"]["param_groups"][0]["params"]) + 1, sizes[1]]
     assert read_log(grouped)[-1].keys() >= read_log(trained)[-1].keys()
