@@ -6,7 +6,7 @@ category. What a user reads stays pycocotools': each value of `coco_eval` is a p
 `eval` and `stats` filled.
 
 Shape letters: N predictions; T IoU thresholds, R recall thresholds, K categories, A area ranges, M limits of
-predictions per image.
+predictions per image. Over 300 lines, so that the way from predictions to figures is in one place.
 """
 
 from __future__ import annotations

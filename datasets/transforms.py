@@ -8,6 +8,7 @@ a picture stays a PIL image until ToTensor. A target is None or a dict that may 
     keypoints [N, K, 3] float32: x and y in pixels, visibility; (0, 0, 0) where there is none,
     size [2]: height, width of the image.
 Nothing that the caller passed is edited. The random transforms draw from `random` and torch's generator.
+All stand in this one file, as in the published code, which forks replace as a whole.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def check_boxes(raw: RawFile, report: Report, masks: Extents) -> None:
     report.add("bbox_malformed", path, np.flatnonzero(~missing & ~regular), describe)
     report.add("bbox_not_finite", path, np.flatnonzero(regular & ~finite), describe)
     usable = regular & finite
-    convention, scale = find_convention(boxes, raw.limits, usable, masks)
+    areas = floats(raw.column("annotations", "area"))[0]
+    convention, scale = find_convention(boxes, raw.limits, usable, masks, areas)
     if (convention, scale) != ("xywh", "pixels"):
         name = "looks_normalised" if scale == "normalised" else f"looks_{convention}"
         report.add(name, path, np.flatnonzero(usable), describe, about=convention)
@@ -66,18 +67,24 @@ def check_boxes(raw: RawFile, report: Report, masks: Extents) -> None:
 
 
 def find_convention(
-    boxes: np.ndarray, limits: np.ndarray, usable: np.ndarray, masks: Extents
+    boxes: np.ndarray,
+    limits: np.ndarray,
+    usable: np.ndarray,
+    masks: Extents,
+    areas: np.ndarray | None = None,
 ) -> tuple[str, str]:
     """How the boxes of a file are written.
 
     A convention is ruled out by boxes that leave their images, or that lie apart from their polygons. COCO's
-    is assumed unless it does not suit and another suits nearly every box.
+    is assumed unless it does not suit and another suits nearly every box; or nearly every area is that
+    between two corners, and not width times height.
 
     Args:
         boxes: [N, 4] as they are in the file.
         limits: [N, 2] width and height of each one's image, NaN if unknown.
         usable: [N] which boxes are four finite numbers.
         masks: extents of the masks.
+        areas: [N] as they are in the file; None: they say nothing.
 
     Returns:
         one of CONVENTIONS, and 'pixels' or 'normalised'.
@@ -100,6 +107,11 @@ def find_convention(
     if scale == "normalised":  # YOLO's, unless it does not suit
         order: tuple[str, ...] = ("centred", "xywh", "xyxy")
         return max(order, key=lambda name: round(fits[name], 2)), scale
+    if areas is not None:
+        between = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), np.prod(boxes[:, 2:], axis=1)
+        near = [np.mean(np.abs(areas[known] - one) <= 0.01 * one) for one in between]  # xyxy, xywh
+        if fits["xyxy"] >= 0.98 and near[0] >= 0.98 and near[1] < 0.5:
+            return "xyxy", scale
     best = max(("xyxy", "centred"), key=lambda name: round(fits[name], 2))
     return (best, scale) if fits["xywh"] < 0.9 and fits[best] >= 0.98 else ("xywh", scale)
 

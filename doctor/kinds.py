@@ -32,6 +32,9 @@ _U, _E, _W, _N = Level
 _STOPS = "Training refuses the file."
 _FIX = "--fix "
 _POLYGON = _FIX + "drops the polygon; with --masks it drops an object that is left without any."
+_MASKS = "It matters with --masks only, which refuses it."
+_WHERE = "Training stops where it is first needed."
+_GONE = "Training drops the object, and calls what is there background."
 _JSON = "Export the file anew, or correct the place that is named."
 
 # What training with masks refuses: errors, however few, where masks are to be trained.
@@ -82,8 +85,7 @@ KINDS: dict[str, Kind] = {
                          _FIX + "takes the box of its polygons, or drops the object."),
     "bbox_malformed": Kind(_E, "a bbox that is no list of four numbers", _STOPS,
                            _FIX + "reads numbers in quotes, takes the box of polygons, or drops the object."),
-    "bbox_not_finite": Kind(_E, "a bbox with NaN or infinity",
-                            "One such box turns the whole model into NaN.",
+    "bbox_not_finite": Kind(_E, "a bbox with NaN or infinity", "One such box turns the whole model into NaN.",
                             _FIX + "takes the box of its polygons, or drops the object."),
     "looks_xyxy": Kind(_E, "boxes look like x1 y1 x2 y2, not like x y width height",
                        "Every box is too large: the model learns wrong boxes, without any error.",
@@ -104,12 +106,11 @@ KINDS: dict[str, Kind] = {
                               "Crowds are not trained on; nobody can tell whether this is one.",
                               _FIX + "makes it 1 for true, else 0."),
     "file_name_missing": Kind(_E, "an image without file_name", _STOPS, _FIX + "drops it and its objects."),
-    "image_missing": Kind(_E, "a picture that is not there", "Training stops where it is first needed.",
+    "image_missing": Kind(_E, "a picture that is not there", _WHERE,
                           _FIX + "uses a file whose name differs in its ending only; otherwise it drops "
                           "image and objects."),
-    "image_unreadable": Kind(_E, "a file that is no picture", "Training stops where it is first needed.",
-                             _FIX + "drops image and objects."),
-    "image_truncated": Kind(_E, "a picture whose end is missing", "Training stops where it is first needed.",
+    "image_unreadable": Kind(_E, "a file that is no picture", _WHERE, _FIX + "drops image and objects."),
+    "image_truncated": Kind(_E, "a picture whose end is missing", _WHERE,
                             "Copy it again. " + _FIX + "drops image and objects."),
     "image_size": Kind(_E, "a picture of another size than its entry says",
                        "Boxes were probably drawn on a picture of another size and lie wrong.",
@@ -137,12 +138,9 @@ KINDS: dict[str, Kind] = {
     "json_not_in_png": Kind(_E, "a segment in the JSON that the PNG lacks", _STOPS,
                             _FIX + "drops the segment."),
     # ---- faults that training survives
-    "bbox_no_size": Kind(_W, "a box without width or height",
-                         "Training drops the object, and calls what is there background.",
+    "bbox_no_size": Kind(_W, "a box without width or height", _GONE,
                          _FIX + "takes the box of its mask, or drops the object."),
-    "bbox_negative": Kind(_W, "a box of negative width or height",
-                          "Training drops the object, and calls what is there background.",
-                          _FIX + "swaps the corners."),
+    "bbox_negative": Kind(_W, "a box of negative width or height", _GONE, _FIX + "swaps the corners."),
     "bbox_wrong_by_mask": Kind(_W, "a box that is wrong, as its mask shows",
                                "They lie apart, and the box leaves the image, has a side under a pixel, or "
                                "the stored area is that of the mask.", _FIX + "takes the box of the mask."),
@@ -182,15 +180,13 @@ KINDS: dict[str, Kind] = {
     "duplicate_object": Kind(_W, "an object that is there twice (same image, category and box)",
                              "Two queries are asked for one object: duplicates in the predictions.",
                              _FIX + "drops the later one."),
-    "segmentation_malformed": Kind(_W, "a segmentation that is neither polygons nor run lengths",
-                                   "It matters with --masks only, which refuses it.",
+    "segmentation_malformed": Kind(_W, "a segmentation that is neither polygons nor run lengths", _MASKS,
                                    _FIX + "empties it; with --masks it drops the object."),
     "polygon_points": Kind(_W, "a polygon of fewer than 3 points, or of an odd number of coordinates",
-                           "It matters with --masks only, which refuses it.", _POLYGON),
-    "polygon_not_finite": Kind(_W, "a polygon with NaN or infinity",
-                               "It matters with --masks only, which refuses it.", _POLYGON),
+                           _MASKS, _POLYGON),
+    "polygon_not_finite": Kind(_W, "a polygon with NaN or infinity", _MASKS, _POLYGON),
     "polygon_far": Kind(_W, "a polygon with a point far from its image, beyond 10 times the longer side",
-                        "It matters with --masks only, which refuses it.", _POLYGON),
+                        _MASKS, _POLYGON),
     "polygon_outside": Kind(_W, "a polygon that leaves its image by more than 2 pixels",
                             "It matters with --masks only, where it is cut.", _FIX + "clamps its points."),
     "rle_misfit": Kind(_W, "run lengths that do not fit the image",

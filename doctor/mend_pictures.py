@@ -43,7 +43,9 @@ def _take_size(correction: Correction, group: Group) -> str:
         picture = correction.files.pictures.get(path) if correction.files and path else None
         if picture is None or picture.size is None:
             continue
-        stated, record, size = raw.sizes[row], raw.images[row], picture.size
+        stated, record = raw.sizes[row], raw.images[row]
+        high = (raw.boxes[0][:, :2] + raw.boxes[0][:, 2:])[raw.image_rows == row]
+        size = picture.fitting(high[np.isfinite(high).all(axis=1)])[0]
         for frame in picture.frames:
             ratio = np.array(frame) / stated  # NaN where the file does not say
             if np.isfinite(ratio).all() and abs(math.log(ratio[0] / ratio[1])) < 0.01:

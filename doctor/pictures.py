@@ -7,11 +7,12 @@ import io
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from datasets.images import (
     DEEP_MODES,
@@ -61,6 +62,11 @@ class Picture(NamedTuple):
         """Width and height as viewers show it, turned by its EXIF tag."""
         return self.frames[-1]
 
+    def fitting(self, corners: Iterable[Sequence[float]]) -> list[tuple[int, int]]:
+        """The frames that boxes with these right and bottom edges fit, as stored first; all for none."""
+        edges = np.reshape(list(corners), (-1, 2)).max(axis=0, initial=0)
+        return [frame for frame in self.frames if (edges <= frame).all()] or self.frames
+
     @property
     def frames(self) -> list[tuple[int, int]]:
         """The sizes that annotations may state: as stored, and as shown where the tag exchanges the sides."""
@@ -69,50 +75,32 @@ class Picture(NamedTuple):
         return [self.size, self.size[::-1]] if self.orientation in TURNING else [self.size]
 
 
-def inspect(path: Path) -> Picture:
-    """Read and decode a picture."""
+def inspect(path: Path, whole: bool = True) -> Picture:
+    """Read and decode a picture; or its header, which tells size and orientation."""
+    size, orientation, digest = None, 1, b""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return Picture(None, 1, b"", error.strerror or str(error))
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    return _look(io.BytesIO(data), whole=True)._replace(digest=digest)
-
-
-def inspect_header(path: Path) -> Picture:
-    """Read the size and the orientation of a picture; its pixels are not decoded."""
-    try:
-        with open(path, "rb") as file:
-            return _look(file, whole=False)
-    except OSError as error:
-        return Picture(None, 1, b"", error.strerror or str(error))
-
-
-def _look(file: IO[bytes], whole: bool) -> Picture:
-    """A picture, decoded, or its header."""
-    from PIL import Image
-
-    size, orientation = None, 1
-    try:
-        with Image.open(file) as image:
+        data = path.read_bytes() if whole else b""
+        digest = hashlib.blake2b(data, digest_size=16).digest() if whole else b""
+        with Image.open(io.BytesIO(data) if whole else path) as image:
             size = image.size
             if whole or image.format != "PNG" or "exif" in image.info:  # else PIL decodes a PNG for the tag
                 orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            deep, share = image.mode in DEEP_MODES, 1.0
-            transparent = is_transparent(image)
+                orientation = orientation if orientation in range(1, 9) else 1
+            deep, transparent, share = image.mode in DEEP_MODES, is_transparent(image), 1.0
             if whole:
                 image.draft("RGB", (1, 1))  # JPEG: all of the file is read, and fewer pixels are computed
                 image.load()
                 if deep:
                     share = float(np.asarray(image).max()) / default_white_level(image.mode)
-            orientation = orientation if orientation in range(1, 9) else 1
-            return Picture(size, orientation, b"", "", transparent, deep, share)
+            return Picture(size, orientation, digest, "", transparent, deep, share)
     except Image.DecompressionBombError as error:
-        return Picture(None, 1, b"", f"{TOO_LARGE}: {error}")
+        return Picture(None, 1, digest, f"{TOO_LARGE}: {error}")
     except Exception as error:  # damaged files make the decoders raise all kinds
-        file.seek(0)
-        reason = "" if size else what_it_is(file.read(LONGEST))
-        return Picture(size, orientation, b"", reason or str(error) or type(error).__name__)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if size is None and path.is_file():
+            with open(path, "rb") as file:
+                reason = what_it_is(file.read(LONGEST)) or reason
+        return Picture(size, orientation, digest, reason or type(error).__name__)
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
@@ -191,8 +179,10 @@ def check_pictures(
         report.summary.append(f"{raw.path}: the headers of {headers} of its {len(names)} pictures were read")
     paths = {row: path for row in rows if (path := source.picture(names[row])) is not None}
     new = [path for path in dict.fromkeys(paths.values()) if path not in pictures]
-    read = spread(inspect, new, f"pictures of {raw.path.name}") if not headers else map(inspect_header, new)
-    pictures.update(zip(new, read, strict=True))
+    if headers:
+        pictures.update((path, inspect(path, whole=False)) for path in new)
+    else:
+        pictures.update(zip(new, spread(inspect, new, f"pictures of {raw.path.name}"), strict=True))
     by_row = {row: pictures[path] for row, path in paths.items()}
     found: defaultdict[str, list[int]] = defaultdict(list)
     seen = {}
@@ -252,7 +242,7 @@ def _fault(picture: Picture, stated: np.ndarray) -> str:
     return "exif_as_stored" if tuple(stated) == picture.size else "exif_turned"
 
 
-def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: dict[str, list[int]]) -> None:
+def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: defaultdict[str, list[int]]) -> None:
     """Turned pictures whose boxes leave the frame that is stated, and fit the other: exif_other_frame."""
     sure = [name for name in ("exif_as_stored", "exif_turned") if name in found]
     rows = {row for name in sure for row in found[name]}
@@ -264,11 +254,10 @@ def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: dict[str
             outside = [bool((high[annotation] > frame + 2).any()) for frame in (limit, limit[::-1])]
             beyond[int(raw.image_rows[annotation])].append(outside)
     for row, pairs in beyond.items():
-        here, there = (any(pair[i] for pair in pairs) for i in (0, 1))
-        if here and not there:
+        if any(here for here, _ in pairs) and not any(there for _, there in pairs):
             for name in sure:
                 found[name] = [one for one in found[name] if one != row]
-            found.setdefault("exif_other_frame", []).append(row)
+            found["exif_other_frame"].append(row)
 
 
 def check_across(

@@ -118,17 +118,19 @@ class Report:
     @property
     def faults(self) -> list[Group]:
         """The groups that are faults, worst first."""
-        return self._worst_first(Level.UNUSABLE, Level.WARNING)
+        faults = [group for group in self.groups if group.level < Level.NOTE]
+        return sorted(faults, key=lambda group: (group.level, _ORDER[group.name]))
 
     @property
     def fatal(self) -> list[Group]:
         """The faults with which training would stop or learn something wrong, worst first."""
-        return self._worst_first(Level.UNUSABLE, Level.ERROR)
+        return [group for group in self.faults if group.level < Level.WARNING]
 
     @property
     def notes(self) -> list[Group]:
         """The groups that are no faults."""
-        return self._worst_first(Level.NOTE, Level.NOTE)
+        notes = [group for group in self.groups if group.level == Level.NOTE]
+        return sorted(notes, key=lambda group: _ORDER[group.name])
 
     @property
     def status(self) -> int:
@@ -141,10 +143,6 @@ class Report:
         """How many faults there are, and of how many kinds."""
         kinds = f" of {count(len({group.name for group in self.faults}), 'kind')}" if self.faults else ""
         return f"{count(sum(group.count for group in self.faults), 'fault')}{kinds}"
-
-    def _worst_first(self, worst: Level, best: Level) -> list[Group]:
-        chosen = [group for group in self.groups if worst <= group.level <= best]
-        return sorted(chosen, key=lambda group: (group.level, _ORDER[group.name]))
 
     def lines(self) -> list[str]:
         """The report as text, worst first."""

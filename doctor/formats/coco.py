@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets.images import find_picture, picture_name, what_lies_there
 from doctor.columns import RawFile, read_raw
 from doctor.correction import labels_of
-from doctor.formats.record import pictures_below
+from doctor.formats.record import header_of, pictures_below
 from doctor.mend_ids import number_ids
 from doctor.mend_objects import make_plain
 from doctor.report import Report
@@ -82,13 +84,16 @@ def _files(place: Path, notes: list[str]) -> list[Path]:
     if place.is_file():
         return [place]
     everything = sorted(file for file in place.rglob("*.json") if not file.name.startswith("."))
-    files = [file for file in everything if file.stem.startswith("instances")]
+    files, report = [file for file in everything if file.stem.startswith("instances")], Report()
     for file in everything if not files else []:
-        raw = read_raw(file, Report())
+        raw = read_raw(file, report)
         if raw is not None and not raw.panoptic and "caption" not in raw.annotations[0]:
             files.append(file)
     if not files:
-        raise UserError(f"{place}: no COCO file below it: images, annotations and categories in one JSON")
+        why = f"; {report.one_line()}" if len(everything) == 1 and report.groups else ""
+        raise UserError(
+            f"{place}: no COCO file below it: images, annotations and categories in one JSON{why}"
+        )
     if left := [file.name for file in everything if file not in files]:
         notes.append(f"not read, since they hold no instances: {', '.join(left[:10])}")
     return files
@@ -155,12 +160,17 @@ class _Joined:
         self.rest = self.rest or raw.rest
         places: dict[int, dict[str, Any] | None] = {}
         twice = {number for number, n in Counter(raw.column("images", "id")).items() if n > 1}
-        for record, path in zip(raw.images, paths, strict=True):
+        for row, (record, path) in enumerate(zip(raw.images, paths, strict=True)):
             number, here = record["id"], self._by_path.get(path) if path else None
             if path is None:
                 lose(f"{raw.path}: a picture that is not there, such as {picture_name(record)}", Tally(1))
             elif here is None:
                 here = {**record, "file_name": str(path), "id": self._number("images", number)}
+                if not np.isfinite(raw.sizes[row]).all():
+                    high = (raw.boxes[0][:, :2] + raw.boxes[0][:, 2:])[raw.image_rows == row]
+                    frames = header_of(path).fitting(high[np.isfinite(high).all(axis=1)])
+                    if len(frames) == 1:  # otherwise the doctor names it
+                        here["width"], here["height"] = frames[0]
                 self._by_path[path] = here
                 self.images.append(here)
                 self.splits.append(split)

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.images import PICTURE_ENDINGS
 from doctor.pictures import Picture as Header
-from doctor.pictures import inspect_header
+from doctor.pictures import inspect
 from doctor.summary import Tally
 from util.errors import UserError
 from util.files import what_it_is
@@ -108,7 +108,7 @@ def header_of(path: Path) -> Header:
     Raises:
         UserError: it cannot be read.
     """
-    header = inspect_header(path)
+    header = inspect(path, whole=False)
     if header.size is None:
         raise UserError(f"cannot read the picture {path}: {header.error}")
     return header
@@ -149,10 +149,11 @@ def stored_points(points: Any, header: Header) -> np.ndarray:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All picture files in a folder and those in it, sorted."""
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and path.is_file()
-    )
+    """All picture files in a folder and those in it, sorted; links to others of them are left out."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and path.is_file())
+    paths = {path: path.is_symlink() for path in sorted(files)}
+    own = {path.resolve() for path, linked in paths.items() if not linked}
+    return [path for path, linked in paths.items() if not linked or path.resolve() not in own]
 
 
 def read_text(path: Path) -> str:

@@ -75,10 +75,7 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
     size = int(sides[0]), int(sides[1])
     objects = [_read_object(one, file, one_based) for one in root.iter("object")]
     if not all(size):
-        header = header_of(path)
-        edges = [(x + w, y + h) for _, (x, y, w, h), *_ in objects]
-        fitting = (one for one in header.frames if all(x <= one[0] and y <= one[1] for x, y in edges))
-        size = next(fitting, header.frames[0])
+        size = header_of(path).fitting((x + w, y + h) for _, (x, y, w, h), *_ in objects)[0]
     return Picture(path, size, objects, split)
 
 

@@ -23,7 +23,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis (require
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-COUNT = 4
+COUNT = 3
 IDS = st.one_of(st.integers(-3, 9), st.floats(0, 9), st.text(max_size=4), st.uuids().map(str), st.none())
 SCALARS = st.one_of(IDS, st.booleans(), st.lists(st.integers(-5, 200), max_size=5))
 NAMES = ("../../own/{}", "{}", "a\\{}", "/nowhere/{}", " {} ", "train//{}", "https://e.org/{}", "../{}")
@@ -85,7 +85,7 @@ def write_set(root: Path, spoil: list, draw: Callable[..., Any]) -> dict[str, An
     return contents
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_is_wrong_nothing_is_lost_without_a_word(data: Any) -> None:
     first = data.draw(st.lists(st.sampled_from(HARMLESS), unique=True))

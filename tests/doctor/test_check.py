@@ -381,6 +381,9 @@ def test_the_convention_of_honest_boxes_is_not_doubted():
     for name, written in (("centred", centred), ("xywh", boxes), ("xyxy", to_corners(boxes, "xywh"))):
         normalised = written / np.tile(limits, 2)
         assert find_convention(normalised, limits, usable, nothing) == (name, "normalised")
+    near = np.concatenate([low, low + 9], axis=1) / 2  # fit as x y width height as well: areas tell
+    assert find_convention(near, limits, usable, nothing, np.full(500, 4.5**2))[0] == "xyxy"
+    assert find_convention(near, limits, usable, nothing, np.prod(near[:, 2:], axis=1))[0] == "xywh"
     whole = np.concatenate([np.zeros((500, 2)), limits], axis=1)  # as large as their images
     assert find_convention(whole, limits, usable, nothing) == ("xywh", "pixels")
     beyond = boxes + [0, 0, 30, 0]  # many of them leave their images, and no convention suits

@@ -450,6 +450,32 @@ def test_several_files(tmp_path: Path) -> None:
         said(convert, "coco", files[0], tmp_path / "none", "--images", tmp_path / "out" / "annotations")
 
 
+def test_sizes_that_a_json_leaves_out(tmp_path: Path) -> None:
+    """They are the picture's, in the frame of EXIF that boxes fit; where both fit, the doctor says so."""
+    content = coco_of(10)
+    for number, (image, one) in enumerate(zip(content["images"], content["annotations"], strict=True)):
+        del image["width"], image["height"]
+        save_picture(tmp_path / "set" / f"{number}.png", number, orientation=6 if number in (3, 4) else 1)
+        if number == 3:
+            one["bbox"] = [0, 0, SIZE[0], SIZE[1]]
+    write_json(tmp_path / "set" / "a.json", content)
+    _, text = said(convert, "coco", tmp_path / "set", tmp_path / "out")
+    files = (tmp_path / "out" / "annotations").iterdir()
+    sizes = {image["file_name"]: image.get("width") for file in files for image in load(file)["images"]}
+    assert sizes.pop("4.png") is None and set(sizes.values()) == {SIZE[0]}
+    assert "an EXIF rotation that its size does not tell" in text and "image id 5" in text
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_a_new_folder_below_the_source_does_not_come_in_itself(form: str, tmp_path: Path) -> None:
+    source = _write_yolo(tmp_path / "source", "images")
+    if form == "coco":
+        write_json(source / "a.json", coco_of(9))
+    for out in ("one", "two"):
+        assert said(convert, form, source, source / out)[0] == 0
+        assert landed(source / out) == (1.0, 9)
+
+
 def test_coco_2014s_layout_keeps_its_splits(tmp_path: Path) -> None:
     for split, first in (("train", 0), ("val", 4)):
         for number in range(first, first + 4):
