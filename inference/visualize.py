@@ -31,8 +31,7 @@ SHADES = ((0.77, 0.98), (0.39, 1.0), (0.91, 0.74), (0.45, 0.83))  # of classes: 
 def class_colour(label: int) -> Colour:
     """The colour of a class, the same in every picture: bright enough for black letters on it.
 
-    Ids that follow each other differ in hue, and in saturation and brightness too. Offset, step and
-    SHADES come from a search: they keep ids 1 to 4, 6, 10, 20 and 0 to 30 far apart in OKLab.
+    Ids that follow each other differ in hue, and in saturation and brightness too.
     """
     hue = (0.24 + 0.593 * label) % 1.0
     colour = colorsys.hsv_to_rgb(hue, *SHADES[label % len(SHADES)])
