@@ -18,7 +18,7 @@ import gradio as gr
 from torch import Tensor
 
 from inference.drawing import draw
-from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found
+from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found, kinds_of
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
 from tools.app_look import LEAST, Limits, Look, file_name, look_at
@@ -28,7 +28,6 @@ from tools.app_results import (
     find,
     hit,
     in_words,
-    kinds_of,
     table,
     to_shown,
     written,

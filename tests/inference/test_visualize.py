@@ -14,7 +14,6 @@ from inference.visualize import (
     draw_masks,
     enlargement,
     save_picture,
-    save_png,
     side_by_side,
 )
 from util.errors import UserError
@@ -231,13 +230,13 @@ def test_contact_sheet_shrinks_large_pictures_only():
             side_by_side(rows)
 
 
-def test_save_png(tmp_path):
+def test_a_png_holds_every_pixel(tmp_path):
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    save_png(image, tmp_path / "new" / "picture.png")
+    save_picture(image, tmp_path / "new" / "picture.png")
     stored = np.asarray(Image.open(tmp_path / "new" / "picture.png"))
     assert torch.equal(torch.from_numpy(stored.copy()).permute(2, 0, 1), image)
     with pytest.raises(UserError, match=r"picture\.png"):
-        save_png(image, tmp_path / "new" / "picture.png" / "below.png")
+        save_picture(image, tmp_path / "new" / "picture.png" / "below.png")
 
 
 def test_overlapping_masks_are_drawn_with_the_smaller_one_on_top():

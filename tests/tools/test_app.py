@@ -21,7 +21,7 @@ import predict
 from datasets.panoptic_png import read_ids
 from inference.attention_maps import listening
 from inference.drawing import draw_attention
-from inference.predicting import Found, summary
+from inference.predicting import Found, kinds_of, summary
 from inference.trained import TrainedModel, load_trained
 from tests.browser import Visit, chromium, visit
 from tests.helpers import ROOT, TINY_MODEL, assert_one_line
@@ -127,7 +127,7 @@ def boxes_alone(folder: Path) -> Path:
 def test_a_model_without_masks(boxes_alone: Path, height: int, width: int, tmp_path: Path) -> None:
     """A thin picture too is seen as predict.py sees it."""
     trained, picture = load_trained(boxes_alone), noise(tmp_path / "7.png", height, width)
-    assert app_results.kinds_of(trained) == ["boxes"]
+    assert kinds_of(trained) == ["boxes"]
     look = look_at(trained, picture, "7.png", Limits())
     assert look.size == (height, width)
     files = written(look, Choice("boxes", 0.05))
@@ -142,7 +142,7 @@ def test_the_model_is_called_once(folder: Path, trained: TrainedModel) -> None:
     handle = model.detr.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
         look = look_at(trained, folder / "7.png", "7.png", Limits())
-        for kind in app_results.kinds_of(trained):
+        for kind in kinds_of(trained):
             for threshold in THRESHOLDS:
                 found = find(look, Choice(kind, threshold))
                 app_results.draw_where(look, found, 0 if len(found) else None, (3, 3))
