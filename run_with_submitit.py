@@ -16,13 +16,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from util.command_line import RecipeParser, at_least
 from util.errors import UserError, exit_status
+from util.files import make_writable
 from util.flags import get_args_parser as get_training_parser
 
 if TYPE_CHECKING:
@@ -119,26 +119,11 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path]:
     if not args.shared_dir and "%j" in str(shared):
         raise UserError(f"--job_dir {job_dir}: %j in front of its last part: pass --shared_dir too")
     named = f"--shared_dir {args.shared_dir}" if args.shared_dir else f"--job_dir {args.job_dir}"
-    try:
-        shared.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"{shared} cannot be made ({error.strerror}); name another folder"
-        raise UserError(f"{named}: {what}") from error
-    _try_to_write(shared, named)
+    make_writable(shared, named)
     if args.job_dir:
         there = next(folder for folder in (job_dir, *job_dir.parents) if os.path.exists(folder))
-        _try_to_write(there, f"--job_dir {args.job_dir}")
+        make_writable(there, f"--job_dir {args.job_dir}")
     return shared, job_dir
-
-
-def _try_to_write(folder: Path, named: str) -> None:
-    """Write a file without a name: permissions do not say what a read-only file system or root may do."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        what = f"nothing can be written to {folder} ({error.strerror}); name another folder"
-        raise UserError(f"{named}: {what}") from error
 
 
 def notice(minutes: int) -> int:

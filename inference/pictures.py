@@ -202,10 +202,11 @@ def read_pictures(
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
         collate_fn=list,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+def start_worker(_: int) -> None:
+    """Leave Ctrl-C and the objects that are shared to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     leave_parents_objects()

@@ -45,17 +45,19 @@ class Found:
         return len(self.scores)
 
 
+def kinds_of(trained: TrainedModel) -> list[str]:
+    """What a model can give, the richest last."""
+    kinds = {BOXES: "bbox", MASKS: "segm", PANOPTIC: "panoptic"}
+    return [kind for kind, name in kinds.items() if name in trained.postprocessors]
+
+
 def kind_of(trained: TrainedModel, kind: str | None = None) -> str:
     """What to predict: `boxes`, `masks` or `panoptic`; None is the richest that the model was trained for.
 
     Raises:
         UserError: the model cannot give that.
     """
-    offered = [BOXES]
-    if "segm" in trained.postprocessors:
-        offered.append(MASKS)
-    if "panoptic" in trained.postprocessors:
-        offered.append(PANOPTIC)
+    offered = kinds_of(trained)
     if kind is not None and kind not in offered:
         reason = (
             "was not trained on panoptic data"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from inference.predicting import Found, coco_results, panoptic_results
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
 from util.errors import UserError
-from util.files import write_whole
+from util.files import make_writable, write_whole
 
 JSON_FILES = {"boxes": "results.json", "masks": "results.json", "panoptic": "panoptic.json"}
 
@@ -51,7 +50,7 @@ class Output:
                         f"--output_dir {self.folder}: {name} is one of the pictures to be read and would be "
                         "overwritten; choose another folder"
                     )
-        _make_writable(self.folder)
+        make_writable(self.folder, f"--output_dir {self.folder}")
 
     def drawing(self, path: Path) -> Path:
         """Where a picture goes with what was found drawn in."""
@@ -93,7 +92,7 @@ class Output:
             ids = ids + 1
             segments = [{**segment, "id": segment["id"] + 1, "iscrowd": 0} for segment in segments]
         file = self.segments(read.path)
-        _make_writable(file.parent)
+        file.parent.mkdir(exist_ok=True)
         write_whole(file, encode_png(ids.numpy()))
         return [{"image_id": self.ids[read.path], "file_name": file.name, "segments_info": segments}]
 
@@ -107,12 +106,3 @@ class Output:
             files = {i: str(path) for path, i in self.ids.items() if i in done}
             content = panoptic_results(content, files, trained)
         write_whole(self.folder / JSON_FILES[kind], json.dumps(content))
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror})") from error

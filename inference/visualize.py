@@ -31,8 +31,7 @@ SHADES = ((0.77, 0.98), (0.39, 1.0), (0.91, 0.74), (0.45, 0.83))  # of classes: 
 def class_colour(label: int) -> Colour:
     """The colour of a class, the same in every picture: bright enough for black letters on it.
 
-    Ids that follow each other differ in hue, and in saturation and brightness too. Offset, step and
-    SHADES come from a search: they keep ids 1 to 4, 6, 10, 20 and 0 to 30 far apart in OKLab.
+    Ids that follow each other differ in hue, and in saturation and brightness too.
     """
     hue = (0.24 + 0.593 * label) % 1.0
     colour = colorsys.hsv_to_rgb(hue, *SHADES[label % len(SHADES)])
@@ -183,28 +182,17 @@ def side_by_side(
     return from_pil(sheet)
 
 
-def save_png(image: Tensor, path: str | os.PathLike) -> None:
-    """Write a picture as a PNG, and the folders it lies in.
-
-    Raises:
-        UserError: it cannot be written there.
-    """
-    _save(image, Path(path), format="PNG")
-
-
 def save_picture(image: Tensor, path: str | os.PathLike) -> None:
     """Write a picture in the format that its suffix names (.jpg, .png, ...), and the folders it lies in.
 
     Raises:
         UserError: it cannot be written there, or the suffix names no format.
     """
-    path = Path(path)
-    jpeg = {"quality": 92, "subsampling": 0}  # thin coloured lines and letters do not survive less
-    _save(image, path, **(jpeg if path.suffix.lower() in (".jpg", ".jpeg") else {}))
-
-
-def _save(image: Tensor, path: Path, **options: Any) -> None:
     _check_image(image)
+    path = Path(path)
+    # Thin coloured lines and letters do not survive what JPEG leaves by default.
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if is_jpeg else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil(image).save(path, **options)

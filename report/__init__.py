@@ -14,7 +14,7 @@ from typing import Any
 
 from report.curves import curves, headline
 from report.html import tag
-from report.mistakes import DEFAULT_THRESHOLD, ClassCounts, count, match
+from report.mistakes import DEFAULT_THRESHOLD, count, match
 from report.page import Section, page
 from report.pictures import EmbeddedPicture, read_picture
 from report.sections import Shown, mistakes_section, pictures_section
@@ -61,9 +61,8 @@ class RunReport:
         self.folder, self.source, self.board, self.name = folder, source, board, name
         self.categories, self.splits = dict(categories), list(splits)
         self.args, self.defaults = dict(args), dict(defaults)
-        self._pictures: dict[
-            int, tuple[EmbeddedPicture, list[Region]]
-        ] = {}  # they are the same in every epoch
+        # They are the same in every epoch.
+        self._pictures: dict[int, tuple[EmbeddedPicture, list[Region]]] = {}
 
     def write(self, evaluator: Any, lines: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Write the page; whatever goes wrong is a warning.
@@ -76,18 +75,26 @@ class RunReport:
             # Reading pictures may draw, and a resumed run does not write again what is written already.
             with random_state_kept():
                 lines = read_log(self.folder / "log.txt") if lines is None else lines
-                write_whole(self.folder / self.name, self._page(evaluator, lines))
+                write_whole(self.folder / self.name, self.page(evaluator, lines))
         except Exception as error:
             reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             warnings.warn(f"{self.folder / self.name} is not up to date: {reason}", stacklevel=2)
 
-    def _page(self, evaluator: Any, lines: Sequence[Mapping[str, Any]]) -> str:
+    def page(self, evaluator: Any, lines: Sequence[Mapping[str, Any]]) -> str:
+        """The page as HTML; arguments as of `write`."""
         both = self.source.boxes(evaluator, MOST_IMAGES)
         matches = None if both is None else match(*both)
         threshold = DEFAULT_THRESHOLD if matches is None else matches.threshold
         counts = {} if both is None or matches is None else count(*both, matches)
         figures = self.source.class_figures(evaluator)
-        shown = self._first_pictures(evaluator)
+        ids = self.source.image_ids(PICTURES)
+        paths = {i: self.source.picture_file(i) for i in ids}
+        for i in ids:
+            if i not in self._pictures:
+                picture = read_picture(paths[i], stated=self.source.stated_size(i))
+                self._pictures[i] = picture, self.source.truth(i)
+        found = self.source.found(ids, evaluator, MOST_DETECTIONS)
+        shown = [Shown(f"{paths[i].name}, id {i}", *self._pictures[i], found[i]) for i in ids]
         if self.board is not None:
             from report.tensorboard import add_classes, add_pictures
 
@@ -97,9 +104,14 @@ class RunReport:
             self.board.flush()
         charts = curves([line for line in lines if "epoch" in line])
         table = class_table(self.categories, self.splits, figures, counts)
+        note = "Figures of the newest evaluation. A click on a column's title sorts by it."
+        if counts:
+            note += f" Precision and recall at IoU 0.5 are of detections from a score of {threshold:.2f}"
+            note += ", where F1 over all classes is best." if any(c.right for c in counts.values()) else "."
+            note += self._limit()
         sections = [
             Section("Curves", "curves", CURVES_NOTE, tag("div", *charts, class_="charts") if charts else ""),
-            Section("Classes", "classes", self._class_note(counts, threshold), table),
+            Section("Classes", "classes", note, table),
             pictures_section(shown, self.categories, threshold),
         ]
         if both is not None and matches is not None:
@@ -118,26 +130,6 @@ class RunReport:
             done = f"{len(lines)} of {self.args['epochs']} epochs are trained and evaluated"
             remarks.insert(0, f"{done}; the newest is epoch {lines[-1]['epoch']}.")
         return page(title, remarks, headline(lines), sections, labels)
-
-    def _first_pictures(self, evaluator: Any) -> list[Shown]:
-        ids = self.source.image_ids(PICTURES)
-        for image_id in ids:
-            if image_id not in self._pictures:
-                picture = read_picture(
-                    self.source.picture_file(image_id), stated=self.source.stated_size(image_id)
-                )
-                self._pictures[image_id] = picture, self.source.truth(image_id)
-        found = self.source.found(ids, evaluator, MOST_DETECTIONS)
-        titles = {i: f"{self.source.picture_file(i).name}, id {i}" for i in ids}
-        return [Shown(titles[i], *self._pictures[i], found[i]) for i in ids]
-
-    def _class_note(self, counts: Mapping[int, ClassCounts], threshold: float) -> str:
-        note = "Figures of the newest evaluation. A click on a column's title sorts by it."
-        if counts:
-            note += f" Precision and recall at IoU 0.5 are of detections from a score of {threshold:.2f}"
-            note += ", where F1 over all classes is best." if any(c.right for c in counts.values()) else "."
-            note += self._limit()
-        return note
 
     def _limit(self) -> str:
         """To which images figures of single detections are limited."""

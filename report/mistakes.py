@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from report.source import Boxes
 
@@ -70,18 +71,14 @@ def best_threshold(scores: np.ndarray, kind: np.ndarray, objects: int) -> float:
     return float(scores[counts][order][f1.argmax()])
 
 
-def pairwise_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU of boxes [N, 4] and [M, 4] (x, y, width, height) -> [N, M].
+def pairwise_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """COCO's IoU of boxes [N, 4] and [M, 4] (x, y, width, height) -> [N, M].
 
-    With `crowd` [M], the divisor is the first box's own area where the second is a crowd, as COCO has it.
+    Where the second is a crowd, `crowd` [M], the divisor is the first box's own area.
     """
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
-    both = (high - low).clip(min=0).prod(2)
-    areas = one[:, 2:].prod(1)[:, None]
-    union = areas + other[:, 2:].prod(1) - both
-    divisor = union if crowd is None else np.where(crowd, areas, union)
-    return np.divide(both, divisor, out=np.zeros_like(both), where=divisor > 0)
+    if not len(one) or not len(other):
+        return np.zeros((len(one), len(other)))
+    return coco_mask.iou(one, other, crowd.astype(np.uint8))
 
 
 def rows_by_image(found: Boxes, truth: Boxes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -234,7 +231,7 @@ def why_missed(
 ) -> tuple[np.ndarray, str]:
     """The detections [M, 4] above the threshold that lie near a missed object, and why they do not count."""
     here = np.flatnonzero((found.image_id == truth.image_id[row]) & (found.score >= matches.threshold))
-    iou = pairwise_iou(truth.box[row][None], found.box[here])[0]  # [P]
+    iou = pairwise_iou(truth.box[row][None], found.box[here], np.zeros(len(here)))[0]  # [P]
     same = found.label[here] == truth.label[row]
     near, instead = same & (iou >= NEAR), ~same & (iou >= IOU)
     if matches.score[row] >= 0:

@@ -276,7 +276,7 @@ MISTAKES = {
     "an empty folder": (["{folder}"], "no pictures in this folder"),
     "no such model": (["{picture}", "--resume", "detr_resnet18"], "detr_resnet18: neither a file"),
     "not a checkpoint": (["{picture}", "--resume", "{picture}"], "a.png"),
-    "the output is a file": (["{picture}", "--output_dir", "{picture}"], "cannot be written to"),
+    "the output is a file": (["{picture}", "--output_dir", "{picture}"], "nothing can be written to"),
     "an original would be lost": (["{jpeg}", "--output_dir", "{root}"], "would be overwritten"),
     "no mask head": (["{picture}", "--panoptic"], "cannot give panoptic, the model has no mask head"),
     "a point without encoder": (["{picture}", "--point", "1,2"], "--point belongs to --attention encoder"),

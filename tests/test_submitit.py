@@ -102,7 +102,7 @@ def test_a_folder_without_permission_is_named(
         raise PermissionError(13, "Permission denied", str(dir))
 
     monkeypatch.delenv("DETR_SHARED_DIR", raising=False)
-    monkeypatch.setattr(run_with_submitit.tempfile, "TemporaryFile", denied)  # root may write anywhere
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)  # root may write anywhere
     with pytest.raises(UserError, match=rf"{flag} .*nothing can be written to .*\(Permission denied\); name"):
         folders(flag, tmp_path / "%j")
 

@@ -18,7 +18,7 @@ import gradio as gr
 from torch import Tensor
 
 from inference.drawing import draw
-from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found
+from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found, kinds_of
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
 from tools.app_look import LEAST, Limits, Look, file_name, look_at
@@ -28,7 +28,6 @@ from tools.app_results import (
     find,
     hit,
     in_words,
-    kinds_of,
     table,
     to_shown,
     written,
@@ -74,7 +73,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                controls = _controls(trained, limits)
+                controls = build_controls(trained, limits)
             with gr.Column(scale=5, min_width=400):
                 drawn = _picture("drawn")
                 words = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="words")
@@ -88,7 +87,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
             elem_id="rows",
         )
         results = Results(drawn, words, rows, explained, attention)
-        _connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
+        connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
     return page
 
 
@@ -99,7 +98,8 @@ def _picture(name: str) -> gr.Image:
     )
 
 
-def _controls(trained: TrainedModel, limits: Limits) -> Controls:
+def build_controls(trained: TrainedModel, limits: Limits) -> Controls:
+    """What visitors set, as far as the model has a choice."""
     kinds = kinds_of(trained)
     given = gr.Image(
         label=f"Picture, up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels",
@@ -136,7 +136,7 @@ def _controls(trained: TrainedModel, limits: Limits) -> Controls:
     return Controls(given, kind, threshold, classes, json, png)
 
 
-def _connect(answers: Answers, look: gr.State, controls: Controls, results: Results) -> None:
+def connect(answers: Answers, look: gr.State, controls: Controls, results: Results) -> None:
     """Say what answers which component; the buttons' files are made after the picture is shown."""
     choice = [look, controls.kind, controls.threshold, controls.classes]
     buttons = [controls.json, controls.png]

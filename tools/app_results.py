@@ -19,9 +19,8 @@ from torch import Tensor
 
 from inference.drawing import draw_attention
 from inference.pictures import Read
-from inference.predicting import BOXES, MASKS, PANOPTIC, Found, kind_of, read, summary
+from inference.predicting import Found, read, summary
 from inference.prediction_output import Output
-from inference.trained import TrainedModel
 from inference.visualize import enlargement
 from models.segment_maps import PanopticMap
 from tools.app_look import LEAST, Look
@@ -37,12 +36,6 @@ class Choice(NamedTuple):
     """Probabilities up to this one are left out; not below LEAST."""
     classes: frozenset[int] = frozenset()
     """Category ids; none of them stands for all."""
-
-
-def kinds_of(trained: TrainedModel) -> list[str]:
-    """What a model can give, the richest last."""
-    kinds = [BOXES, MASKS, PANOPTIC]
-    return kinds[: kinds.index(kind_of(trained)) + 1]
 
 
 def find(look: Look, choice: Choice, whole: bool = False) -> Found:

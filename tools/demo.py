@@ -61,7 +61,7 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     from inference.drawing import draw
     from inference.predicting import predict
     from inference.trained import load_trained
-    from inference.visualize import save_png, side_by_side
+    from inference.visualize import save_picture, side_by_side
 
     trained = load_trained(run / "checkpoint.pth")
     os.chdir(ROOT)  # the recipe's paths start here
@@ -73,7 +73,7 @@ def draw_detections_beside_truth(run: Path, output: Path) -> Path:
     for image, target, result in zip(images, targets, found, strict=True):
         pairs += [draw_truth(image, target, trained.names), draw(image, result, trained.names)]
     rows = [pairs[i : i + 4] for i in range(0, len(pairs), 4)]
-    save_png(side_by_side(rows, titles=["ground truth", "detected"] * 2), output)
+    save_picture(side_by_side(rows, titles=["ground truth", "detected"] * 2), output)
     return output
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,28 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
+
+
+def make_writable(folder: Path, named: str) -> None:
+    """Make a folder if it is missing, and write a file without a name there.
+
+    Permissions do not say what a read-only file system or root may do.
+
+    Args:
+        named: the flag that it comes from and its value, for messages.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{named}: nothing can be written to {folder} ({reason}); name another folder"
+        ) from error
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -126,11 +126,11 @@ class DetrDatasetMapper:
         record["image"] = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         annotations = record.pop("annotations", None)
         if self.is_train and self.panoptic_on:
-            record["instances"] = self._segments(record, transforms, pixels.shape[:2])
+            record["instances"] = self.segments(record, transforms, pixels.shape[:2])
         elif self.is_train and annotations is not None:
             objects = [one for one in annotations if one.get("iscrowd", 0) == 0]
             self._check_classes([one["category_id"] for one in objects], record["file_name"])
-            record["instances"] = self._objects(objects, transforms, pixels.shape[:2], record["file_name"])
+            record["instances"] = self.objects(objects, transforms, pixels.shape[:2], record["file_name"])
         return record
 
     def _check_classes(self, classes: list[int], name: str) -> None:
@@ -140,7 +140,7 @@ class DetrDatasetMapper:
                 f"{max(classes)} (counted from 0)"
             )
 
-    def _objects(
+    def objects(
         self, objects: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int], name: str
     ) -> Instances:
         """The objects of an image after its transforms; (height, width) `size` is the new one."""
@@ -166,7 +166,7 @@ class DetrDatasetMapper:
             instances.gt_masks = empty[mask_format == "bitmask"]
         return utils.filter_empty_instances(instances)
 
-    def _segments(
+    def segments(
         self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
         """The segments of a panoptic record: their boxes are those of their masks before the transforms."""

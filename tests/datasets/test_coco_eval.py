@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import io
 import json
@@ -97,6 +98,12 @@ def scene(seed, images=30, predictions=40, categories=(1, 3, 90), masks=False, i
         "categories": [{"id": c, "name": f"class {c}"} for c in (*categories, 17)],
     }
     return dataset, predicted
+
+
+@functools.cache
+def scene_of_masks():
+    """One scene for many tests, none of which changes it."""
+    return scene(2, images=8, predictions=60, masks=True)
 
 
 def results_of(predicted, iou_type):
@@ -386,7 +393,7 @@ TWO_AREAS = {"areaRng": [[0, 1e10], [0, 50**2]], "areaRngLbl": ["all", "small"]}
     ids=str,
 )
 def test_chosen_params_as_pycocotools(params, iou_type):
-    dataset, predicted = scene(2, images=8, predictions=60, masks=True)
+    dataset, predicted = scene_of_masks()
     # pycocotools cannot summarize a list of thresholds.
     plain_params = {name: np.array(v) if name == "iouThrs" else v for name, v in params.items()}
     expected, expected_text = plain_evaluation(dataset, predicted, iou_type, params=plain_params)

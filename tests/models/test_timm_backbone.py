@@ -24,7 +24,7 @@ from util.nested_tensor import IMAGENET_MEAN, IMAGENET_STD, nested_tensor_from_t
 
 timm = pytest.importorskip("timm", reason="the timm package is not installed")
 
-from models.timm_backbone import TimmBackbone, build_timm_backbone  # noqa: E402 (reads better without timm's)
+from models.timm_backbone import TimmBackbone  # noqa: E402 (reads better without timm's)
 
 CONVNEXT, RESNET, SWIN = "test_convnext", "resnet10t", "swin_tiny_patch4_window7_224"
 HRNET = "hrnet_w18_small"
@@ -161,8 +161,18 @@ def test_everything_that_trains_gets_a_gradient(name: str, masks: bool) -> None:
     assert any("backbone" in key for key in trains)
 
 
-def test_a_model_with_layer_norms_trains_as_a_whole() -> None:
-    assert all(p.requires_grad for p in backbone(CONVNEXT).parameters())
+@pytest.mark.parametrize(
+    ("name", "options", "trains"),
+    [
+        (CONVNEXT, {}, True),  # layer norms
+        (RESNET, {"norm": "batch"}, True),
+        (HRNET, {}, True),  # its map at stride 4 depends on all of it: no stage is the first
+        ("efficientvit_m0", {"masks": False}, True),  # no map at stride 4
+        (RESNET, {"train": False}, False),
+    ],
+)
+def test_all_trains_or_nothing(name: str, options: dict[str, Any], trains: bool) -> None:
+    assert {p.requires_grad for p in backbone(name, **options).parameters()} == {trains}
 
 
 def test_with_batch_norms_stem_and_first_stage_are_frozen() -> None:
@@ -185,32 +195,19 @@ def test_frozen_norms_are_constants() -> None:
     assert not [name for name, _ in module.named_parameters() if ".bn" in name]
 
 
-def test_backbone_norm_batch_trains_all_and_moves_the_statistics() -> None:
+def test_backbone_norm_batch_moves_the_statistics() -> None:
     module = backbone(RESNET, norm="batch").train()
-    assert all(p.requires_grad for p in module.parameters())
     before = module.body.model.layer1[0].bn1.running_mean.clone()
     module(batch((64, 64)))
     assert not torch.equal(before, module.body.model.layer1[0].bn1.running_mean)
 
 
-def test_nothing_trains_where_the_backbone_is_frozen() -> None:
-    assert not any(p.requires_grad for p in backbone(RESNET, train=False).parameters())
-
-
-def test_a_network_of_mixed_resolutions_keeps_its_first_stage_trainable() -> None:
-    """HRNet's map at stride 4 depends on all of it."""
-    assert all(p.requires_grad for p in backbone(HRNET).parameters())
-
-
-def test_without_a_map_at_stride_4_no_stage_counts_as_the_first() -> None:
-    assert all(p.requires_grad for p in backbone("efficientvit_m0", masks=False).parameters())
-
-
 # --- Weights -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", ["bare", "model", "state_dict"])
-@pytest.mark.parametrize("classes", [1000, 7, 0])
+@pytest.mark.parametrize(
+    ("wrap", "classes"), [("bare", 1000), ("model", 1000), ("state_dict", 7), ("bare", 0)]
+)
 def test_weights_from_a_file(tmp_path: Path, wrap: str, classes: int) -> None:
     whole = timm.create_model(RESNET, num_classes=classes)
     fill_state(whole, 5)
@@ -297,12 +294,6 @@ def test_torchvisions_resnets_need_no_timm(monkeypatch: pytest.MonkeyPatch) -> N
     for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
         monkeypatch.setitem(sys.modules, name, None)
     build(f"{TINY} --num_classes 6", seed=0)
-
-
-def test_flags_of_resnets_alone_are_refused_before_anything_is_built() -> None:
-    flags: dict[str, Any] = {"train_backbone": True, "return_interm_layers": False, "weights": "none"}
-    with pytest.raises(UserError, match="--dilation"):
-        build_timm_backbone("timm/nonsense", **flags, dilation=True, norm="frozen", stages=4)
 
 
 # --- Runs ----------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_iou_is_torchvisions() -> None:
     one, other = draw.uniform(1, 50, (7, 4)), draw.uniform(1, 50, (9, 4))
     corners = (np.concatenate((b[:, :2], b[:, :2] + b[:, 2:]), 1) for b in (one, other))
     expected = box_iou(*(torch.from_numpy(c) for c in corners)).numpy()
-    np.testing.assert_allclose(pairwise_iou(one, other), expected, atol=1e-12)
+    np.testing.assert_allclose(pairwise_iou(one, other, np.zeros(9)), expected, atol=1e-12)
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import predict
 from datasets.panoptic_png import read_ids
 from inference.attention_maps import listening
 from inference.drawing import draw_attention
-from inference.predicting import Found, summary
+from inference.predicting import Found, kinds_of, summary
 from inference.trained import TrainedModel, load_trained
 from tests.browser import Visit, chromium, visit
 from tests.helpers import ROOT, TINY_MODEL, assert_one_line
@@ -77,17 +77,8 @@ def look(trained: TrainedModel, folder: Path) -> Look:
 
 def predicted(checkpoint: Path, picture: Path, kind: str, threshold: float, out: Path) -> dict[str, bytes]:
     """What predict.py writes."""
-    words = [
-        "--resume",
-        checkpoint,
-        picture,
-        f"--{kind}",
-        "--threshold",
-        threshold,
-        "--json",
-        "--no_pictures",
-    ]
-    words += ["--output_dir", out, "--device", "cpu", "--num_workers", 0]
+    words = ["--resume", checkpoint, picture, f"--{kind}", "--threshold", threshold, "--json"]
+    words += ["--no_pictures", "--output_dir", out, "--device", "cpu", "--num_workers", 0]
     assert predict.run(list(map(str, words))) == 0
     return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
@@ -123,20 +114,24 @@ def test_files_are_those_of_predict(kind: str, folder: Path, trained: TrainedMod
     assert counts[0] > counts[2], "the threshold must make a difference"
 
 
-def boxes_alone(path: Path) -> TrainedModel:
-    """A model without masks, which all classes are things to, and its checkpoint at a path."""
+@pytest.fixture(scope="module")
+def boxes_alone(folder: Path) -> Path:
+    """The checkpoint of a model without masks, which all classes are things to."""
     model = build(f"{TINY_MODEL} --num_classes 20", 0)[0]
     content = {"args": vars(parse(f"{TINY_MODEL} --num_classes 20 {SIZES}")), "categories": NAMES}
-    torch.save({"model": model.state_dict(), **content}, path)
-    return load_trained(path)
+    torch.save({"model": model.state_dict(), **content}, folder / "boxes.pth")
+    return folder / "boxes.pth"
 
 
-def test_a_model_without_masks(folder: Path, tmp_path: Path) -> None:
-    trained = boxes_alone(tmp_path / "boxes.pth")
-    assert app_results.kinds_of(trained) == ["boxes"]
-    look = look_at(trained, folder / "7.png", "7.png", Limits())
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (1, 2000)])
+def test_a_model_without_masks(boxes_alone: Path, height: int, width: int, tmp_path: Path) -> None:
+    """A thin picture too is seen as predict.py sees it."""
+    trained, picture = load_trained(boxes_alone), noise(tmp_path / "7.png", height, width)
+    assert kinds_of(trained) == ["boxes"]
+    look = look_at(trained, picture, "7.png", Limits())
+    assert look.size == (height, width)
     files = written(look, Choice("boxes", 0.05))
-    expected = predicted(tmp_path / "boxes.pth", folder / "7.png", "boxes", 0.05, tmp_path / "out")
+    expected = predicted(boxes_alone, picture, "boxes", 0.05, tmp_path / "out")
     assert len(json.loads(files["results.json"])) > 0
     assert json.loads(files["results.json"]) == without_folders(expected["results.json"])
 
@@ -147,7 +142,7 @@ def test_the_model_is_called_once(folder: Path, trained: TrainedModel) -> None:
     handle = model.detr.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
         look = look_at(trained, folder / "7.png", "7.png", Limits())
-        for kind in app_results.kinds_of(trained):
+        for kind in kinds_of(trained):
             for threshold in THRESHOLDS:
                 found = find(look, Choice(kind, threshold))
                 app_results.draw_where(look, found, 0 if len(found) else None, (3, 3))
@@ -318,16 +313,6 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(trained: TrainedMod
     Image.new("1", (6600, 6000)).save(path)
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in refused(trained, path)
-
-
-def test_a_thin_picture_is_seen_as_predict_sees_it(tmp_path: Path) -> None:
-    thin, trained = noise(tmp_path / "7.png", 1, 2000), boxes_alone(tmp_path / "boxes.pth")
-    look = look_at(trained, thin, "7.png", Limits())
-    assert look.size == (1, 2000) and look.image.shape == (3, 1, 2000)
-    files = written(look, Choice("boxes", 0.05))
-    expected = predicted(tmp_path / "boxes.pth", thin, "boxes", 0.05, tmp_path / "out")
-    assert len(json.loads(files["results.json"])) > 0
-    assert json.loads(files["results.json"]) == without_folders(expected["results.json"])
 
 
 def test_pictures_are_turned_upright(trained: TrainedModel, folder: Path, tmp_path: Path) -> None:
