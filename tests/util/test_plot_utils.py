@@ -176,16 +176,25 @@ def test_figures_in_another_form_are_left_out(tmp_path):
 
 
 def test_a_panoptic_run_of_the_published_code(tmp_path):
-    """Its log has NaN, its evaluations masks and panoptic quality, and no entry that only this code writes."""
+    """Its log has NaN, masks and panoptic quality, and no entry that only this code writes."""
     quality = {"pq": 0.4, "sq": 0.7, "rq": 0.5, "n": 133}
     epochs = [
         {
-            "train_lr": 1e-4, "train_class_error": float("nan"), "train_loss": 9.0 - epoch, "test_loss": 9.5 - epoch,
-            "test_class_error": 50.0, "test_coco_eval_bbox": [0.1] * 12, "test_coco_eval_masks": [0.2] * 12,
-            "test_PQ_all": quality, "test_PQ_th": quality, "test_PQ_st": quality, "epoch": epoch, "n_parameters": 7,
+            "train_lr": 1e-4,
+            "train_class_error": float("nan"),
+            "train_loss": 9.0 - epoch,
+            "test_loss": 9.5 - epoch,
+            "test_class_error": 50.0,
+            "test_coco_eval_bbox": [0.1] * 12,
+            "test_coco_eval_masks": [0.2] * 12,
+            "test_PQ_all": quality,
+            "test_PQ_th": quality,
+            "test_PQ_st": quality,
+            "epoch": epoch,
+            "n_parameters": 7,
         }
         for epoch in range(2)
-    ]  # fmt: skip
+    ]
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "log.txt").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
