@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
+from datasets.panoptic_eval import PanopticEvaluator
 from models.query_groups import QueryGroups
 from run.finite_check import StepGuard, naming
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
@@ -257,9 +258,7 @@ def _coco_figures(coco: CocoEvaluator, kinds: Sequence[str], max_dets: int | Non
     return figures
 
 
-def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> Any:
-    from datasets.panoptic_eval import PanopticEvaluator  # runs on boxes need none of it
-
+def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> PanopticEvaluator:
     dataset = data_loader.dataset
     folder = Path(output_dir) / "panoptic_eval" if output_dir else ""
     return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)

@@ -251,18 +251,12 @@ def make_coco_transforms(
         return T.Compose([*start, T.RandomHorizontalFlip(), whole, end])
     ratio = max(scales) / max(TRAIN_SCALES)
     *before_crop, smallest, largest = (max(1, round(side * ratio)) for side in (400, 500, 600, 384, 600))
-    part = T.Compose(
-        [
-            T.RandomResize(before_crop),
-            T.RandomSizeCrop(smallest, largest),
-            T.RandomResize(scales, max_size=max_size),
-        ]
-    )
+    part = T.Compose([T.RandomResize(before_crop), T.RandomSizeCrop(smallest, largest), whole])
     return T.Compose([*start, T.RandomHorizontalFlip(), T.RandomSelect(whole, part), end])
 
 
 def transforms_of(image_set: str, args: Namespace) -> T.Compose:
-    """The transforms that flags ask for; `args.normalize_images` is True where nobody says otherwise."""
+    """The transforms that flags ask for; without `args.normalize_images`, images are normalised."""
     normalize = getattr(args, "normalize_images", True)
     return make_coco_transforms(image_set, args.scales, args.eval_scale, args.max_size, normalize, args.crop)
 
@@ -278,7 +272,7 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
 def find_coco_files(
     coco_path: str | Path | None, image_set: str, dataset_file: str = "coco"
 ) -> tuple[Path, Path]:
-    """The image folder and the instances file of an image set, in any of datasets.layouts.
+    """The image folder and the instances file of an image set: layouts.find_split, for scripts of users.
 
     Args:
         dataset_file: the layout that is preferred where a folder follows several.

@@ -1,14 +1,16 @@
 """Transforms of an image together with its target, under the published names: `datasets.transforms as T`.
 
-An image is a PIL image or a tensor [3, h, w]: whatever comes in comes out, changed. `ToByteTensor` as the
-first transform, as `make_coco_transforms` has it, makes the others work on bytes, which is faster; without it
-a picture stays a PIL image until ToTensor. A target is None or a dict that may hold
+An image is a PIL image or a tensor [3, h, w]; all but ToTensor and ToByteTensor return the kind that they
+were given. `ToByteTensor` as the first transform, as `make_coco_transforms` has it, makes the others work on
+bytes, which is faster; without it a picture stays a PIL image until ToTensor. A target is None or a dict that
+may hold
     boxes [N, 4] float32, xyxy in pixels,
     masks [N, h, w] bool or uint8, area [N] float32 in square pixels, labels [N], iscrowd [N],
     keypoints [N, K, 3] float32: x and y in pixels, visibility; (0, 0, 0) where there is none,
     size [2]: height, width of the image.
 Nothing that the caller passed is edited. The random transforms draw from `random` and torch's generator.
-All stand in this one file, as in the published code, which forks replace as a whole.
+All stand in this one file, as in the published code, which forks replace as a whole. `make_coco_transforms`
+in datasets/coco.py says which are applied; a new one is added there.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def crop(image: ImageLike, target: Target, region: Sequence[int]) -> Pair:
 
 
 def _move_keypoints(keypoints: Tensor, left: int, top: int, width: int, height: int) -> Tensor:
+    """Keypoints [N, K, 3] in the coordinates of a crop; (0, 0, 0) where they lie outside."""
     place = keypoints[..., :2] - torch.tensor([left, top])
     inside = (place >= 0).all(-1) & (place[..., 0] <= width) & (place[..., 1] <= height)
     seen = inside & (keypoints[..., 2] > 0)
@@ -93,7 +96,7 @@ def hflip(image: ImageLike, target: Target) -> Pair:
 
 
 def resized_size(height: int, width: int, size: int | Sequence[int], max_size: int | None) -> tuple[int, int]:
-    """(height, width) that `resize` gives a picture of height x width; its own parameters follow."""
+    """(height, width) after `resize(size, max_size)` of a picture of height x width."""
     if not isinstance(size, int):
         return size[1], size[0]
     short, long = min(height, width), max(height, width)
@@ -180,6 +183,7 @@ class RandomCrop:
 
 
 def _random_region(image: ImageLike, height: int, width: int) -> tuple[int, int, int, int]:
+    """A random (top, left, height, width) inside the image."""
     available = image_size(image)
     free_rows, free_columns = available[0] - height, available[1] - width
     if free_rows < 0 or free_columns < 0:

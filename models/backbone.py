@@ -131,7 +131,9 @@ def build_backbone(args: argparse.Namespace) -> Joiner:
     args = completed(args)
     build: Callable[..., BackboneBase] = Backbone
     if args.backbone.startswith("timm/"):
-        from .timm_backbone import build_timm_backbone as build
+        from .timm_backbone import build_timm_backbone
+
+        build = build_timm_backbone
     backbone = build(
         args.backbone,
         train_backbone=args.lr_backbone > 0,

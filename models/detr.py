@@ -1,4 +1,4 @@
-"""DETR itself: a backbone, a transformer, and two heads that read boxes off its queries (paper, 3.2).
+"""DETR itself: backbone, transformer, and two heads that predict class and box of each query (paper, 3.2).
 
 Shapes: B batch, Q queries, C classes, D width, L decoder layers, h w feature map.
 """
@@ -157,7 +157,6 @@ def build(args: Any) -> tuple[nn.Module, SetCriterion, dict[str, nn.Module]]:
         aux_loss=args.aux_loss,
     )
     losses = ["labels", "boxes", "cardinality"]
-    weight_dict = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
     postprocessors: dict[str, nn.Module] = {"bbox": PostProcess()}
     if args.masks:
         # Here, so that who trains boxes loads no code of masks.
@@ -165,16 +164,22 @@ def build(args: Any) -> tuple[nn.Module, SetCriterion, dict[str, nn.Module]]:
 
         model = DETRsegm(model, freeze_detr=args.frozen_weights is not None)
         losses.append("masks")
-        weight_dict |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
         postprocessors["segm"] = PostProcessSegm()
         if args.dataset_file == "coco_panoptic":
             postprocessors["panoptic"] = PostProcessPanoptic(coco_is_thing(num_classes))
-    earlier = range(args.dec_layers - 1) if args.aux_loss else ()
-    weight_dict |= {f"{name}_{i}": weight for i in earlier for name, weight in weight_dict.items()}
     criterion = SetCriterion(
-        num_classes, build_matcher(args), weight_dict, args.eos_coef, losses, sync_ce=args.sync_ce
+        num_classes, build_matcher(args), loss_weights(args), args.eos_coef, losses, sync_ce=args.sync_ce
     )
     device = torch.device(args.device)
     if device.type != "cuda" or torch.cuda.is_available():
         criterion.to(device)
     return model, criterion, postprocessors
+
+
+def loss_weights(args: Any) -> dict[str, float]:
+    """Factor of each loss in the sum, by name; an earlier layer's, ending in _0, _1, ..., are the same."""
+    weights = {"loss_ce": 1.0, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    if args.masks:
+        weights |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
+    earlier = range(args.dec_layers - 1) if args.aux_loss else ()
+    return weights | {f"{name}_{i}": weight for i in earlier for name, weight in weights.items()}

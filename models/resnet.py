@@ -101,7 +101,7 @@ class Downsample(nn.Sequential):
         return x
 
 
-class Depth(NamedTuple):
+class Variant(NamedTuple):
     """What tells one ResNet from another: its blocks, and how many of them in each stage."""
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -111,15 +111,15 @@ class Depth(NamedTuple):
 
 
 RESNETS = {
-    "resnet18": Depth(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": Depth(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": Depth(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Depth(Bottleneck, (3, 4, 23, 3)),
-    "resnet152": Depth(Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": Depth(Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
-    "resnext101_32x8d": Depth(Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
-    "wide_resnet50_2": Depth(Bottleneck, (3, 4, 6, 3), width_per_group=128),
-    "wide_resnet101_2": Depth(Bottleneck, (3, 4, 23, 3), width_per_group=128),
+    "resnet18": Variant(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Variant(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Variant(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Variant(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Variant(Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": Variant(Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": Variant(Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
+    "wide_resnet50_2": Variant(Bottleneck, (3, 4, 6, 3), width_per_group=128),
+    "wide_resnet101_2": Variant(Bottleneck, (3, 4, 23, 3), width_per_group=128),
 }
 
 
@@ -225,12 +225,12 @@ class BackboneBase(nn.Module):
         assert mask is not None
         out: dict[str, NestedTensor] = {}
         for name, features in self.body(tensor_list.tensors).items():
-            out[name] = NestedTensor(features, shrunk(mask, features))
+            out[name] = NestedTensor(features, mask_at(mask, features))
         return out
 
 
-def shrunk(mask: Tensor, features: Tensor) -> Tensor:
-    """The mask [B, H, W] at the nearest pixels of features [B, C, h, w] -> [B, h, w]."""
+def mask_at(mask: Tensor, features: Tensor) -> Tensor:
+    """The padding mask [B, H, W] at the size of features [B, C, h, w], nearest neighbour -> [B, h, w]."""
     rows = _nearest(mask.shape[1], features.shape[2], mask.device)
     columns = _nearest(mask.shape[2], features.shape[3], mask.device)
     return mask.index_select(1, rows).index_select(2, columns)
@@ -239,6 +239,6 @@ def shrunk(mask: Tensor, features: Tensor) -> Tensor:
 def _nearest(pixels: int, cells: int, device: torch.device) -> Tensor:
     """The pixel that torch's nearest interpolation takes for each cell of an axis, int64 [cells].
 
-    Spelled out, because runtimes of exported models round its division otherwise, at one size in ten.
+    Written out, because the runtimes of exported models round this division differently at one size in ten.
     """
     return (torch.arange(cells, dtype=torch.float32, device=device) * (pixels / cells)).long()

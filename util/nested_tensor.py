@@ -94,8 +94,8 @@ def _onnx_nested_tensor_from_tensor_list(tensor_list: list[Tensor]) -> NestedTen
     ]
     tensors, masks = [], []
     for image in tensor_list:
-        further, below, right = (side - own for side, own in zip(largest, image.shape, strict=True))
-        tensors.append(pad(image, (0, right, 0, below, 0, further)))  # type: ignore[arg-type]
+        extra_channels, below, right = (side - own for side, own in zip(largest, image.shape, strict=True))
+        tensors.append(pad(image, (0, right, 0, below, 0, extra_channels)))  # type: ignore[arg-type]
         inside = torch.zeros_like(image[0], dtype=torch.int)
         masks.append(pad(inside, (0, right, 0, below), value=1).to(torch.bool))  # type: ignore[arg-type]
     return NestedTensor(torch.stack(tensors), torch.stack(masks))
@@ -115,7 +115,7 @@ class ByteBatch:
 
     Args:
         images: uint8 [3, h, w] each.
-        multiple: round the canvas up to a multiple of so many pixels.
+        multiple: round the canvas up to a multiple of this many pixels.
 
     Attributes:
         tensors: the canvases, uint8 [B, 3, H, W] in channels_last, zero where padded.
@@ -145,8 +145,8 @@ class ByteBatch:
         """Move, normalise with ImageNet's mean and deviation, and pad with zeros -> NestedTensor."""
         pixels = self.tensors.to(device, non_blocking=non_blocking).float()
         height, width = self.size
-        # Rows of interleaved pixels are vectors of 3 W numbers, with a factor and a term for each: broadcast
-        # over the channels alone, a CPU would compute in loops of three.
+        # Rows of 3 W interleaved values, with scale and shift repeated W times: broadcasting over 3 channels
+        # would run a CPU's inner loop over 3 values.
         std = 255 * torch.tensor(IMAGENET_STD)
         shift = (-255 * torch.tensor(IMAGENET_MEAN) / std).repeat(width).to(device, non_blocking=non_blocking)
         scale = (1 / std).repeat(width).to(device, non_blocking=non_blocking)
@@ -163,7 +163,7 @@ class ByteBatch:
 
 
 def _canvas(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """(height, width) that hold all sizes, rounded up to a multiple of so many pixels."""
+    """(height, width) that hold all sizes, rounded up to a multiple of this many pixels."""
     height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*sizes, strict=True))
     return height, width
 
@@ -175,7 +175,7 @@ def collate_bytes(batch: Sequence[tuple[Tensor, dict]], multiple: int = 1) -> tu
 
     Args:
         batch: as a data loader gives it.
-        multiple: round the canvas up to a multiple of so many pixels; the mask knows the padding.
+        multiple: round the canvas up to a multiple of this many pixels; the mask covers the padding.
 
     Raises:
         ValueError: images of bytes and of floats in one batch.
