@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
-from models.query_groups import QueryGroups
 from run.finite_check import StepGuard, naming
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
@@ -235,7 +234,7 @@ def _forward(
 def _takes(module: nn.Module, argument: str) -> bool:
     """Whether forward has an argument of this name; a user-defined one may have the published ones alone."""
     inner: Any = module
-    while isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel, QueryGroups)):
+    while isinstance(getattr(inner, "module", None), nn.Module):  # DistributedDataParallel, QueryGroups
         inner = inner.module
     return argument in inspect.signature(inner.forward).parameters
 
