@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
-from models.query_groups import QueryGroups
 from run.finite_check import StepGuard, naming
 from util import misc as utils  # noqa: F401  a name of the published file, for loops that are edited
 from util.amp import Precision
@@ -235,10 +234,11 @@ def _forward(
 
 def _takes(module: nn.Module, argument: str) -> bool:
     """Whether forward has an argument of this name; a user-defined one may have the published ones alone."""
-    inner: Any = module
-    while isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel, QueryGroups)):
-        inner = inner.module
-    return argument in inspect.signature(inner.forward).parameters
+    parameters = inspect.signature(module.forward).parameters
+    wrapped = getattr(module, "module", None)
+    if isinstance(wrapped, nn.Module) and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return _takes(wrapped, argument)  # DistributedDataParallel and its like hand on what they are given
+    return argument in parameters
 
 
 def _sizes(targets: Iterable[Mapping[str, Tensor]]) -> Tensor:
