@@ -41,7 +41,6 @@ from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
-from models.query_groups import QueryGroups
 from run.evaluation import Evaluation, evaluate_only
 from run.folder import alone_in, output_folder
 from run.records import RunRecords
@@ -51,7 +50,6 @@ from run.summary import splits_of
 from run.training import Training
 from util.amp import Precision
 from util.checkpoint_file import load_checkpoint, load_strictly, model_state
-from util.device import make_deterministic, resolve_device, set_tf32
 from util.distributed import (
     barrier,
     get_rank,
@@ -61,6 +59,7 @@ from util.distributed import (
     leave_after,
 )
 from util.errors import UserError, escape_unprintable, exit_status, warn
+from util.machine import make_deterministic, resolve_device, set_tf32
 from util.random_state import seed_everything
 
 if TYPE_CHECKING:
@@ -123,6 +122,8 @@ def main(args: argparse.Namespace) -> None:
     else:
         groups = None
         if args.query_groups > 1:
+            from models.query_groups import QueryGroups
+
             starts_trained = source is not None or bool(args.finetune)
             groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
         optimizer = build_optimizer(groups or model, args)

@@ -34,10 +34,10 @@ from util.checkpoint_file import (
     stored_flags,
 )
 from util.coco_names import coco_is_thing
-from util.device import resolve_device
 from util.errors import UserError
 from util.flags import get_args_parser
 from util.hub_models import HUB_MODELS, PUBLISHED
+from util.machine import resolve_device
 
 _OF_BACKBONE = ("backbone", "backbone_norm", "backbone_stages")
 

@@ -17,7 +17,6 @@ from .backbone import build_backbone
 from .criterion import SetCriterion
 from .matcher import build_matcher
 from .postprocess import PostProcess
-from .query_groups import with_others
 from .transformer import build_transformer
 
 __all__ = ["DETR", "MLP", "PostProcess", "SetCriterion", "build"]
@@ -72,7 +71,9 @@ class DETR(nn.Module):
         features, positions = self.backbone(samples)
         src, mask = features[-1].decompose()  # [B, C, h, w], [B, h, w]
         assert mask is not None
-        queries = with_others(self.query_embed.weight, other_queries)
+        queries = self.query_embed.weight  # [Q, D]
+        if other_queries is not None:
+            queries = torch.cat([queries[None], other_queries])  # [K, Q, D]
         decoded = self.transformer(self.input_proj(src), mask, queries, positions[-1])
         hs = decoded[0]  # [L, B, Q, D]; of K groups [L, K * B, Q, D]
         if other_queries is None:

@@ -24,11 +24,6 @@ from util.errors import UserError
 NOISE = 0.1  # of a copied group, in standard deviations of the first
 
 
-def with_others(queries: Tensor, others: Tensor | None) -> Tensor:
-    """A model's own queries [Q, D] and those of other groups [K - 1, Q, D] -> [K, Q, D]; alone they stay."""
-    return queries if others is None else torch.cat([queries[None], others])
-
-
 class QueryGroups(nn.Module):
     """A model while it trains with K groups of queries; called, it gives `group_outputs` too.
 

@@ -18,7 +18,6 @@ from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 from .mask_head import MaskHeadSmallConv, MHAttentionMap
 from .mask_losses import dice_loss, sigmoid_focal_loss
 from .mask_sampling import resampled
-from .query_groups import with_others
 from .segment_maps import logit, panoptic_maps, panoptic_queries
 from .selection import Outputs, Selection, flat_index
 
@@ -101,9 +100,10 @@ class DETRsegm(nn.Module):
         last, mask = features[-1].decompose()
         assert mask is not None
         src = detr.input_proj(last)  # [B, D, h, w]
-        decoded = detr.transformer(
-            src, mask, with_others(detr.query_embed.weight, other_queries), positions[-1]
-        )
+        queries = detr.query_embed.weight  # [Q, D]
+        if other_queries is not None:
+            queries = torch.cat([queries[None], other_queries])  # [K, Q, D]
+        decoded = detr.transformer(src, mask, queries, positions[-1])
         hs, memory = decoded[0], decoded[1]  # [L, B, Q, D], of K groups [L, K * B, Q, D]; [B, D, h, w]
         if other_queries is None:
             logits, boxes = detr.class_embed(hs), detr.bbox_embed(hs).sigmoid()

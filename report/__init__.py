@@ -23,9 +23,9 @@ from report.tables import class_table, data_table, flag_tables
 from run.summary import Split
 from util.errors import UserError
 from util.files import write_whole
+from util.machine import get_sha, package_versions
 from util.random_state import random_state_kept
 from util.run_log import read_log
-from util.versions import get_sha, package_versions
 
 PICTURES = 16
 MOST_DETECTIONS = 60  # in a picture

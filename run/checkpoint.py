@@ -30,20 +30,22 @@ import operator
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, StepLR
 
-from models.query_groups import QueryGroups
 from run.resume import Source
 from run.state import Best, WeightAverage, override_lr, warn_of_other_rates
 from util.checkpoint_file import stored_flags
 from util.distributed import get_rank, get_world_size, is_main_process
 from util.errors import UserError, warn
 from util.random_state import random_state
+
+if TYPE_CHECKING:
+    from models.query_groups import QueryGroups
 
 # What to do with a file whose training cannot go on.
 ONLY_ITS_WEIGHTS = "pass --finetune in place of --resume to start from its weights"

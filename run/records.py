@@ -18,7 +18,7 @@ from typing import Any
 from util.distributed import all_gather
 from util.errors import UserError
 from util.files import write_table, write_whole
-from util.versions import get_sha, package_versions
+from util.machine import get_sha, package_versions
 
 COCO_FIGURES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),

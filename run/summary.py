@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.data import DataLoader
 
-from util.device import TF32_IN_WORDS
 from util.distributed import get_world_size
-from util.versions import get_sha
+from util.machine import TF32_IN_WORDS, get_sha
 
 CLASSES_SHOWN = 30
 PRECISIONS = {

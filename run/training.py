@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import engine
-from models.query_groups import QueryGroups
 from run.checkpoint import (
     Position,
     RunState,
@@ -43,6 +42,7 @@ from util.meters import MetricLogger
 from util.random_state import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
+    from models.query_groups import QueryGroups
     from report import RunReport
 
 KEEP_EVERY = 100  # epochs, as published

@@ -105,7 +105,7 @@ def test_a_checkpoint_that_has_fewer_categories_than_the_data_is_refused(
 
 
 def test_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from util.device import resolve_device
+    from util.machine import resolve_device
 
     for there, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)

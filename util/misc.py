@@ -17,6 +17,7 @@ from util.distributed import (
     save_on_master,
     setup_for_distributed,
 )
+from util.machine import get_sha
 from util.meters import MetricLogger, SmoothedValue
 from util.metrics import accuracy
 from util.nested_tensor import (
@@ -26,7 +27,6 @@ from util.nested_tensor import (
     collate_fn,
     nested_tensor_from_tensor_list,
 )
-from util.versions import get_sha
 
 __all__ = [
     "MetricLogger",

@@ -11,7 +11,7 @@ import torch
 
 from run.summary import describe
 from tests.helpers import assert_equal, assert_one_line, load, read_log, run
-from util.device import make_deterministic, set_tf32
+from util.machine import make_deterministic, set_tf32
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from torch import nn
 
-import util.versions
+import util.machine
 from run.summary import CLASSES_SHOWN, Split, run_summary
-from util.versions import get_sha
+from util.machine import get_sha
 
 
 def model():
@@ -66,7 +66,7 @@ def git(folder, *words):
 
 
 def test_commit_state_and_branch_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(util.versions, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(util.machine, "REPOSITORY", tmp_path)
     git(tmp_path, "init", "--initial-branch", "trunk")
     (tmp_path / "a.txt").write_text("one")
     git(tmp_path, "add", ".")
@@ -79,7 +79,7 @@ def test_commit_state_and_branch_are_named(tmp_path, monkeypatch):
 
 
 def test_without_a_repository_or_git_there_is_no_sha(tmp_path, monkeypatch):
-    monkeypatch.setattr(util.versions, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(util.machine, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert get_sha() == "sha: N/A, status: clean, branch: N/A"
     monkeypatch.setenv("PATH", "")

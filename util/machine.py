@@ -1,8 +1,12 @@
-"""Which device to compute on, and how exactly it computes."""
+"""What computes: the device, how exactly it does, and in which versions of code and packages."""
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -12,6 +16,8 @@ KINDS = ("cuda", "cpu", "mps")
 TF32_OF_CONVOLUTIONS = {"default": True, "on": True, "off": False}
 TF32_OF_PRODUCTS = {"default": False, "on": True, "off": False}
 TF32_IN_WORDS = {"default": "TF32 in convolutions", "on": "TF32", "off": "no TF32"}
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pycocotools", "faster-coco-eval")
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def resolve_device(device: str | None) -> str:
@@ -66,3 +72,30 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def _git(*words: str) -> str:
+    answer = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, check=True)
+    return answer.stdout.decode(errors="replace").strip()
+
+
+def get_sha() -> str:
+    """Commit, cleanness of the tree and branch, in the published form; "N/A" where there is no git."""
+    try:
+        sha = _git("rev-parse", "HEAD")
+        status = "has uncommitted changes" if _git("diff-index", "HEAD") else "clean"
+        branch = _git("rev-parse", "--abbrev-ref", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return "sha: N/A, status: clean, branch: N/A"
+    return f"sha: {sha}, status: {status}, branch: {branch}"
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages that figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
