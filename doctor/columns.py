@@ -7,6 +7,7 @@ values takes seconds; `set(map(type, values))` runs in C.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 
 from datasets.images import picture_name
 from datasets.layouts import parse
+from doctor.numbering import is_id
 from doctor.report import Finding, Report, text_finding
 
 SECTIONS = ("images", "annotations", "categories")
@@ -206,33 +208,31 @@ def read_raw(path: str | Path, report: Report, split: str = "") -> RawFile | Non
 # ---- values that JSON gave, as columns
 
 
-def integers(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [N], bool [N] which of the values are integers); 0 where one is none."""
-    if set(map(type, values)) <= {int}:
-        try:
-            return np.array(values, dtype=np.int64), np.ones(len(values), dtype=bool)
-        except OverflowError:
-            pass
-    valid = [type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values]
-    numbers = [value if ok else 0 for value, ok in zip(values, valid, strict=True)]
-    return np.array(numbers, dtype=np.int64), np.array(valid, dtype=bool)
-
-
 def is_number(value: Any) -> bool:
     """Whether JSON gave a number, and no truth value; NaN and infinity count as numbers."""
     return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
+def integers(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [N], bool [N] which of the values are integers); 0 where one is none."""
+    return _column(values, {int}, is_id, 0)
+
+
 def floats(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [N], bool [N] which of the values are numbers); NaN where one is none."""
-    if set(map(type, values)) <= {int, float}:
-        try:
-            return np.array(values, dtype=np.float64), np.ones(len(values), dtype=bool)
-        except OverflowError:
-            pass
-    valid = list(map(is_number, values))
-    numbers = [value if ok else np.nan for value, ok in zip(values, valid, strict=True)]
-    return np.array(numbers, dtype=np.float64), np.array(valid, dtype=bool)
+    return _column(values, {int, float}, is_number, np.nan)
+
+
+def _column(
+    values: list[Any], types: set[type], fits: Callable[[Any], bool], missing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    dtype = np.int64 if types == {int} else np.float64
+    if set(map(type, values)) <= types:
+        with contextlib.suppress(OverflowError):
+            return np.array(values, dtype=dtype), np.ones(len(values), dtype=bool)
+    valid = list(map(fits, values))
+    numbers = [value if ok else missing for value, ok in zip(values, valid, strict=True)]
+    return np.array(numbers, dtype=dtype), np.array(valid, dtype=bool)
 
 
 def quads(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import pycocotools.mask as coco_mask
 
-from datasets.masks import FAR, enclosed_area, is_usable
+from datasets.masks import FAR, enclosed_area, is_usable, run_lengths
 from doctor.columns import RawFile, floats, is_number
 from doctor.report import Finding, Report
 
@@ -127,16 +128,9 @@ def _measure_runs(
     if not fits or (np.isfinite(limit).all() and [width, height] != limit.tolist()):
         faults["rle_misfit"][row] = True
         return
-    ends = np.cumsum(runs)
-    first, last = (ends - runs)[1::2], ends[1::2] - 1  # of the runs of ones, down the columns
-    first, last = first[runs[1::2] > 0], last[runs[1::2] > 0]
-    if not len(first):
-        return
-    left, right = first[0] // height, last[-1] // height
-    several = first // height != last // height  # a run over several columns fills the rows in between
-    top = 0 if several.any() else (first % height).min()
-    bottom = height - 1 if several.any() else (last % height).max()
-    extents[row] = left, top, right + 1, bottom + 1
+    if runs[1::2].any():
+        x, y, w, h = coco_mask.toBbox(run_lengths(value, height, width))
+        extents[row] = x, y, x + w, y + h
 
 
 def run_lengths_of(counts: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as coco_mask
 
 from datasets.masks import is_usable, run_lengths
 from doctor.boxes import to_corners
@@ -112,8 +113,6 @@ def _clamp(record: dict[str, Any], limit: np.ndarray) -> None:
 
 
 def _area(correction: Correction, group: Group) -> str:
-    import pycocotools.mask as coco_mask
-
     raw = correction.raw
     extents = measure(raw)[0]
     # A mask that lies apart from its box gives no area: it would speak against the box in the next round.
