@@ -21,7 +21,10 @@ LOWEST := .venv-lowest
 # The lowest versions are made for these, not for the newest Pythons.
 LOWEST_PYTHON ?= $(shell for p in python3.10 python3.11; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 # What draws, exports, converts and stores: that is where versions differ.
-LOWEST_TESTS := tests/util/test_checkpoint_file.py tests/inference/test_drawing.py
+LOWEST_TESTS := tests/util/test_checkpoint_file.py tests/util/test_checkpoint_safetensors.py \
+	tests/util/test_plot_utils.py tests/inference/test_drawing.py tests/test_export.py \
+	tests/models/test_timm_backbone.py tests/tools/test_convert_hf.py tests/run/test_tensorboard.py \
+	tests/datasets/test_transforms.py tests/datasets/test_coco_eval.py tests/test_reference.py
 
 .PHONY: demo demo-panoptic test test-lowest slow benchmark lint clean install install-dev
 
