@@ -38,7 +38,8 @@ def load_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings: unlike Pillow's own font it has accents, Greek and Cyrillic."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(font), size)  # Pillow before 10.2 takes no Path
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

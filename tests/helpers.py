@@ -126,6 +126,12 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+def needs_scripting() -> None:
+    """Skip the test from Python 3.14 on."""
+    if sys.version_info >= (3, 14):
+        pytest.skip("torch says that torch.jit.script is not supported from Python 3.14 on")
+
+
 def assert_equal(one: Any, other: Any) -> None:
     """Two states, bit for bit."""
     torch.testing.assert_close(one, other, rtol=0, atol=0)

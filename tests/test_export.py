@@ -23,7 +23,7 @@ from inference.export_formats import FORMATS, Format, Onnx, TorchExport, TorchSc
 from inference.exportable import Exportable, example_inputs
 from inference.trained import TrainedModel, load_trained
 from models.resnet import _nearest
-from tests.helpers import ROOT
+from tests.helpers import ROOT, needs_scripting
 from tests.reference.settings import build
 from util.errors import UserError
 from util.nested_tensor import NestedTensor
@@ -190,6 +190,7 @@ def mask_model() -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def script(mask_model: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs_scripting()
     return written(mask_model, TorchScript(), tmp_path_factory.mktemp("script"))
 
 
@@ -329,6 +330,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_scripting()
     path = tmp_path / "tiny.pt"
     flags = ["--resume", str(checkpoint), "--format", "torchscript", "--output", str(path), "--postprocess"]
     assert export.run(flags) == 0

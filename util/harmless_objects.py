@@ -33,14 +33,12 @@ def refusal(error: Exception) -> str:
 def harmless_types() -> list[Any]:
     """What checkpoints hold beside tensors and plain values; making one has no effect but itself."""
     import numpy as np
-    from numpy._core import multiarray
 
     arrays = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefdFDSUMmO")]
     # NumPy 1 and 2 keep the functions that make scalars and arrays in modules of different names.
+    makers = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
     arrays += [
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (multiarray.scalar, multiarray._reconstruct)
-        for core in ("core", "_core")
+        (maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")
     ]
     # A path of another system cannot be made here, but its text can. Python 3.13 alone has a module for them.
     paths = [

@@ -20,7 +20,9 @@ from typing import Any
 from util.distributed import barrier
 
 # Windows has neither.
-REQUEUING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+REQUEUING: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 REQUEUE_SECONDS = 60  # for the first process to put the job back into the queue, which ends all of them
 EXIT_STATUS = 143  # what a shell reports for a process that SIGTERM ended
 

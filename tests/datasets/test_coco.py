@@ -375,14 +375,6 @@ def test_the_epoch_reaches_persistent_workers(root):
         assert all(equal(item, dataset[i]) for i, item in enumerate(loader))
 
 
-@pytest.mark.slow
-def test_spawned_workers_give_the_same(root):
-    dataset = build_dataset("train", small(root, masks=True))
-    dataset.set_epoch(4)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert all(equal(item, dataset[i]) for i, item in enumerate(loader))
-
-
 def test_a_pickled_copy_gives_the_same(root):
     dataset = build_dataset("train", small(root))
     dataset.set_epoch(4)

@@ -52,6 +52,17 @@ def test_batches_are_those_of_torchs_own_loader(root: Path, masks: bool, workers
         assert_same_batches(list(loader), list(expected))
 
 
+@pytest.mark.slow
+def test_spawned_workers_give_the_same(root: Path) -> None:
+    """The way of Windows and macOS: a new interpreter, to which all is pickled."""
+    dataset = build_dataset("train", small(root, masks=True), normalize_images=False)
+    dataset.set_epoch(4)
+    batches = [[0, 1], [5, 3]]
+    loader = make_loader(dataset, batches, 1)
+    loader.multiprocessing_context = "spawn"
+    assert_same_batches(list(loader), list(make_loader(dataset, batches)))
+
+
 def test_the_random_numbers_of_the_caller_stay_as_they_were(root: Path) -> None:
     dataset = build_dataset("train", small(root), normalize_images=False)
     dataset.set_epoch(0)

@@ -103,6 +103,16 @@ def test_the_command_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_panopticapi_counts_the_same(tmp_path):
+    official = pytest.importorskip("panopticapi.evaluation", reason="make install-dev installs panopticapi")
+    files, _ = write_files(tmp_path, 30)
+    assert main(arguments(files, "--json", tmp_path / "out.json")) == 0
+    paths = map(str, (files.gt_json, files.pred_json, files.gt_folder, files.pred_folder))
+    expected = official.pq_compute(*paths)
+    expected["per_class"] = {str(key): value for key, value in expected["per_class"].items()}  # in JSON
+    assert_same_figures(json.loads((tmp_path / "out.json").read_text()), expected, 1e-9)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
 def test_what_panopticapi_says(tmp_path):
     files = Files(SHARED / "gt.json", SHARED / "gt", SHARED / "pred.json", SHARED / "pred")

@@ -38,6 +38,14 @@ def is_alive(process: int) -> bool:
         return False
 
 
+def test_processes_that_do_not_fork(monkeypatch):
+    """As on Windows and macOS."""
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+    with process_map(2) as mapper:
+        assert list(mapper(abs, [-1, -2, 3])) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_order_and_errors_too(workers):
     before = set(multiprocessing.active_children())

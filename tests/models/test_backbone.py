@@ -11,6 +11,7 @@ from torchvision.models import resnet
 from models.backbone import Backbone, BackboneBase, FrozenBatchNorm2d, Joiner, build_backbone
 from models.position_encoding import PositionEmbeddingSine
 from models.resnet import RESNETS, Bottleneck, folded, folds
+from tests.helpers import needs_scripting
 from tests.reference.settings import parse
 from tests.reference.streams import fill_state
 from util.errors import UserError
@@ -366,6 +367,7 @@ def test_a_function_in_place_of_forward_is_called():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_images_may_have_a_fourth_channel():
+    needs_scripting()
     module = backbone(stages=2)
     rgb, depth = image_batch((32, 48)).tensors, torch.randn(1, 1, 32, 48)
     expected = module.body(rgb)["0"]

@@ -9,6 +9,7 @@ from models.criterion import SetCriterion
 from models.detr import DETR, MLP
 from models.postprocess import PostProcess
 from models.transformer import Transformer
+from tests.helpers import needs_scripting
 from tests.reference.settings import parse
 from util.coco_names import default_num_classes
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
@@ -145,6 +146,7 @@ def test_mlp_is_linear_layers_with_relu_between(layers):
     "flags", ["--no_aux_loss", "--no_aux_loss --backbone_norm batch --backbone_stages 3 --pre_norm"]
 )
 def test_a_scripted_model_equals_the_model(flags):
+    needs_scripting()
     model = build(flags)[0].eval()
     scripted = torch.jit.script(model)
     for sizes in (SIZES, SIZES[:1] * 2, ((70, 40),)):

@@ -254,6 +254,8 @@ def test_a_model_in_double_precision_gives_gradients_of_the_image(model: Any) ->
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("flags", [f"{TINY} --no_aux_loss", f"{MASKS} --no_aux_loss"])
 def test_scripting_leaves_the_model_as_it_was(flags: str) -> None:
+    helpers.needs_scripting()
+
     class Wrapped(nn.Module):
         def __init__(self, inner: nn.Module):
             super().__init__()

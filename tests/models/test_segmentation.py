@@ -12,6 +12,7 @@ import main
 from engine import train_one_epoch
 from models.mask_head import MaskHeadSmallConv, MHAttentionMap
 from models.segmentation import DETRsegm
+from tests.helpers import needs_scripting
 from tests.mask_model import SMALL, build, images, targets
 from util.nested_tensor import nested_tensor_from_tensor_list
 
@@ -63,6 +64,7 @@ def test_head_fits_every_backbone(flags: str) -> None:
 
 
 def test_scripted_model_gives_the_same() -> None:
+    needs_scripting()
     model, _, _ = build("--no_aux_loss")
     batch = nested_tensor_from_tensor_list(images())
     with torch.no_grad():
