@@ -13,7 +13,8 @@ import pytest
 
 from tests.helpers import ROOT
 
-NOTEBOOKS = ("look_at_a_model", "fine_tune_on_your_own_data")
+NOTEBOOKS = ("look_at_a_model", "fine_tune_on_your_own_data", "detr_in_50_lines")
+LEAST_PICTURES = dict(zip(NOTEBOOKS, (3, 3, 1), strict=True))
 FOLDER = ROOT / "notebooks"
 TRAINED_BY_DEMOS = ("demo/run/checkpoint.pth", "demo-panoptic/run/checkpoint.pth")
 LARGEST = 600_000  # bytes of a file
@@ -48,7 +49,7 @@ def test_outputs_are_kept(name: str) -> None:
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     shown = [kind for one in kinds(cells) for kind in one]
     assert not {"error", "stderr"} & set(shown)
-    assert sum(kind.startswith("image/") for kind in shown) >= 3 and "stdout" in shown
+    assert sum(kind.startswith("image/") for kind in shown) >= LEAST_PICTURES[name] and "stdout" in shown
     assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
 
 
@@ -104,6 +105,41 @@ def test_a_command_that_fails_stops_the_notebook(
         return
     with pytest.raises(RuntimeError, match=f"exit status {status}: the last line above says why"):
         names["python"]("-m", module)
+
+
+def test_the_page_of_detr_in_50_lines_is_its_notebook() -> None:
+    content = json.loads((FOLDER / "detr_in_50_lines.ipynb").read_text(encoding="utf-8"))
+    fences = {"code": ("```python\n", "\n```"), "markdown": ("", "")}
+    cells = [(*fences[cell["cell_type"]], "".join(cell["source"])) for cell in content["cells"]]
+    page = "\n\n".join(before + source + after for before, after, source in cells) + "\n"
+    assert page == (ROOT / "docs" / "detr_in_50_lines.md").read_text(encoding="utf-8")
+
+
+def test_detr_in_50_lines_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells up to the training, with few pictures and steps; the committed run finds what it says."""
+    from datasets.shapes import write_shapes
+
+    smaller = {
+        '"data/shapes_small"': repr(
+            str(write_shapes(tmp_path / "shapes", train=8, val=2, size=48, workers=1))
+        ),
+        "PICTURES, SIZE = 4000, 48": "PICTURES, SIZE = 8, 48",
+        "val=200": "val=2",
+        "STEPS, BATCH, RATE = 2500, 16": "STEPS, BATCH, RATE = 20, 4",
+    }
+    cells = code_cells("detr_in_50_lines")
+    text = "\n".join("".join(cell["source"]) for cell in cells).partition("\nmodel.eval()")[0]
+    for old, new in smaller.items():
+        assert old in text
+        text = text.replace(old, new)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, Any] = {}
+    exec(text, names)
+    losses = names["losses"]
+    assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    ((found, total),) = re.findall(r"(\d+) of (\d+) objects found", printed(cells))
+    assert int(found) > int(total) / 3
 
 
 @pytest.mark.slow
