@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,8 @@ from util.hub_models import HUB_MODELS, PUBLISHED
 MODELS = {
     "r18": "",
     "two stages, batch norm": "--backbone_stages 2 --backbone_norm batch",
-    "r34": "--backbone resnet34",
-    "r50": "--backbone resnet50 --enc_layers 3",
     "dc5": "--backbone resnet50 --dilation",
-    "r101": "--backbone resnet101 --backbone_stages 3",
-    "resnext": "--backbone resnext50_32x4d --backbone_stages 3",
-    "wide": "--backbone wide_resnet50_2 --backbone_stages 2",
-    "pre-norm": "--pre_norm --dec_layers 3",
+    "pre-norm": "--pre_norm --enc_layers 3 --dec_layers 3",
     "learned positions": "--position_embedding learned --hidden_dim 48",
     "other sizes": "--num_queries 7 --num_classes 20 --dim_feedforward 40",
     "masks": "--masks --hidden_dim 128 --nheads 8",
@@ -54,9 +50,15 @@ def flags(words: str) -> argparse.Namespace:
     return parser.parse_args(f"--device cpu {TINY_MODEL} {words}".split())
 
 
+@functools.cache
+def built(words: str, seed: int) -> torch.nn.Module:
+    """A small model with filled weights, which nobody changes."""
+    return build(f"{TINY_MODEL} {words}", seed)[0].eval()
+
+
 def saved(path: Path, words: str = "", seed: int = 0, **more: Any) -> tuple[torch.nn.Module, Path]:
-    """A small model with filled weights, and a checkpoint that holds them and `more`."""
-    model = build(f"{TINY_MODEL} {words}", seed)[0].eval()
+    """A small model, and a checkpoint that holds its weights and `more`."""
+    model = built(words, seed)
     torch.save({"model": model.state_dict(), **more}, path)
     return model, path
 
