@@ -25,11 +25,15 @@ FEW_STEPS_ADVICE = (
 
 
 class Split(NamedTuple):
-    """One split of the data: its name, its images, and its objects per category id; none where unknown."""
+    """One split of the data: its name, its number of images, and its objects per category id.
+
+    Of a user-defined data set they may be unknown; then it is not `counted`.
+    """
 
     name: str
     images: int
     objects: Mapping[int, int]
+    counted: bool = True
 
 
 def describe(
@@ -70,8 +74,8 @@ def splits_of(loaders: list[tuple[str, DataLoader]]) -> list[Split]:
     splits = []
     for name, loader in loaders:
         annotations = getattr(loader.dataset, "annotations", None)  # a user-defined data set may have none
-        objects = {} if annotations is None else annotations.objects_per_category
-        splits.append(Split(name, len(loader.dataset), objects))  # type: ignore[arg-type]
+        counts = {} if annotations is None else annotations.objects_per_category
+        splits.append(Split(name, len(loader.dataset), counts, annotations is not None))  # type: ignore[arg-type]
     return splits
 
 
@@ -93,8 +97,7 @@ def run_summary(
     """
     rows = []
     for split in splits:
-        known = split.objects or not split.images
-        objects = f", {sum(split.objects.values()):,} objects" if known else ""
+        objects = f", {sum(split.objects.values()):,} objects" if split.counted else ""
         rows.append((f"{split.name} data", f"{split.images:,} images{objects}"))
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
