@@ -89,7 +89,8 @@ def special_set(root: Path, source: Path) -> Path:
         shutil.copytree(source / name, root / name)
     file = root / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
-    images, objects = [], []
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     for number, kind in enumerate(SPECIAL, 1):
         image = content["images"][number % len(content["images"])]
         pixels = np.asarray(Image.open(source / "val2017" / image["file_name"]))

@@ -574,7 +574,7 @@ def test_saved_figures_load_with_pycocotools_alone():
     expected, _ = plain_evaluation(dataset, predicted, "bbox")
     assert set(evaluator.coco_eval["bbox"].eval) == set(expected.eval)
     for iou_type, result in evaluator.coco_eval.items():
-        used = set()
+        used: set[str] = set()
 
         class Unpickler(pickle.Unpickler):
             def find_class(self, module, name, used=used):
