@@ -42,8 +42,7 @@ from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
 from run.evaluation import Evaluation, evaluate_only
-from run.folder import alone_in, output_folder
-from run.records import RunRecords
+from run.records import RunRecords, alone_in, output_folder
 from run.resume import Source, find_checkpoint, warn_of_other_settings
 from run.settings import resolve
 from run.summary import splits_of

@@ -23,8 +23,7 @@ from run.checkpoint import (
 )
 from run.evaluation import Evaluation, options_for
 from run.finite_check import NotFinite
-from run.folder import output_folder
-from run.records import RunRecords, per_class_table, write_crash_report
+from run.records import RunRecords, output_folder, per_class_table, write_crash_report
 from run.resume import Source
 from run.saving import Saver
 from run.state import WeightAverage, build_schedules

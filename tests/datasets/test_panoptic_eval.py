@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.panoptic_eval import PanopticEvaluator, evaluate_files, main, panoptic_quality
+from datasets.panoptic_eval import PanopticEvaluator, main
+from datasets.panoptic_files import evaluate_files, panoptic_quality
 from datasets.panoptic_png import encode_png
 from tests.datasets.panoptic_scenes import (
     CATEGORIES,

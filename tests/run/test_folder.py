@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from run.folder import alone_in
+from run.records import alone_in
 from tests.helpers import ROOT, assert_one_line, files, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked o
 HOLD = """
 import sys
 from pathlib import Path
-from run.folder import alone_in
+from run.records import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -35,7 +35,7 @@ def other_run(folder: Path) -> subprocess.Popen[str]:
 def test_a_second_run_is_refused_and_changes_nothing(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("run.folder.WAIT_SECONDS", 0)
+    monkeypatch.setattr("run.records.WAIT_SECONDS", 0)
     (tmp_path / "log.txt").write_text("of the first run")
     before = files(tmp_path)
     first = other_run(tmp_path)
@@ -53,7 +53,7 @@ def test_a_run_that_is_ending_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = other_run(tmp_path)
-    monkeypatch.setattr("run.folder.time.sleep", lambda _: first.communicate())  # instead of sleeping
+    monkeypatch.setattr("run.records.time.sleep", lambda _: first.communicate())  # instead of sleeping
     with alone_in(tmp_path):
         assert first.returncode == 0
     assert capsys.readouterr().err.startswith(f"warning: another run writes to {tmp_path}: waiting")
