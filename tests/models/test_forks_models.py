@@ -283,7 +283,7 @@ def test_scripting_leaves_the_model_as_it_was(flags: str) -> None:
 
 def test_masks_are_drawn_by_a_detector_of_a_subclass() -> None:
     class Own(DETR):
-        def forward(self, samples: Any) -> Any:
+        def forward(self, samples: Any) -> Any:  # type: ignore[override]
             return {**super().forward(samples), "own": torch.ones(1)}
 
     model = build(MASKS, seed=0)[0].eval()

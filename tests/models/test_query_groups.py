@@ -109,7 +109,12 @@ def test_all_groups_and_layers_are_matched_in_one_call(monkeypatch: pytest.Monke
     outputs = groups(IMAGES)
     batches: list[int] = []
     distance = torch.cdist
-    monkeypatch.setattr(torch, "cdist", lambda *x, **p: (batches.append(len(x[0])), distance(*x, **p))[1])
+
+    def counted(*boxes: Tensor, **options: Any) -> Tensor:
+        batches.append(len(boxes[0]))
+        return distance(*boxes, **options)
+
+    monkeypatch.setattr(torch, "cdist", counted)
     criterion(outputs, TARGETS)
     assert batches == [K * 3 * len(IMAGES)]
 
@@ -127,7 +132,8 @@ def test_the_model_and_all_other_initial_values_know_nothing_of_them() -> None:
 
 def test_of_a_trained_model_they_start_beside_the_first() -> None:
     groups, _ = grouped(trained=True)
-    first = groups.module.query_embed.weight  # type: ignore[union-attr]
+    detector: Any = groups.module
+    first: Tensor = detector.query_embed.weight
     assert 0.05 * first.std() < (groups.queries - first).std() < 0.2 * first.std()
 
 

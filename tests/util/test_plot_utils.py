@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ def test_figures_in_another_form_are_left_out(tmp_path):
     """Of an evaluation of nothing, or of another program's log."""
     run = write_run(tmp_path / "run", epochs=1)
     with open(run / "log.txt", "a") as log:
-        for epoch, figures in enumerate((None, [], 0.3, {"pq": 1}, "n/a"), 1):
+        others: list[Any] = [None, [], 0.3, {"pq": 1}, "n/a"]
+        for epoch, figures in enumerate(others, 1):
             log.write(
                 json.dumps({"epoch": epoch, "test_coco_eval_bbox": figures, "test_PQ_all": figures}) + "\n"
             )
