@@ -1,6 +1,6 @@
 # Set up and prove the project:
-#   make demo    train a small DETR on built-in pictures, evaluate it, draw it (6 to 9 minutes on two cores)
-#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (13 minutes; SHORT=--short: on fewer)
+#   make demo    train a small DETR on built-in pictures, evaluate it, draw it (SHORT=--short: half as long)
+#   make demo-panoptic  the same with masks: things and stuff, pixel by pixel (SHORT=--short: on fewer pictures)
 #   make test    the tests, two at a time
 #   make benchmark AGAINST=PATH  measure beside a checkout of the published code (15 minutes on idle cores);
 #                without a path beside transformers
@@ -52,7 +52,7 @@ $(LOWEST)/ready: requirements-lowest.txt
 	@touch $@
 
 demo: $(READY)
-	$(RUN) -m tools.demo
+	$(RUN) -m tools.demo $(SHORT)
 
 demo-panoptic: $(READY)
 	$(RUN) -m tools.demo --panoptic $(SHORT)
