@@ -259,9 +259,10 @@ def build_report(
     train_loader: DataLoader | None = None,
 ) -> RunReport | None:
     """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
-    args, dataset = evaluation.args, evaluation.loader.dataset
+    args = evaluation.args
     if records.folder is None or not args.report:
         return None
+    dataset = evaluation.loader.dataset
     if not hasattr(dataset, "image_path"):
         warn("no report: this data set does not tell where its pictures lie (`image_path`)")
         return None

@@ -34,6 +34,8 @@ def test_help_says_each_default_once(capsys: pytest.CaptureFixture[str]) -> None
     shown = " ".join(capsys.readouterr().out.split()).split("options:")[1]
     said = {}
     for action in main.get_args_parser()._actions:
+        if action.help == argparse.SUPPRESS:
+            continue  # what an old launcher passes
         flag = action.option_strings[0]
         text = shown.split(f" {flag} ")[1].split(" --")[0] if action.default else ""
         said[action.dest] = text.count("(default")

@@ -182,7 +182,7 @@ def test_what_pythons_parser_takes_is_taken(tmp_path):
     [
         ("[" * 200_000, "nested too deeply"),
         ("[" + "1" * 9000 + ", NaN]", "thousands of digits"),
-        ("", "Expecting"),
+        ("", "an empty file"),
     ],
 )
 def test_odd_texts_are_refused_in_one_line(tmp_path, text, message):
