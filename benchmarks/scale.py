@@ -77,8 +77,12 @@ def load(folder: Path, batches: int) -> dict[str, float]:
     torch.set_num_threads(1)
     args = main.get_args_parser().parse_args(["--coco_path", str(folder)])
     dataset = build_dataset("train", args)
+    # With replacement, so that the workers live as long with 64 images as with all.
+    sampler = torch.utils.data.RandomSampler(
+        dataset, replacement=True, num_samples=2 * (2 * WORKERS + batches)
+    )
     loader = torch.utils.data.DataLoader(
-        dataset, 2, shuffle=True, num_workers=WORKERS, collate_fn=collate_fn, drop_last=True
+        dataset, 2, sampler=sampler, num_workers=WORKERS, collate_fn=collate_fn, drop_last=True
     )
     loaded = iter(loader)
     found = {}
