@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from PIL import Image
@@ -179,8 +180,8 @@ def convert_coco_poly_to_mask(segmentations: Sequence[Any], height: int, width: 
 
     if not segmentations:
         return torch.zeros((0, height, width), dtype=torch.uint8)
-    masks = torch.from_numpy(decode([run_lengths(one, height, width) for one in segmentations]))  # [h, w, N]
-    return masks.permute(2, 0, 1).contiguous()
+    masks = decode([run_lengths(one, height, width) for one in segmentations])  # [h, w, N], columns first
+    return torch.from_numpy(np.ascontiguousarray(masks.transpose(2, 0, 1)))
 
 
 def _masks(objects: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:
