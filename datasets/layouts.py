@@ -126,6 +126,11 @@ def known_layouts(image_set: str) -> str:
 # ---- JSON
 
 
+def is_integer(value: Any) -> bool:
+    """Whether JSON gave an integer of 64 bits, and no truth value."""
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
 def parse(path: str | Path) -> Any:
     """What a JSON file holds; read three times as fast as by Python's own parser.
 

@@ -25,7 +25,7 @@ from doctor.columns import SECTIONS, RawFile
 from doctor.correction import tally_of
 from doctor.fix import MENDED, write_set
 from doctor.formats import coco, via, voc, yolo
-from doctor.formats.record import Picture, Reading
+from doctor.formats.record import Reading
 from doctor.new_folder import NewFolder
 from doctor.report import Report
 from doctor.sources import Source
@@ -49,8 +49,13 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
     found = {one.name for picture in ordered for one in picture.objects}
     names = [*reading.names, *sorted(found - set(reading.names))]
     classes = {name: number for number, name in enumerate(names, 1)}
+    stems = [picture.path.stem for picture in ordered]
+    numbered = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
+    ids = list(map(int, stems)) if numbered else []
+    if len(set(ids)) < len(ordered):
+        ids = list(range(1, len(ordered) + 1))
     content: dict[str, dict[str, Any]] = {}
-    for picture, image_id in zip(ordered, _image_ids(ordered), strict=True):
+    for picture, image_id in zip(ordered, ids, strict=True):
         part = content.setdefault(picture.split, {name: [] for name in SECTIONS})
         width, height = picture.size
         entry = {"id": image_id, "file_name": str(picture.path), "width": width, "height": height}
@@ -72,15 +77,6 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
     for part in content.values():
         part["categories"] = [{"id": number, "name": name} for name, number in classes.items()]
     return content
-
-
-def _image_ids(pictures: Sequence[Picture]) -> list[int]:
-    stems = [picture.path.stem for picture in pictures]
-    if all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems):
-        numbers = list(map(int, stems))
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(pictures) + 1))
 
 
 def write(contents: dict[str, dict[str, Any]], out: str | Path) -> Summary:
@@ -105,23 +101,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = OneLineParser("python -m doctor.convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("format", choices=["coco", "voc", "yolo", "via"])
-    parser.add_argument(
-        "source", nargs="+", help="folder, data.yaml, or JSON file; of coco several are joined"
-    )
-    parser.add_argument("out", help="new folder, in COCO's layout")
-    parser.add_argument("--split", type=float, help="share of the pictures for training, drawn at random")
-    parser.add_argument("--seed", type=int, default=42, help="of that draw")
-    parser.add_argument("--names", nargs="+", default=[], help="the classes, in the order of their ids")
-    parser.add_argument("--images", help="coco: the folder of the pictures")
-    parser.add_argument(
-        "--val", nargs="+", default=[], metavar="FILE", help="coco: JSON files for validation"
-    )
-    parser.add_argument(
-        "--test", nargs="+", default=[], metavar="FILE", help="coco: JSON files of a test split"
-    )
-    parser.add_argument(
-        "--one_based", action="store_true", help="voc: coordinates count from 1, as in the published VOC sets"
-    )
+    add = parser.add_argument
+    add("source", nargs="+", help="folder, data.yaml, or JSON file; of coco several are joined")
+    add("out", help="new folder, in COCO's layout")
+    add("--split", type=float, help="share of the pictures for training, drawn at random")
+    add("--seed", type=int, default=42, help="of that draw")
+    add("--names", nargs="+", default=[], help="the classes, in the order of their ids")
+    add("--images", help="coco: the folder of the pictures")
+    add("--val", nargs="+", default=[], metavar="FILE", help="coco: JSON files for validation")
+    add("--test", nargs="+", default=[], metavar="FILE", help="coco: JSON files of a test split")
+    add("--one_based", action="store_true",
+        help="voc: coordinates count from 1, as in the published VOC sets")  # fmt: skip
     return parser
 
 
@@ -149,11 +139,10 @@ def run(words: Sequence[str] | None = None) -> int:
         if not reading.pictures:
             raise UserError(f"{sources[0]}: no pictures there")
         reading.names = args.names or reading.names
-        names = [picture.path.name for picture in reading.pictures]
-        splits, said = draw([one.split for one in reading.pictures], names, args.split, args.seed)
-        reading.pictures = [
-            one._replace(split=split) for one, split in zip(reading.pictures, splits, strict=True)
-        ]
+        pictures = reading.pictures
+        names = [one.path.name for one in pictures]
+        splits, said = draw([one.split for one in pictures], names, args.split, args.seed)
+        reading.pictures = [one._replace(split=to) for one, to in zip(pictures, splits, strict=True)]
         before = {split: Tally() for split in SPLITS if split in splits}
         for picture in reading.pictures:
             before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))

@@ -246,7 +246,7 @@ def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: defaultd
     """Turned pictures whose boxes leave the frame that is stated, and fit the other: exif_other_frame."""
     sure = [name for name in ("exif_as_stored", "exif_turned") if name in found]
     rows = {row for name in sure for row in found[name]}
-    high = raw.boxes[0][:, :2] + raw.boxes[0][:, 2:]
+    high = raw.corners[:, 2:]
     beyond: dict[int, list[list[bool]]] = {row: [] for row in rows}
     for annotation in np.flatnonzero(np.isin(raw.image_rows, list(rows))):
         limit = raw.limits[annotation]
