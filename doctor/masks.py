@@ -220,8 +220,7 @@ def sound(extents: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 def leaves(corners: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """bool [N]: whether boxes x1 y1 x2 y2 leave their images, `limits` [N, 2] wide and high."""
-    beyond: np.ndarray = (corners[:, :2] < -TOLERANCE) | (corners[:, 2:] > limits + TOLERANCE)
-    return beyond.any(axis=1)
+    return np.any((corners[:, :2] < -TOLERANCE) | (corners[:, 2:] > limits + TOLERANCE), axis=1)
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import datasets.transforms as T
-from datasets import build_dataset, get_coco_api_from_dataset
+from datasets import build_dataset, coco, get_coco_api_from_dataset
 from datasets.coco import make_coco_transforms
 from datasets.coco_panoptic import CocoPanoptic, find_panoptic_files, segment_masks
 from datasets.labels import read_categories, read_things
@@ -163,6 +163,12 @@ def test_bytes_and_pil_images_give_the_same_item(root, image_set):
     assert bytes_[0][0].dtype == torch.uint8
 
 
+def test_a_forks_own_coco_py_gives_the_transforms(root, monkeypatch):
+    monkeypatch.delattr(coco, "transforms_of")  # as in the published file
+    monkeypatch.setattr(coco, "make_coco_transforms", lambda image_set: lambda *pair: (image_set, pair[1]))
+    assert build_dataset("val", arguments(root))[0][0] == "val"
+
+
 def test_a_segment_may_have_id_0():
     ids = np.array([[0, 5], [5, 5]], np.int32)
     assert segment_masks(ids, [5, 0]).int().tolist() == [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]
@@ -251,24 +257,16 @@ def add_segment(root):
 
 ITEM_FAULTS = {
     "no picture": (
-        lambda root: (root / "val2017" / "30.jpg").unlink(),
-        r"30.jpg \(image id 30\): cannot be read",
-    ),
-    "no PNG": (
-        lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
-        "cannot read the panoptic PNG .*pan30.png: No such file",
-    ),
-    "damaged PNG": (
-        lambda root: (root / "panoptic_val2017" / "pan30.png").write_bytes(b"\x89PNG no more"),
-        "cannot read the panoptic PNG .*pan30.png",
-    ),
+        lambda root: (root / "val2017" / "30.jpg").unlink(), r"30.jpg \(image id 30\): cannot be read"),
+    "no PNG": (lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
+        "cannot read the panoptic PNG .*pan30.png: No such file"),
+    "damaged PNG": (lambda root: (root / "panoptic_val2017" / "pan30.png").write_bytes(b"\x89PNG no more"),
+        "cannot read the panoptic PNG .*pan30.png"),
     "size": (other_size, "pan30.png has 5 x 6 pixels, but image 30 has 54 x 80"),
     "unknown in the file": (drop_segment, "pan30.png does not fit .*json: segment .* is in the PNG, and not"),
     "unknown in the PNG": (
-        add_segment,
-        "pan30.png does not fit .*json: segment 4711 is in the JSON, and not",
-    ),
-}
+        add_segment, "pan30.png does not fit .*json: segment 4711 is in the JSON, and not"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", ITEM_FAULTS)
