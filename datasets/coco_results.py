@@ -20,6 +20,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from datasets.annotations import index_coco
 from datasets.masks import run_lengths
 from util.distributed import all_gather
 from util.errors import UserError
@@ -105,12 +106,7 @@ def as_dicts(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
 
 
 def as_results(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
-    """The predictions as COCO's results file lists them, ready for JSON.
-
-    Returns:
-        N dicts of image_id, category_id, score and, for 'bbox', bbox [x, y, width, height]; for 'segm'
-        segmentation, a dict of size [height, width] and counts (str); for 'keypoints' keypoints.
-    """
+    """The predictions as COCO's results file lists them, ready for JSON; see CocoEvaluator.prepare."""
     results = as_dicts(columns, iou_type)
     for result in results:
         del result["id"], result["area"]
@@ -163,9 +159,10 @@ class LazyCOCOeval(COCOeval):
         """Of each category, area range and image, in this order, pycocotools' dict of matches, or None."""
         if self._per_image is None and self._columns is not None:
             truth = list(annotations_of(self.cocoGt, self.params.imgIds, self._iou_type))
-            images = list(self.cocoGt.imgs.values())
+            predicted = as_dicts(self._columns, self._iou_type)
+            head = {"images": list(self.cocoGt.imgs.values()), "categories": []}
+            both = [index_coco({**head, "annotations": part}) for part in (truth, predicted)]
             with contextlib.redirect_stdout(io.StringIO()):
-                both = [_index(images, part) for part in (truth, as_dicts(self._columns, self._iou_type))]
                 plain = COCOeval(*both, self._iou_type)  # `evaluate` would clear `eval` here
                 plain.params = copy.copy(self.params)
                 plain.evaluate()
@@ -247,10 +244,3 @@ def _mask_of(annotation: Mapping[str, Any], coco_gt: COCO) -> dict[str, Any]:
             f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
             "correct it, or evaluate boxes alone"
         ) from error
-
-
-def _index(images: list[dict], annotations: list[dict]) -> COCO:
-    coco = COCO()
-    coco.dataset = {"images": images, "annotations": annotations, "categories": []}
-    coco.createIndex()
-    return coco
