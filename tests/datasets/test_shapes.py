@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from datasets import shapes
+from datasets.panoptic_png import read_ids
 from datasets.shapes import read_settings, write_shapes
 from datasets.shapes_drawing import (
     MAX_HIDDEN,
@@ -56,12 +57,6 @@ def coco(root):
 
 def panoptic(root: Path, split: str) -> dict:
     return json.loads((root / f"annotations/panoptic_{split}2017.json").read_text())
-
-
-def segment_ids(root: Path, split: str, file_name: str) -> np.ndarray:
-    rgb = np.asarray(Image.open(root / f"panoptic_{split}2017" / file_name)).astype(int)
-    assert rgb.ndim == 3
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 # Drawing
@@ -205,7 +200,7 @@ def test_no_id_is_shared_by_the_splits(coco):
 def test_polygon_bbox_area_and_panoptic_segment_agree(root, coco, split):
     api = coco[split]
     for row in panoptic(root, split)["annotations"]:
-        ids = segment_ids(root, split, row["file_name"])
+        ids = read_ids(root / f"panoptic_{split}2017" / row["file_name"])
         annotations = api.imgToAnns[row["image_id"]]
         things = [segment for segment in row["segments_info"] if segment["category_id"] in THINGS]
         for annotation, segment in zip(annotations, things, strict=True):
@@ -231,7 +226,7 @@ def test_panoptic_files_are_exact(root, split):
     assert all(len(row["color"]) == 3 and row["supercategory"] for row in content["categories"])
     assert [row["image_id"] for row in content["annotations"]] == [row["id"] for row in content["images"]]
     for row in content["annotations"]:
-        ids = segment_ids(root, split, row["file_name"])
+        ids = read_ids(root / f"panoptic_{split}2017" / row["file_name"])
         values, counts = np.unique(ids, return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
         assert found == {segment["id"]: segment["area"] for segment in row["segments_info"]}
