@@ -223,16 +223,11 @@ def test_the_published_view_of_the_file(root):
         assert equal_targets(another[1][1], before) and another.coco is not dataset.coco
 
 
-def test_pictures_may_be_png(root, tmp_path):
-    write_panoptic(tmp_path, suffix=".png")  # the file still says .jpg
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pictures_of_one_ending_listed_with_another(root, suffix, tmp_path):
+    write_panoptic(tmp_path, suffix)  # the file says .jpg
     for (image, _), (expected, _) in zip(plain(tmp_path), plain(root), strict=True):
         assert image.size == expected.size
-    edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
-    assert plain(tmp_path)[4][0].size == (70, 60)
-
-
-def test_pictures_with_the_names_of_pngs(tmp_path):
-    write_panoptic(tmp_path)
     edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
     assert plain(tmp_path)[4][0].size == (70, 60)
 

@@ -110,12 +110,17 @@ def test_a_spoiled_panoptic_set_is_found_out_and_mended(name, clean_panoptic, tm
 # ---- what corrections keep
 
 
+def mend(made, tmp_path):
+    """The contents of train's file, corrected."""
+    write_files(made)
+    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
+    return json.loads((tmp_path / "fixed" / TRAIN).read_text())
+
+
 def corrected(name, clean, tmp_path):
     """(the clean objects, the corrected ones) by id."""
-    made = spoil(name, clean, tmp_path / "spoiled")
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    return [{one["id"]: one for one in part} for part in (clean.objects, content["annotations"])]
+    mended = mend(spoil(name, clean, tmp_path / "spoiled"), tmp_path)
+    return [{one["id"]: one for one in part} for part in (clean.objects, mended["annotations"])]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +153,7 @@ def test_the_box_is_replaced_only_where_the_area_is_the_masks(area, taken, clean
     """Its mask has 650 square pixels, 700 as a box; the box, written as corners, has 3224 and fits."""
     made = spoil("box of corners, area of the mask", clean, tmp_path / "spoiled")
     put(4, area=area)(made)
-    write_files(made)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    one = json.loads((tmp_path / "fixed" / TRAIN).read_text())["annotations"][4]
+    one = mend(made, tmp_path)["annotations"][4]
     assert one["bbox"] == ([34, 27, 28, 25] if taken else [34, 27, 62, 52])
     assert one["segmentation"] == clean.objects[4]["segmentation"]
 
@@ -160,16 +163,12 @@ def test_a_mask_that_is_no_better_replaces_no_box(clean, tmp_path):
     made = spoil("box of no size", clean, tmp_path / "spoiled")
     put(4, bbox=[0.4, 0.5, 0.2, 0.3], segmentation=[[0.4, 0.5, 0.9, 0.9, 0.6, 0.8]])(made)
     put(5, bbox=[80, 30, 60, 30], segmentation=[[-30, 10, -3, 10, -3, 40, -30, 40]])(made)
-    runs = np.zeros((78 - 2, 104), dtype=np.int64)
-    runs[10:30, 20:60] = 1
-    edges = np.flatnonzero(np.diff(runs.ravel(order="F"), prepend=0, append=0))
-    counts = np.diff(np.concatenate([[0], edges, [runs.size]])).tolist()
-    put(6, bbox=[0.2, 0.2, 0.3, 0.3], segmentation={"size": [76, 104], "counts": counts})(made)
+    mask = np.zeros((76, 104), dtype=np.uint8, order="F")
+    mask[10:30, 20:60] = 1
+    runs = {"size": [76, 104], "counts": pycocotools.mask.encode(mask)["counts"].decode()}
+    put(6, bbox=[0.2, 0.2, 0.3, 0.3], segmentation=runs)(made)
     put(7, bbox=[10, 10, 0, 5], segmentation=[[30, 10, 30, 20, 30, 30]])(made)
-    write_files(made)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    boxes = {one["id"]: one["bbox"] for one in content["annotations"]}
+    boxes = {one["id"]: one["bbox"] for one in mend(made, tmp_path)["annotations"]}
     assert boxes[105] == [0.4, 0.5, 0.2, 0.3] and boxes[106] == [80, 30, 20, 30]
     assert boxes[107] == [20, 10, 40, 20] and 108 not in boxes
 
@@ -256,10 +255,7 @@ def test_a_size_that_only_the_picture_tells_is_left_where_none_is_opened(clean, 
 def test_a_resized_picture_may_have_odd_polygons(clean, tmp_path):
     made = spoil("picture resized", clean, tmp_path / "spoiled")
     put(3, segmentation=[[1, 2, 3], [20, 20, 30, 30, 20, 40]])(made)
-    write_files(made)
-    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    assert content["annotations"][3]["segmentation"] == [[10, 10, 15, 15, 10, 20]], lines
+    assert mend(made, tmp_path)["annotations"][3]["segmentation"] == [[10, 10, 15, 15, 10, 20]]
 
 
 def test_what_a_kind_says_of_fix_is_true():
@@ -284,9 +280,8 @@ def test_several_faults_at_once(clean, tmp_path):
     kinds = {SPOILED[name].kind for name in names} - {"area_wrong"}  # of the box that is no number
     assert kinds <= {group.name for group in report.faults}
     assert [group.level for group in report.faults] == sorted(group.level for group in report.faults)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
+    content = mend(made, tmp_path)
     assert check(tmp_path / "fixed").faults == []
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
     assert len(content["images"]) == 5 and content["info"] == {"year": 2020}
 
 
