@@ -79,24 +79,6 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
     return content
 
 
-def write(contents: dict[str, dict[str, Any]], out: str | Path) -> Summary:
-    """Write annotation files, and links to the pictures, to a new folder -> what the files hold.
-
-    Args:
-        contents: split -> the contents of its file; file names are the paths of the pictures.
-
-    Raises:
-        UserError: the folder holds something already.
-    """
-    raws = {split: RawFile(Path(split), contents[split]) for split in SPLITS if split in contents}
-    sources = {}
-    for split, raw in raws.items():
-        names = raw.column("images", "file_name")
-        sources[split] = Source(Path(split), placed={name: Path(name) for name in names})
-    write_set(NewFolder(out), raws, sources)
-    return Summary(after={split: tally_of(raw) for split, raw in raws.items()})
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = OneLineParser("python -m doctor.convert", description=(__doc__ or "").split("\n")[0])
@@ -120,35 +102,16 @@ def run(words: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args(words)
     if args.split is not None and not 0 < args.split <= 1:
         raise UserError(f"--split {args.split:g}: a share of the pictures, above 0 and at most 1")
-    sources = [Path(source) for source in args.source]
-    for source in [*sources, *map(Path, [*args.val, *args.test])]:
-        if not source.exists():
+    for source in [*args.source, *args.val, *args.test]:
+        if not Path(source).exists():
             raise UserError(f"{source}: there is no such file or folder")
     if args.format == "coco":
-        given = {"": sources, "val": list(map(Path, args.val)), "test": list(map(Path, args.test))}
+        splits = {"": args.source, "val": args.val, "test": args.test}
+        given = {split: list(map(Path, files)) for split, files in splits.items()}
         contents, before, notes, lost = coco.read(given, args.images, args.split, args.seed)
     else:
-        if len(sources) > 1 or args.val or args.test or args.images:
-            raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
-        if args.format == "voc":
-            reading = voc.read(sources[0], args.one_based)
-        elif args.format == "via":
-            reading = via.read(sources[0], args.names)
-        else:
-            reading = yolo.read(sources[0], dict(enumerate(args.names)) if args.names else None)
-        if not reading.pictures:
-            raise UserError(f"{sources[0]}: no pictures there")
-        reading.names = args.names or reading.names
-        pictures = reading.pictures
-        names = [one.path.name for one in pictures]
-        splits, said = draw([one.split for one in pictures], names, args.split, args.seed)
-        reading.pictures = [one._replace(split=to) for one, to in zip(pictures, splits, strict=True)]
-        before = {split: Tally() for split in SPLITS if split in splits}
-        for picture in reading.pictures:
-            before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
-        contents, lost = to_coco(reading), reading.lost
-        notes = [*reading.notes, *filter(None, [said])]
-    texts = [str(sources[0]), args.out]
+        contents, before, notes, lost = _read_pictures(args)
+    texts = [args.source[0], args.out]
     for content in contents.values():
         texts += [str(image["file_name"]) for image in content["images"]]
         texts += [str(category.get("name")) for category in content["categories"]]
@@ -157,13 +120,42 @@ def run(words: Sequence[str] | None = None) -> int:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{ascii(text)} is no UTF-8 text: rename that file, folder or class") from None
-    summary = write(contents, args.out)
-    summary.before, summary.notes = before, notes
+    raws = {split: RawFile(Path(split), contents[split]) for split in SPLITS if split in contents}
+    sources = {}
+    for split, raw in raws.items():
+        placed = {name: Path(name) for name in raw.column("images", "file_name")}
+        sources[split] = Source(Path(split), placed=placed)
+    write_set(NewFolder(args.out), raws, sources)
+    summary = Summary(before, {split: tally_of(raw) for split, raw in raws.items()}, notes=notes)
     report = check_dataset(find_sources(args.out))
     left_out = [f"left out: {tally}: {reason}" for reason, tally in lost]
     print("\n".join([*report.lines(), "", *left_out, *summary.lines()]))
-    print("\n" + _next_step(str(sources[0]), args.out, report))
+    print("\n" + _next_step(args.source[0], args.out, report))
     return report.status
+
+
+def _read_pictures(args: argparse.Namespace) -> tuple[coco.Contents, dict[str, Tally], list[str], coco.Lost]:
+    """A source in one of the formats of single pictures; what it gives is what `coco.read` gives."""
+    source = Path(args.source[0])
+    if len(args.source) > 1 or args.val or args.test or args.images:
+        raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
+    if args.format == "voc":
+        reading = voc.read(source, args.one_based)
+    elif args.format == "via":
+        reading = via.read(source, args.names)
+    else:
+        reading = yolo.read(source, dict(enumerate(args.names)) if args.names else None)
+    pictures = reading.pictures
+    if not pictures:
+        raise UserError(f"{source}: no pictures there")
+    reading.names = args.names or reading.names
+    names = [one.path.name for one in pictures]
+    splits, said = draw([one.split for one in pictures], names, args.split, args.seed)
+    reading.pictures = [one._replace(split=to) for one, to in zip(pictures, splits, strict=True)]
+    before = {split: Tally() for split in SPLITS if split in splits}
+    for picture in reading.pictures:
+        before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
+    return to_coco(reading), before, [*reading.notes, *filter(None, [said])], reading.lost
 
 
 def _next_step(source: str, out: str, report: Report) -> str:

@@ -20,52 +20,34 @@ _FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a l
 
 
 class Object(NamedTuple):
-    """An object of a picture.
+    """An object of a picture, in pixels."""
 
-    Attributes:
-        name: of its class.
-        box: x, y of the top left corner, width, height, in pixels.
-        polygon: x1, y1, x2, y2, …, in pixels; empty where the format has boxes only.
-        keypoints: x1, y1, visibility, …; empty where the format has none.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    polygon: list[float]
-    keypoints: Sequence[float] = ()
+    name: str  # of its class
+    box: tuple[float, float, float, float]  # x, y of the top left corner, width, height
+    polygon: list[float]  # x1, y1, x2, y2, …; empty where the format has boxes only
+    keypoints: Sequence[float] = ()  # x1, y1, visibility, …; empty where the format has none
 
 
 class Picture(NamedTuple):
-    """A picture with its objects.
-
-    Attributes:
-        path: of the file.
-        size: width and height in pixels of the frame that the objects lie in.
-        objects: in the order of the format.
-        split: 'train', 'val' or 'test'; '' where the source does not say.
-    """
+    """A picture with its objects, in the order of the format."""
 
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # width and height in pixels of the frame that the objects lie in
     objects: list[Object]
-    split: str
+    split: str  # 'train', 'val' or 'test'; '' where the source does not say
 
 
 @dataclass
 class Reading:
     """What was read of a source.
 
-    Attributes:
-        pictures: with their objects.
-        names: of the classes, in the order of their ids; those of objects that are not among them follow.
-        notes: one line each on what the reader decided.
-        lost: what of the source is not among the pictures: (reason, pictures and objects).
+    The names of classes are in the order of their ids; those of objects that are not among them follow.
     """
 
     pictures: list[Picture]
     names: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    lost: list[tuple[str, Tally]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # one line each on what the reader decided
+    lost: list[tuple[str, Tally]] = field(default_factory=list)  # why, and what, is not among the pictures
 
 
 def check_near(numbers: Any) -> None:
