@@ -217,8 +217,18 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
             "iscrowd": int(annotation.get("iscrowd", 0)),
         }
         if iou_type == "segm":
-            evaluated[key] = mask = _mask_of(annotation, coco_gt)
-            area = float(mask_utils.area(mask))
+            image, polygons = coco_gt.imgs[annotation["image_id"]], annotation[key]
+            try:
+                if isinstance(polygons, dict):
+                    mask = coco_gt.annToRLE(annotation)
+                else:
+                    mask = run_lengths(polygons, image["height"], image["width"])
+            except Exception as error:  # pycocotools raises plain Exception for what it does not understand
+                raise UserError(
+                    f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
+                    "correct it, or evaluate boxes alone"
+                ) from error
+            evaluated[key], area = mask, float(mask_utils.area(mask))
         else:
             evaluated[key] = annotation[key]
             width, height = annotation["bbox"][2:]
@@ -230,17 +240,3 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
                 "num_keypoints": annotation.get("num_keypoints", visible),
             }
         yield {**evaluated, "area": annotation.get("area", area)}
-
-
-def _mask_of(annotation: Mapping[str, Any], coco_gt: COCO) -> dict[str, Any]:
-    """An annotation's mask in compressed run lengths."""
-    if isinstance(annotation["segmentation"], dict):
-        return coco_gt.annToRLE(annotation)
-    image = coco_gt.imgs[annotation["image_id"]]
-    try:
-        return run_lengths(annotation["segmentation"], image["height"], image["width"])
-    except Exception as error:  # pycocotools raises plain Exception for what it does not understand
-        raise UserError(
-            f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
-            "correct it, or evaluate boxes alone"
-        ) from error

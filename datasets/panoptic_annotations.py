@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.annotations import AnnotationFile, PackedRecords, is_number
-from datasets.layouts import folder_of, inside, is_integer
+from datasets.layouts import LAYOUTS, PANOPTIC, folder_of, inside, is_integer
 
 
 class PanopticAnnotations(AnnotationFile):
@@ -68,9 +68,10 @@ def find_panoptic_files(
     Raises:
         UserError: there is none; the message says what was looked for and what lies there.
     """
-    split = f"panoptic_{image_set}2017"
-    root = folder_of("--coco_path", coco_path, f"{image_set}2017")
-    (img_folder,) = inside("--coco_path", root, [f"{image_set}2017"])
-    root = folder_of("--coco_panoptic_path", panoptic_path, f"{split} and annotations/{split}.json")
-    ann_folder, ann_file = inside("--coco_panoptic_path", root, [split, f"annotations/{split}.json"])
+    pictures, _ = LAYOUTS["coco"].splits[image_set]
+    root = folder_of("--coco_path", coco_path, pictures)
+    (img_folder,) = inside("--coco_path", root, [pictures])
+    names = PANOPTIC.splits[image_set]
+    root = folder_of("--coco_panoptic_path", panoptic_path, " and ".join(names))
+    ann_folder, ann_file = inside("--coco_panoptic_path", root, names)
     return img_folder, ann_folder, ann_file

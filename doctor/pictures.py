@@ -23,12 +23,12 @@ from datasets.images import (
     is_transparent,
     other_ending,
     what_lies_there,
+    why_unreadable,
 )
 from datasets.workers import process_map, usable_cores
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report, text_finding
 from doctor.sources import Source
-from util.files import LONGEST, what_it_is
 
 TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for
@@ -85,11 +85,7 @@ def inspect(path: Path, whole: bool = True) -> Picture:
     except Image.DecompressionBombError as error:
         return Picture(None, 1, digest, f"{TOO_LARGE}: {error}")
     except Exception as error:  # damaged files make the decoders raise all kinds
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if size is None and path.is_file():
-            with open(path, "rb") as file:
-                reason = what_it_is(file.read(LONGEST)) or reason
-        return Picture(size, orientation, digest, reason or type(error).__name__)
+        return Picture(size, orientation, digest, why_unreadable(error, path))
 
 
 def learn(read: Callable[[Path], T], paths: Iterable[Path], known: dict[Path, T], title: str) -> None:
