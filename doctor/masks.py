@@ -141,22 +141,22 @@ def run_lengths_of(counts: Any) -> np.ndarray:
         if not all(type(count) is int for count in counts):
             raise TypeError("run lengths are integers")
         return np.array(counts, dtype=np.int64)
-    text = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8)
-    codes = text.astype(np.int64) - 48
-    if not len(codes) or (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
+    runs: list[int] = []
+    number = shift = 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        code = byte - 48  # 5 bits of a number, lowest first, and whether more follow
+        if not 0 <= code < 64 or shift > 55:
+            raise ValueError("no text of run lengths")
+        number, shift = number | (code & 31) << shift, shift + 5
+        if code & 32:
+            continue
+        if code & 16:  # the sign is in the highest bit
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)  # from the fourth on they are differences
+        number = shift = 0
+    if shift or not runs or max(map(abs, runs)) >> 60:
         raise ValueError("no text of run lengths")
-    last = codes & 32 == 0  # of the characters of a number, which come lowest bits first
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 11:
-        raise ValueError("a run length beyond 60 bits")
-    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
-    numbers -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)  # the sign is in the highest bit
-    runs = numbers.copy()  # from the fourth on they are differences to the one before the last
-    runs[1::2] = np.cumsum(numbers[1::2])
-    runs[2::2] = np.cumsum(numbers[2::2])
-    return runs
+    return np.array(runs, dtype=np.int64)
 
 
 def check_masks(raw: RawFile, report: Report, masks: Extents, faults: Faults, scored: bool) -> None:

@@ -361,6 +361,11 @@ def test_mistakes_are_named(form, damage, message, coco, tmp_path):
     ],
 )  # fmt: skip
 def test_parts_of_via_that_are_null_or_of_another_type(part, value, message, tmp_path):
+    assert_refused(part, value, message, tmp_path)
+
+
+def assert_refused(part, value, message, tmp_path):
+    """A VIA project of one picture and one region, a part of which has this value."""
     write_pictures(tmp_path / "source", [(40, 30)], 7)
     shape = {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}
     region = {"shape_attributes": shape, "region_attributes": {"label": "a"}}
@@ -390,12 +395,7 @@ def test_parts_of_via_that_are_null_or_of_another_type(part, value, message, tmp
 )  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_absurd_shapes_of_via(shape, message, tmp_path):
-    write_pictures(tmp_path / "source", [(40, 30)], 7)
-    region = {"shape_attributes": shape, "region_attributes": {"label": "a"}}
-    content = {"k": {"filename": "000000000007.jpg", "regions": [region]}}
-    (tmp_path / "source" / "p.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"7.jpg, region 0: .*{message}"):
-        run(["via", str(tmp_path / "source"), str(tmp_path / "out")])
+    assert_refused("shape_attributes", shape, f"7.jpg, region 0: .*{message}", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -420,10 +420,16 @@ def write_one_voc(folder, width="40", xmin="1"):
     (folder / "000000000007.xml").write_text(text)
 
 
-@pytest.mark.parametrize("width", ["abc", "nan", "inf", "-40", "1e300", "40,5", "40px"])
-def test_a_width_of_voc_that_is_no_number_of_pixels(width, tmp_path):
-    write_one_voc(tmp_path / "source", width=width)
-    with pytest.raises(UserError, match=r"7\.xml: width and height must be numbers of pixels, .*" + width):
+@pytest.mark.parametrize(
+    "message, key, value",
+    [("width and height must be numbers of pixels", "width", width)
+     for width in ("abc", "nan", "inf", "-40", "1e300", "40,5", "40px")]
+    + [("the bndbox of an object 'a' must be four numbers of pixels", "xmin", corner)
+       for corner in ("", "a", "nan", "-inf", "1e400", "-1e200")],
+)  # fmt: skip
+def test_numbers_of_voc_that_are_no_numbers_of_pixels(message, key, value, tmp_path):
+    write_one_voc(tmp_path / "source", **{key: value})
+    with pytest.raises(UserError, match=rf"7\.xml: {message}.*{value}"):
         run(["voc", str(tmp_path / "source"), str(tmp_path / "out")])
 
 
@@ -433,13 +439,6 @@ def test_a_size_that_voc_leaves_out_is_read_off_the_picture(width, tmp_path):
     assert run(["voc", str(tmp_path / "source"), str(tmp_path / "out"), "--split", "1"]) == 0
     (image,) = load(tmp_path / "out")["images"]
     assert (image["width"], image["height"]) == (40, 30)
-
-
-@pytest.mark.parametrize("xmin", ["", "a", "nan", "-inf", "1e400", "-1e200"])
-def test_corners_of_voc_that_are_no_numbers_of_pixels(xmin, tmp_path):
-    write_one_voc(tmp_path / "source", xmin=xmin)
-    with pytest.raises(UserError, match=r"7\.xml: the bndbox of an object 'a' must be four numbers of pix"):
-        run(["voc", str(tmp_path / "source"), str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(
