@@ -260,8 +260,8 @@ def _coco_figures(coco: CocoEvaluator, kinds: Sequence[str], max_dets: int | Non
 
 def _panoptic_evaluator(data_loader: Any, output_dir: Any) -> PanopticEvaluator:
     dataset = data_loader.dataset
-    folder = Path(output_dir) / "panoptic_eval" if output_dir else ""
-    return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
+    folder = [Path(output_dir) / "panoptic_eval"] if output_dir else []
+    return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, *folder)
 
 
 def _panoptic_figures(evaluator: Any, per_class: bool) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datasets.images import picture_name
-from datasets.layouts import read_json
+from datasets.layouts import is_integer, read_json
 from util.collector import paused_collector
 from util.errors import UserError
 
@@ -53,11 +53,6 @@ class PackedRecords(Sequence):
     def nbytes(self) -> int:
         """Memory that the buffer takes."""
         return self._buffer.nbytes + self._ends.nbytes
-
-
-def is_integer(value: Any) -> bool:
-    """Whether JSON gave an integer of 64 bits."""
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def is_number(value: Any) -> bool:
@@ -184,7 +179,11 @@ class CocoAnnotations(AnnotationFile):
             of_image.get(record["image_id"], []).append(record)
         self._count([r for r in of if not is_crowd(r)] for of in of_image.values())
         self._segmentations = PackedRecords([r.get("segmentation") for r in of] for of in of_image.values())
-        self._objects = PackedRecords([_without_segmentation(r) for r in of] for of in of_image.values())
+        # In the objects None holds its place.
+        self._objects = PackedRecords(
+            [{**r, "segmentation": None} if "segmentation" in r else r for r in of]
+            for of in of_image.values()
+        )
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
         """The annotations of an image, equal to pycocotools' view of them; new ones each time.
@@ -198,11 +197,6 @@ class CocoAnnotations(AnnotationFile):
             if "segmentation" in annotation:
                 annotation["segmentation"] = segmentation
         return annotations
-
-
-def _without_segmentation(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which None holds its place."""
-    return {**record, "segmentation": None} if "segmentation" in record else record
 
 
 def load_annotations(path: str | Path, form: Callable[..., Any] = CocoAnnotations) -> Any:
@@ -233,10 +227,15 @@ def read_coco(ann_file: str | Path) -> Any:
     Raises:
         UserError: the file is missing or is no JSON.
     """
+    return index_coco(read_json(ann_file))
+
+
+def index_coco(content: dict[str, Any]) -> Any:
+    """The contents of a COCO file as pycocotools' COCO; nothing is copied."""
     from pycocotools.coco import COCO
 
     coco = COCO()
-    coco.dataset = read_json(ann_file)
+    coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
         coco.createIndex()
     return coco

@@ -135,7 +135,7 @@ class ConvertCocoPolysToMask:
         boxes [N, 4] float32: xyxy in pixels, within the image,
         labels [N] int64: category ids,
         masks [N, h, w] uint8: 0 or 1 (only with return_masks),
-        keypoints [N, K, 3] float32: x, y, visibility (only where annotations have them),
+        keypoints [N, K, 3] float32: x, y, visibility (only where annotations have them; 0 of others),
         image_id [1], area [N] float32, iscrowd [N] int64, orig_size and size [2]: height, width.
     Crowds are left out, and so are boxes without width or height inside the image.
 
@@ -170,7 +170,9 @@ class ConvertCocoPolysToMask:
         if self.return_masks:
             result["masks"] = _masks(objects, height, width)
         if any("keypoints" in a for a in target["annotations"]):
-            result["keypoints"] = _keypoints(objects, target["annotations"])
+            none = [0] * max(len(a.get("keypoints", ())) for a in target["annotations"])  # 0: not labelled
+            rows = torch.tensor([a.get("keypoints", none) for a in objects], dtype=torch.float32)
+            result["keypoints"] = rows.reshape(len(objects), len(none) // 3, 3)
         return image, result
 
 
@@ -204,13 +206,6 @@ def _masks(objects: Sequence[dict[str, Any]], height: int, width: int) -> Tensor
                     f"pixels ({error}): correct it, or train without --masks"
                 ) from error
         raise
-
-
-def _keypoints(objects: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> Tensor:
-    """[N, K, 3]; zeros, which means not labelled, for objects that have none while others do."""
-    none = [0] * max(len(a.get("keypoints", ())) for a in annotations)
-    rows = [a.get("keypoints", none) for a in objects]
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(objects), len(none) // 3, 3)
 
 
 def make_coco_transforms(

@@ -254,22 +254,16 @@ def _rows(columns: Columns, which: np.ndarray) -> Columns:
     return {name: values[which] for name, values in columns.items()}
 
 
-def _ground_truth(coco_gt: COCO, place: dict[int, int], iou_type: str) -> dict[int, list[dict[str, Any]]]:
-    """By category, the annotations of the images that `place` numbers, numbered too: C++ rounds large ids."""
-    truth: dict[int, list[dict[str, Any]]] = {}
-    for number, entry in enumerate(annotations_of(coco_gt, list(place), iou_type), 1):
+def _evaluate(coco_gt: COCO, columns: Columns, params: Any, limits: list[int]) -> Curves:
+    """The curves of all categories at the given limits of predictions per image."""
+    place = {image_id: i for i, image_id in enumerate(params.imgIds)}  # C++ rounds large ids
+    images = [dict(coco_gt.imgs[image_id], id=i) for image_id, i in place.items()]
+    truth: dict[int, list[dict[str, Any]]] = {}  # by category
+    for number, entry in enumerate(annotations_of(coco_gt, list(place), params.iouType), 1):
         if entry["image_id"] in place:  # an annotation id used twice may lead to another image
             truth.setdefault(entry["category_id"], []).append(entry)
             entry["id"] = number if entry["id"] else 0  # pycocotools takes 0 for "not matched"
             entry["image_id"], entry["category_id"] = place[entry["image_id"]], 1
-    return truth
-
-
-def _evaluate(coco_gt: COCO, columns: Columns, params: Any, limits: list[int]) -> Curves:
-    """The curves of all categories at the given limits of predictions per image."""
-    place = {image_id: i for i, image_id in enumerate(params.imgIds)}
-    images = [dict(coco_gt.imgs[image_id], id=i) for image_id, i in place.items()]
-    truth = _ground_truth(coco_gt, place, params.iouType)
     order = np.argsort(columns["label"], kind="stable")  # equal scores rank in the order in which they came
     columns = _rows(columns, order)
     columns["image_id"] = np.searchsorted(params.imgIds, columns["image_id"])

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import datasets.transforms as T
+from datasets import coco
 from datasets.annotations import is_crowd, load_annotations
-from datasets.coco import transforms_of
 from datasets.images import find_picture, image_size, picture_name, read_image
 from datasets.layouts import read_json
 from datasets.panoptic_annotations import PanopticAnnotations, find_panoptic_files
@@ -86,13 +86,7 @@ class CocoPanoptic(Dataset):
         idx = range(len(self))[idx]  # from the end where negative; IndexError beyond
         note, frame = f" (image id {self.ids[idx]})", self.stated_size(idx)
         image = read_image(self.image_path(idx), note, stated=frame, white_level=self._white_level)
-        target = self._target(idx, *image_size(image))
-        if self.transforms is not None:
-            with self._seeds.of_item(idx):
-                image, target = self.transforms(image, target)
-        return image, target
-
-    def _target(self, idx: int, height: int, width: int) -> dict[str, Any]:
+        height, width = image_size(image)
         annotations = self.annotations.annotations if self._coco is None else self._coco["annotations"]
         annotation = annotations[idx]
         segments = annotation["segments_info"]
@@ -116,7 +110,10 @@ class CocoPanoptic(Dataset):
         }
         if self.return_masks:
             target["masks"] = masks.byte()
-        return target
+        if self.transforms is not None:
+            with self._seeds.of_item(idx):
+                image, target = self.transforms(image, target)
+        return image, target
 
     @property
     def coco(self) -> dict[str, Any]:
@@ -178,5 +175,9 @@ def segment_masks(ids: np.ndarray, segment_ids: list[int]) -> Tensor:
 def build(image_set: str, args: Namespace) -> CocoPanoptic:
     """The data set below `args.coco_path` and `args.coco_panoptic_path`; see `datasets.build_dataset`."""
     files = find_panoptic_files(args.coco_path, args.coco_panoptic_path, image_set)
+    if hasattr(coco, "transforms_of"):
+        transforms = coco.transforms_of(image_set, args)
+    else:  # a fork's own coco.py, made for the published code
+        transforms = coco.make_coco_transforms(image_set)
     settings = {"seed": args.seed, "white_level": args.white_level}
-    return CocoPanoptic(*files, transforms_of(image_set, args), args.masks, **settings)
+    return CocoPanoptic(*files, transforms, args.masks, **settings)

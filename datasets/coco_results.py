@@ -20,6 +20,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from datasets.annotations import index_coco
 from datasets.masks import run_lengths
 from util.distributed import all_gather
 from util.errors import UserError
@@ -105,12 +106,7 @@ def as_dicts(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
 
 
 def as_results(columns: Columns, iou_type: str) -> list[dict[str, Any]]:
-    """The predictions as COCO's results file lists them, ready for JSON.
-
-    Returns:
-        N dicts of image_id, category_id, score and, for 'bbox', bbox [x, y, width, height]; for 'segm'
-        segmentation, a dict of size [height, width] and counts (str); for 'keypoints' keypoints.
-    """
+    """The predictions as COCO's results file lists them, ready for JSON; see CocoEvaluator.prepare."""
     results = as_dicts(columns, iou_type)
     for result in results:
         del result["id"], result["area"]
@@ -163,9 +159,10 @@ class LazyCOCOeval(COCOeval):
         """Of each category, area range and image, in this order, pycocotools' dict of matches, or None."""
         if self._per_image is None and self._columns is not None:
             truth = list(annotations_of(self.cocoGt, self.params.imgIds, self._iou_type))
-            images = list(self.cocoGt.imgs.values())
+            predicted = as_dicts(self._columns, self._iou_type)
+            head = {"images": list(self.cocoGt.imgs.values()), "categories": []}
+            both = [index_coco({**head, "annotations": part}) for part in (truth, predicted)]
             with contextlib.redirect_stdout(io.StringIO()):
-                both = [_index(images, part) for part in (truth, as_dicts(self._columns, self._iou_type))]
                 plain = COCOeval(*both, self._iou_type)  # `evaluate` would clear `eval` here
                 plain.params = copy.copy(self.params)
                 plain.evaluate()
@@ -220,8 +217,18 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
             "iscrowd": int(annotation.get("iscrowd", 0)),
         }
         if iou_type == "segm":
-            evaluated[key] = mask = _mask_of(annotation, coco_gt)
-            area = float(mask_utils.area(mask))
+            image, polygons = coco_gt.imgs[annotation["image_id"]], annotation[key]
+            try:
+                if isinstance(polygons, dict):
+                    mask = coco_gt.annToRLE(annotation)
+                else:
+                    mask = run_lengths(polygons, image["height"], image["width"])
+            except Exception as error:  # pycocotools raises plain Exception for what it does not understand
+                raise UserError(
+                    f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
+                    "correct it, or evaluate boxes alone"
+                ) from error
+            evaluated[key], area = mask, float(mask_utils.area(mask))
         else:
             evaluated[key] = annotation[key]
             width, height = annotation["bbox"][2:]
@@ -233,24 +240,3 @@ def annotations_of(coco_gt: COCO, img_ids: list[int], iou_type: str) -> Iterator
                 "num_keypoints": annotation.get("num_keypoints", visible),
             }
         yield {**evaluated, "area": annotation.get("area", area)}
-
-
-def _mask_of(annotation: Mapping[str, Any], coco_gt: COCO) -> dict[str, Any]:
-    """An annotation's mask in compressed run lengths."""
-    if isinstance(annotation["segmentation"], dict):
-        return coco_gt.annToRLE(annotation)
-    image = coco_gt.imgs[annotation["image_id"]]
-    try:
-        return run_lengths(annotation["segmentation"], image["height"], image["width"])
-    except Exception as error:  # pycocotools raises plain Exception for what it does not understand
-        raise UserError(
-            f"the segmentation of annotation {annotation['id']} gives no mask ({error}): "
-            "correct it, or evaluate boxes alone"
-        ) from error
-
-
-def _index(images: list[dict], annotations: list[dict]) -> COCO:
-    coco = COCO()
-    coco.dataset = {"images": images, "annotations": annotations, "categories": []}
-    coco.createIndex()
-    return coco

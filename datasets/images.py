@@ -164,7 +164,7 @@ def read_image(
             seen = ImageOps.exif_transpose(image) if as_shown else in_frame(image, stated)
             return _as_rgb(seen, white_level)
     except Exception as error:  # Pillow's readers of rarer formats fail in any way on spoiled files
-        raise UserError(f"{path}{note}: cannot be read ({_reason(error, path)})") from error
+        raise UserError(f"{path}{note}: cannot be read ({why_unreadable(error, path)})") from error
 
 
 def in_frame(image: Image.Image, stated: tuple[Any, Any] | None) -> Image.Image:
@@ -174,7 +174,8 @@ def in_frame(image: Image.Image, stated: tuple[Any, Any] | None) -> Image.Image:
     return ImageOps.exif_transpose(image) if turns else image
 
 
-def _reason(error: Exception, path: str | os.PathLike) -> str:
+def why_unreadable(error: Exception, path: str | os.PathLike) -> str:
+    """What an error of PIL says of a file, in one line; where it is no picture, what it looks like."""
     if isinstance(error, Image.UnidentifiedImageError):
         with open(path, "rb") as file:
             found = what_it_is(file.read(LONGEST))

@@ -24,15 +24,10 @@ class Split(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where a layout keeps things.
+    """Where a layout keeps things, below the data set's folder."""
 
-    Attributes:
-        title: what messages call it.
-        splits: name of a split -> its image folder and its annotation file, below the data set's folder.
-    """
-
-    title: str
-    splits: Mapping[str, tuple[str, str]]
+    title: str  # what messages call it
+    splits: Mapping[str, tuple[str, str]]  # name of a split -> its image folder and its annotation file
 
 
 LAYOUTS = {
@@ -124,6 +119,11 @@ def known_layouts(image_set: str) -> str:
 
 
 # ---- JSON
+
+
+def is_integer(value: Any) -> bool:
+    """Whether JSON gave an integer of 64 bits, and no truth value."""
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def parse(path: str | Path) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets.annotations import AnnotationFile, PackedRecords, is_integer, is_number
-from datasets.layouts import folder_of, inside
+from datasets.annotations import AnnotationFile, PackedRecords, is_number
+from datasets.layouts import LAYOUTS, PANOPTIC, folder_of, inside, is_integer
 
 
 class PanopticAnnotations(AnnotationFile):
@@ -40,14 +40,6 @@ class PanopticAnnotations(AnnotationFile):
             raise self._fault(f"an annotation belongs to image {image_id}, which the file does not list")
         for image_id in sorted(listed - annotated)[:1]:
             raise self._fault(f"image {image_id} has no annotation: add one, or take the image off the list")
-        for annotation in annotations:
-            self._check_segments(f"image {annotation['image_id']}", annotation.get("segments_info"))
-        self._count(annotation["segments_info"] for annotation in annotations)
-        self.annotations = PackedRecords(annotations)
-
-    def _check_segments(self, image: str, segments: Any) -> None:
-        if not isinstance(segments, list):
-            raise self._fault(f"{image}: segments_info must be a list, not {segments!r:.60}")
 
         def is_colour(value: Any) -> bool:
             return is_integer(value) and 0 <= value < 1 << 24
@@ -55,11 +47,17 @@ class PanopticAnnotations(AnnotationFile):
         def is_listed(value: Any) -> bool:
             return is_integer(value) and value in self.categories
 
-        kind = f"{image}, segment"
-        self._check(segments, kind, "id", is_colour, "an integer from 0 to 2^24 - 1")
-        self._check_ids(segments, kind)
-        self._check(segments, kind, "category_id", is_listed, "a category that the file lists")
-        self._check(segments, kind, "area", is_number, "a number")
+        for annotation in annotations:
+            image, segments = f"image {annotation['image_id']}", annotation.get("segments_info")
+            if not isinstance(segments, list):
+                raise self._fault(f"{image}: segments_info must be a list, not {segments!r:.60}")
+            kind = f"{image}, segment"
+            self._check(segments, kind, "id", is_colour, "an integer from 0 to 2^24 - 1")
+            self._check_ids(segments, kind)
+            self._check(segments, kind, "category_id", is_listed, "a category that the file lists")
+            self._check(segments, kind, "area", is_number, "a number")
+        self._count(annotation["segments_info"] for annotation in annotations)
+        self.annotations = PackedRecords(annotations)
 
 
 def find_panoptic_files(
@@ -70,9 +68,10 @@ def find_panoptic_files(
     Raises:
         UserError: there is none; the message says what was looked for and what lies there.
     """
-    split = f"panoptic_{image_set}2017"
-    root = folder_of("--coco_path", coco_path, f"{image_set}2017")
-    (img_folder,) = inside("--coco_path", root, [f"{image_set}2017"])
-    root = folder_of("--coco_panoptic_path", panoptic_path, f"{split} and annotations/{split}.json")
-    ann_folder, ann_file = inside("--coco_panoptic_path", root, [split, f"annotations/{split}.json"])
+    pictures, _ = LAYOUTS["coco"].splits[image_set]
+    root = folder_of("--coco_path", coco_path, pictures)
+    (img_folder,) = inside("--coco_path", root, [pictures])
+    names = PANOPTIC.splits[image_set]
+    root = folder_of("--coco_panoptic_path", panoptic_path, " and ".join(names))
+    ann_folder, ann_file = inside("--coco_panoptic_path", root, names)
     return img_folder, ann_folder, ann_file

@@ -28,23 +28,21 @@ class PanopticEvaluator:
     """Collects panoptic predictions over a data set and computes panoptic quality.
 
     All images of the ground truth are evaluated. An image given more than once, by one process or by
-    several, counts once, as it was given first. PNGs are kept in memory, some kilobytes each, and travel
+    several, counts once, as it was given first. PNGs, some kilobytes each, are kept in memory and travel
     between processes with the rest, so that these need no folder in common.
 
     Args:
         ann_file: COCO panoptic JSON of the ground truth.
         ann_folder: the folder of its PNGs.
-        output_dir: the main process writes PNGs, predictions.json and per_class.csv there; empty: they go
-            to a temporary folder.
+        output_dir: the main process writes PNGs, predictions.json and per_class.csv there; empty: nothing
+            is kept.
 
     Attributes:
         predictions: what was given, by image id.
         evaluation: on the main process, what was counted (after `summarize`).
     """
 
-    def __init__(
-        self, ann_file: str | Path, ann_folder: str | Path, output_dir: str | Path = "panoptic_eval"
-    ) -> None:
+    def __init__(self, ann_file: str | Path, ann_folder: str | Path, output_dir: str | Path = "") -> None:
         self.gt_json, self.gt_folder, self.output_dir = ann_file, ann_folder, output_dir
         self.predictions: dict[int, dict[str, Any]] = {}
         self.evaluation: Evaluation | None = None

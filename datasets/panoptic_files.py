@@ -38,7 +38,11 @@ def evaluate_files(
             datasets.panoptic_quality.count_image.
     """
     truth = read_json(gt_json)
-    categories = _categories(truth, gt_json)
+    try:
+        records = sorted(truth["categories"], key=lambda record: record["id"])
+        categories = {r["id"]: Category(str(r.get("name", r["id"])), bool(r["isthing"])) for r in records}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{gt_json}: categories must be a list of objects with id and isthing") from error
     predicted = {entry["image_id"]: entry for entry in _entries(read_json(pred_json), pred_json)}
     pairs = []
     for entry in _entries(truth, gt_json):
@@ -81,14 +85,6 @@ class _Pair(NamedTuple):
     predicted_png: str
     truth: list[dict[str, Any]]
     predicted: list[dict[str, Any]]
-
-
-def _categories(content: Mapping[str, Any], source: str | Path) -> dict[int, Category]:
-    try:
-        records = sorted(content["categories"], key=lambda record: record["id"])
-        return {r["id"]: Category(str(r.get("name", r["id"])), bool(r["isthing"])) for r in records}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source}: categories must be a list of objects with id and isthing") from error
 
 
 def _entries(content: Mapping[str, Any], source: str | Path) -> list[dict[str, Any]]:

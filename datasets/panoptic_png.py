@@ -27,12 +27,6 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     return words.view(np.uint8).reshape(*ids.shape, 4)[..., :3].copy()
 
 
-def rgb_to_ids(colours: np.ndarray) -> np.ndarray:
-    """Colours uint8 [..., 3] -> ids int32 [...]."""
-    red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
-    return red | green << 8 | blue << 16
-
-
 def encode_png(ids: np.ndarray) -> bytes:
     """A map of ids as the content of a PNG file."""
     buffer = io.BytesIO()

@@ -65,7 +65,10 @@ class TrainBatchSampler(Sampler[list[int]]):
             seed=seed,
         )
         self._dealt = slice(rank, None, num_replicas) if alone else slice(None)
-        self.batches_per_epoch = self._count_batches(num_replicas)
+        self.batches_per_epoch = len(self._order) // batch_size
+        if groups is not None:
+            whole = sum(count // batch_size for count in Counter(groups).values())
+            self.batches_per_epoch = whole // num_replicas
         """Batches of a whole epoch, wherever the next iteration starts."""
         self.start_batch = 0
         if self.batches_per_epoch == 0:
@@ -76,11 +79,6 @@ class TrainBatchSampler(Sampler[list[int]]):
                 f"process(es), fewer than one batch of {batch_size}{grouped}: lower --batch_size"
             )
 
-    def _count_batches(self, num_replicas: int) -> int:
-        if self.groups is None:
-            return len(self._order) // self.batch_size
-        return sum(count // self.batch_size for count in Counter(self.groups).values()) // num_replicas
-
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch of the next iteration, and the batch (from 0) with which it begins."""
         if not 0 <= start_batch <= self.batches_per_epoch:
@@ -88,18 +86,16 @@ class TrainBatchSampler(Sampler[list[int]]):
         self._order.set_epoch(epoch)
         self.start_batch = start_batch
 
-    def _batches(self) -> Iterator[list[int]]:
-        """Every whole batch of the order; those of all ranks where images are grouped."""
+    def __iter__(self) -> Iterator[list[int]]:
         collected: defaultdict[int, list[int]] = defaultdict(list)
+        batches: list[list[int]] = []  # every whole one; those of all ranks where images are grouped
         for index in self._order:
             group = collected[0 if self.groups is None else self.groups[index]]
             group.append(index)
             if len(group) == self.batch_size:
-                yield list(group)
+                batches.append(list(group))
                 group.clear()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from list(self._batches())[self._dealt][self.start_batch : self.batches_per_epoch]
+        yield from batches[self._dealt][self.start_batch : self.batches_per_epoch]
 
     def __len__(self) -> int:
         return self.batches_per_epoch - self.start_batch

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from datasets.layouts import SHAPES_PATH
+from datasets.panoptic_png import ids_to_rgb
 from datasets.shapes_drawing import (
     COLOURS,
     DEFAULT_SIZE,
@@ -51,7 +51,7 @@ Record = tuple[dict, list[dict], dict]  # rows of one picture: image, annotation
 def _write_pictures(
     folder: Path, seed: int, size: int, vary_size: bool, split: str, indices: range
 ) -> list[Record]:
-    """Write some pictures of a split and return the rows of each: image, annotations, panoptic annotation."""
+    """Write some pictures of a split and return the rows of each."""
     records = []
     for index in indices:
         picture = draw_picture(seed, split, index, size, vary_size)
@@ -59,8 +59,8 @@ def _write_pictures(
         name = f"{image_id:012d}"
         jpeg = folder / f"{split}2017" / f"{name}.jpg"
         Image.fromarray(picture.image).save(jpeg, quality=92, subsampling=0)  # sharp colours: no subsampling
-        rgb = np.stack([picture.segment_ids >> shift & 255 for shift in (0, 8, 16)], axis=-1)
-        Image.fromarray(rgb.astype(np.uint8)).save(folder / f"panoptic_{split}2017" / f"{name}.png")
+        png = folder / f"panoptic_{split}2017" / f"{name}.png"
+        Image.fromarray(ids_to_rgb(picture.segment_ids)).save(png)
         height, width = picture.segment_ids.shape
         row = {"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width}
         panoptic = {"image_id": image_id, "file_name": f"{name}.png", "segments_info": picture.segments}
@@ -218,7 +218,8 @@ def write_shapes(
     return root
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = OneLineParser(
         prog="python -m datasets.shapes",
         description="Write the built-in shapes data set as COCO files: JPEG pictures, instances JSON, "
@@ -233,25 +234,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--vary_size", action="store_true", help="in one picture of five the longer side is 7/6 of --size")
     add("--seed", type=int, default=0, help="another seed gives other pictures")
     add("--workers", type=int, default=argparse.SUPPRESS, help="drawing processes (default: one a core)")
-    return parser
+    options = vars(parser.parse_args(argv))
 
+    def run() -> None:
+        try:
+            root = write_shapes(options.pop("out"), **options)
+        except KeyboardInterrupt:
+            print("interrupted: nothing was written", file=sys.stderr)
+            raise
+        print(f"shapes: {options['train']} training and {options['val']} validation pictures in")
+        for what in ("train2017", "val2017", "panoptic_train2017", "panoptic_val2017", "annotations"):
+            print(f"  {root / what}")
+        print(f"next: python main.py --dataset_file shapes --coco_path {root}")
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    options = vars(_parser().parse_args(argv))
-    return exit_status(lambda: _run(**options))
-
-
-def _run(out: str, **options: Any) -> None:
-    try:
-        root = write_shapes(out, **options)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        raise
-    print(f"shapes: {options['train']} training and {options['val']} validation pictures in")
-    for what in ("train2017", "val2017", "panoptic_train2017", "panoptic_val2017", "annotations"):
-        print(f"  {root / what}")
-    print(f"next: python main.py --dataset_file shapes --coco_path {root}")
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Pictures of circles, squares and triangles before a landscape, with what describes them in COCO files.
 
-Thing classes are the three shapes, stuff classes sky, grass and sand in the background. One to four shapes
-stand in a picture; position, size, rotation and colour are random and tell nothing about the class, and
-mirroring a picture gives another one that is just as likely. A shape lies wholly inside the picture, and
-later ones may cover up to `MAX_HIDDEN` of an earlier one. Polygon, bbox and area describe what remains
-visible of a shape, and so does its segment in the panoptic PNG: a pixel belongs to the topmost shape over
-its centre. Every picture follows from (seed, split, index) and the picture size alone, so that the files do
-not depend on the number of worker processes, nor a picture on how many others there are.
+One to four shapes stand in a picture; position, size, rotation and colour are random and tell nothing about
+the class, and mirroring a picture gives another one that is just as likely. A shape lies wholly inside the
+picture, and later ones may cover up to `MAX_HIDDEN` of an earlier one. Polygon, bbox and area describe what
+remains visible of a shape, and so does its segment in the panoptic PNG: a pixel belongs to the topmost shape
+over its centre. Every picture follows from (seed, split, index) and the picture size alone.
 """
 
 from __future__ import annotations
@@ -229,20 +227,6 @@ def _paint(image: np.ndarray, labels: np.ndarray, shape: Shape, label: int, ligh
     labels[window][inside > 0] = label
 
 
-def _annotation(annotation_id: int, image_id: int, category: int, polygon: np.ndarray) -> dict:
-    polygon = polygon.round(2)  # what the file holds is what bbox and area are computed from
-    corner = polygon.min(axis=0)
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": category,
-        "iscrowd": 0,
-        "area": round(_polygon_area(polygon), 2),
-        "bbox": [round(float(value), 2) for value in (*corner, *(polygon.max(axis=0) - corner))],
-        "segmentation": [polygon.ravel().tolist()],
-    }
-
-
 def _segments(labels: np.ndarray, categories: dict[int, int]) -> tuple[np.ndarray, list[dict]]:
     """Panoptic ids [h, w] and the rows that describe them; `categories` maps labels to category ids."""
     ids = np.zeros(labels.shape, dtype=np.int64)
@@ -289,8 +273,12 @@ def draw_picture(
     categories = {-1 - number: shape.category for number, shape in enumerate(shapes)}
     segment_ids, segments = _segments(labels, categories | {category: category for category in stuff})
     image_id = FIRST_IMAGE_ID[split] + index
-    annotations = [
-        _annotation(10 * image_id + number, image_id, shape.category, polygon)
-        for number, (shape, polygon) in enumerate(zip(shapes, visible, strict=True))
-    ]
+    annotations = []
+    for number, (shape, polygon) in enumerate(zip(shapes, visible, strict=True)):
+        polygon = polygon.round(2)  # what the file holds is what bbox and area are computed from
+        corner = polygon.min(axis=0)
+        bbox = [round(float(value), 2) for value in (*corner, *(polygon.max(axis=0) - corner))]
+        row: dict = {"id": 10 * image_id + number, "image_id": image_id, "category_id": shape.category}
+        row |= {"iscrowd": 0, "area": round(_polygon_area(polygon), 2), "bbox": bbox}
+        annotations.append({**row, "segmentation": [polygon.ravel().tolist()]})
     return Picture(image.clip(0, 255).round().astype(np.uint8), segment_ids, annotations, segments)

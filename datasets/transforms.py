@@ -63,18 +63,12 @@ def crop(image: ImageLike, target: Target, region: Sequence[int]) -> Pair:
     elif "masks" in target:
         keep = target["masks"].flatten(1).any(1).bool()
     if "keypoints" in target:
-        target["keypoints"] = _move_keypoints(target["keypoints"], left, top, width, height)
+        place, seen = target["keypoints"][..., :2] - torch.tensor([left, top]), target["keypoints"][..., 2:]
+        inside = (place >= 0).all(-1) & (place[..., 0] <= width) & (place[..., 1] <= height)
+        target["keypoints"] = torch.cat([place, seen], -1) * (inside[..., None] & (seen > 0))
     if keep is not None and not keep.all():
         target.update({name: target[name][keep] for name in PER_OBJECT if name in target})
     return cropped, target
-
-
-def _move_keypoints(keypoints: Tensor, left: int, top: int, width: int, height: int) -> Tensor:
-    """Keypoints [N, K, 3] in the coordinates of a crop; (0, 0, 0) where they lie outside."""
-    place = keypoints[..., :2] - torch.tensor([left, top])
-    inside = (place >= 0).all(-1) & (place[..., 0] <= width) & (place[..., 1] <= height)
-    seen = inside & (keypoints[..., 2] > 0)
-    return torch.cat([place, keypoints[..., 2:]], -1) * seen[..., None]
 
 
 def hflip(image: ImageLike, target: Target) -> Pair:
@@ -118,7 +112,16 @@ def resize(image: ImageLike, target: Target, size: int | Sequence[int], max_size
     """
     old = image_size(image)
     height, width = new = resized_size(*old, size, max_size)
-    resized = _resize_image(image, new)
+    if new == old:
+        resized = image
+    elif isinstance(image, Image.Image):
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    else:
+        # The batch axis goes before interleaved pixels, so that its stride tells the kernel of their layout:
+        # it then takes them as they are, in less than half the time.
+        batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # [1, 3, h, w]
+        options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
+        resized = functional.interpolate(batch, size=new, **options)[0]
     if target is None:
         return resized, None
     x, y = width / old[1], height / old[0]
@@ -128,28 +131,12 @@ def resize(image: ImageLike, target: Target, size: int | Sequence[int], max_size
     if "area" in target:
         target["area"] = target["area"] * (x * y)
     if "masks" in target:
-        target["masks"] = _resize_masks(target["masks"], new)
+        rows, columns = map(_nearest, target["masks"].shape[1:], new)
+        masks = target["masks"].bool().numpy()
+        target["masks"] = torch.from_numpy(masks.take(columns, axis=2).take(rows, axis=1))
     if "keypoints" in target:
         target["keypoints"] = target["keypoints"] * torch.tensor([x, y, 1.0])
     return resized, target
-
-
-def _resize_image(image: Image.Image | Tensor, size: tuple[int, int]) -> Image.Image | Tensor:
-    if image_size(image) == size:
-        return image
-    if isinstance(image, Image.Image):
-        return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    # The batch axis goes before interleaved pixels, so that its stride tells the kernel of their layout:
-    # it then takes them as they are, in less than half the time.
-    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # [1, 3, h, w]
-    options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    return functional.interpolate(batch, size=size, **options)[0]
-
-
-def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, h, w] -> bool, each pixel from the nearest."""
-    rows, columns = map(_nearest, masks.shape[1:], size)
-    return torch.from_numpy(masks.bool().numpy().take(columns, axis=2).take(rows, axis=1))
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

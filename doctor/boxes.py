@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from doctor.columns import RawFile, floats
-from doctor.masks import Extents, overlap
+from doctor.masks import Extents, leaves, overlap
 from doctor.report import Finding, Report
 
-TOLERANCE = 2.0  # pixels by which a box may leave its image: rounding, and tools that count from 1
 FEWEST = 3  # boxes from which a convention is judged
 CONVENTIONS = ("xywh", "xyxy", "centred")
 
@@ -47,23 +46,27 @@ def check_boxes(raw: RawFile, report: Report, masks: Extents) -> None:
         name = "looks_normalised" if scale == "normalised" else f"looks_{convention}"
         report.add(name, path, np.flatnonzero(usable), describe, about=convention)
         return  # what else is odd about the boxes follows from it
-    with np.errstate(invalid="ignore"):
-        negative = usable & (boxes[:, 2:] < 0).any(axis=1)
-        flat = usable & ~negative & (boxes[:, 2:] == 0).any(axis=1)
-        sized = usable & ~negative & ~flat
-        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        outside = sized & ((high <= 0) | (low >= raw.limits)).any(axis=1)
-        beyond = ((low < -TOLERANCE) | (high > raw.limits + TOLERANCE)).any(axis=1)
+    negative = usable & (boxes[:, 2:] < 0).any(axis=1)
+    low, high = raw.corners[:, :2], raw.corners[:, 2:]
+    outside = raw.sized & ((high <= 0) | (low >= raw.limits)).any(axis=1)
+    over_edge = raw.sized & ~outside & leaves(raw.corners, raw.limits)
 
     def where(row: Any) -> Finding:
         finding, (width, height) = describe(row), raw.limits[row]
         return finding._replace(value=f"{finding.value}, the image has {width:g} x {height:g}")
 
     report.add("bbox_negative", path, np.flatnonzero(negative), describe, n)
-    report.add("bbox_no_size", path, np.flatnonzero(flat), describe, n)
+    report.add("bbox_no_size", path, np.flatnonzero(usable & ~negative & ~raw.sized), describe, n)
     report.add("bbox_outside", path, np.flatnonzero(outside), where, n)
-    report.add("bbox_over_edge", path, np.flatnonzero(sized & ~outside & beyond), where, n)
-    report.add("duplicate_object", path, _duplicates(raw, sized), raw.on_annotation("category_id", "bbox"), n)
+    report.add("bbox_over_edge", path, np.flatnonzero(over_edge), where, n)
+    rows = np.flatnonzero(raw.sized & (raw.image_rows >= 0) & raw.labels[1] & ~raw.crowds)
+    keys = [*boxes[rows].T, raw.labels[0][rows], raw.image_rows[rows]]
+    order = np.lexsort(keys)  # stable: of equal ones the first in the file comes first
+    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    twice = np.sort(rows[order[1:][same]])
+    report.add("duplicate_object", path, twice, raw.on_annotation("category_id", "bbox"), n)
 
 
 def find_convention(
@@ -100,8 +103,8 @@ def find_convention(
     fits = {}  # convention -> the share of boxes that have a size, lie in their image, and fit their masks
     for name in CONVENTIONS:
         corners = to_corners(boxes, name)
-        inside = (corners[:, :2] >= -TOLERANCE) & (corners[:, 2:] <= limits + TOLERANCE)
-        fits[name] = float(np.mean((inside & (corners[:, 2:] >= corners[:, :2])).all(axis=1)))
+        has_size = (corners[:, 2:] >= corners[:, :2]).all(axis=1)
+        fits[name] = float(np.mean(has_size & ~leaves(corners, limits)))
         if has_mask.sum() >= FEWEST:
             fits[name] *= float(np.mean(overlap(corners[has_mask], extents[has_mask]) > 0.5))
     if scale == "normalised":  # YOLO's, unless it does not suit
@@ -116,17 +119,6 @@ def find_convention(
     return (best, scale) if fits["xywh"] < 0.9 and fits[best] >= 0.98 else ("xywh", scale)
 
 
-def _duplicates(raw: RawFile, sized: np.ndarray) -> np.ndarray:
-    """Places of objects whose image, category and box stood before already; crowds do not count."""
-    rows = np.flatnonzero(sized & (raw.image_rows >= 0) & raw.labels[1] & ~raw.crowds)
-    keys = [raw.boxes[0][rows, i] for i in range(4)] + [raw.labels[0][rows], raw.image_rows[rows]]
-    order = np.lexsort(keys)  # stable: of equal ones the first in the file comes first
-    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
-    for key in keys:
-        same &= key[order][1:] == key[order][:-1]
-    return np.sort(rows[order[1:][same]])
-
-
 def check_areas_and_crowds(raw: RawFile, report: Report) -> None:
     """Areas that are missing or impossible, and crowd flags that are missing or not 0 or 1."""
     path, n = raw.path, len(raw.annotations)
@@ -134,9 +126,8 @@ def check_areas_and_crowds(raw: RawFile, report: Report) -> None:
     boxes = raw.boxes[0]
     with np.errstate(invalid="ignore"):
         box_areas = boxes[:, 2] * boxes[:, 3]
-        sized = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         high = areas > 1.05 * box_areas + 2 * (boxes[:, 2] + boxes[:, 3]) + 4  # a pixel wider on each side
-        wrong = regular & sized & (~np.isfinite(areas) | (areas <= 0) | high)
+        wrong = regular & raw.sized & (~np.isfinite(areas) | (areas <= 0) | high)
     if report.doubts_boxes(path):
         wrong &= ~np.isfinite(areas) | (areas <= 0)
     report.add("area_malformed", path, np.flatnonzero(~regular), raw.on_annotation("area"))

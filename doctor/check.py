@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from datasets.layouts import LAYOUTS, PANOPTIC, find_layout, known_layouts, splits_below
 from doctor.boxes import check_areas_and_crowds, check_boxes
 from doctor.columns import RawFile, read_raw
-from doctor.ids import check_categories, check_ids, note_classes
+from doctor.ids import check_categories, check_ids, compare_categories, note_classes
 from doctor.masks import check_masks, measure
 from doctor.panoptic import check_pngs, check_segments
 from doctor.pictures import check_across, check_listing, check_names, check_pictures
-from doctor.report import Finding, Report, text_finding
+from doctor.report import Report
 from doctor.sources import Files, Source
 from util.collector import paused_collector
 from util.errors import UserError
@@ -87,40 +86,9 @@ def check_raw(
     pairs = [(f"{form}train", f"{form}{other}") for form in ("", "panoptic ") for other in ("val", "test")]
     for one, other in pairs:
         if {one, other} <= raws.keys():
-            _compare_categories(report, raws[one], raws[other], counts[one], counts[other], split=other)
+            compare_categories(report, raws[one], raws[other], counts[one], counts[other], split=other)
         if {one, other} <= digests.keys():
             check_across(report, (raws[one], digests[one]), (raws[other], digests[other]))
-
-
-def _compare_categories(
-    report: Report,
-    train: RawFile,
-    val: RawFile,
-    trained: Mapping[str, int],
-    scored: Mapping[str, int],
-    split: str,
-) -> None:
-    """Ids that mean one class in train and another in val or test; classes with objects in train or val only.
-
-    `trained` and `scored` are the objects of each class in train and in the other, which is called `split`.
-    """
-    names: list[dict[int, Any]] = [{}, {}]
-    for raw, name_of in zip((train, val), names, strict=True):
-        for record in raw.categories:
-            if type(record.get("id")) is int:
-                name_of.setdefault(record["id"], record.get("name"))
-    ids = sorted(i for i in names[0].keys() & names[1].keys() if names[0][i] != names[1][i])
-
-    def describe(row: int) -> Finding:
-        value = f"category {row} is {names[0][row]!r} in train and {names[1][row]!r} in {split.split()[-1]}"
-        return Finding(None, None, value)
-
-    report.add("categories_differ", val.path, ids, describe)
-    if split.endswith("test"):
-        return
-    for raw, here, there in ((train, trained, scored), (val, scored, trained)):
-        only = sorted(name for name, n in here.items() if n and not there.get(name))
-        report.add("one_split_only", raw.path, only, text_finding)
 
 
 def find_sources(

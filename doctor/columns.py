@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from datasets.images import picture_name
-from datasets.layouts import parse
-from doctor.numbering import is_id
+from datasets.layouts import is_integer, parse
 from doctor.report import Finding, Report, text_finding
 
 SECTIONS = ("images", "annotations", "categories")
@@ -103,6 +102,24 @@ class RawFile:
     def boxes(self) -> tuple[np.ndarray, np.ndarray]:
         """bbox of the annotations, float64 [N, 4], and which are four numbers."""
         return quads(self.column("annotations", "bbox"))
+
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """The boxes as x1 y1 x2 y2, float64 [N, 4]; NaN where one is not four numbers."""
+        low, sides = self.boxes[0][:, :2], self.boxes[0][:, 2:]
+        with np.errstate(invalid="ignore"):
+            return np.concatenate([low, low + sides], axis=1)
+
+    @cached_property
+    def sized(self) -> np.ndarray:
+        """bool [N]: the box is four finite numbers, with a width and a height above 0."""
+        boxes = self.boxes[0]
+        return np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+
+    def edges_of(self, image: int) -> np.ndarray:
+        """The right and bottom edges [K, 2] of the boxes of the image at a place that are finite."""
+        edges = self.corners[self.image_rows == image, 2:]
+        return edges[np.isfinite(edges).all(axis=1)]
 
     @cached_property
     def crowds(self) -> np.ndarray:
@@ -215,7 +232,7 @@ def is_number(value: Any) -> bool:
 
 def integers(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [N], bool [N] which of the values are integers); 0 where one is none."""
-    return _column(values, {int}, is_id, 0)
+    return _column(values, {int}, is_integer, 0)
 
 
 def floats(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:

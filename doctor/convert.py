@@ -25,7 +25,7 @@ from doctor.columns import SECTIONS, RawFile
 from doctor.correction import tally_of
 from doctor.fix import MENDED, write_set
 from doctor.formats import coco, via, voc, yolo
-from doctor.formats.record import Picture, Reading
+from doctor.formats.record import Reading
 from doctor.new_folder import NewFolder
 from doctor.report import Report
 from doctor.sources import Source
@@ -49,8 +49,13 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
     found = {one.name for picture in ordered for one in picture.objects}
     names = [*reading.names, *sorted(found - set(reading.names))]
     classes = {name: number for number, name in enumerate(names, 1)}
+    stems = [picture.path.stem for picture in ordered]
+    numbered = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
+    ids = list(map(int, stems)) if numbered else []
+    if len(set(ids)) < len(ordered):
+        ids = list(range(1, len(ordered) + 1))
     content: dict[str, dict[str, Any]] = {}
-    for picture, image_id in zip(ordered, _image_ids(ordered), strict=True):
+    for picture, image_id in zip(ordered, ids, strict=True):
         part = content.setdefault(picture.split, {name: [] for name in SECTIONS})
         width, height = picture.size
         entry = {"id": image_id, "file_name": str(picture.path), "width": width, "height": height}
@@ -74,54 +79,21 @@ def to_coco(reading: Reading) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _image_ids(pictures: Sequence[Picture]) -> list[int]:
-    stems = [picture.path.stem for picture in pictures]
-    if all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems):
-        numbers = list(map(int, stems))
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(pictures) + 1))
-
-
-def write(contents: dict[str, dict[str, Any]], out: str | Path) -> Summary:
-    """Write annotation files, and links to the pictures, to a new folder -> what the files hold.
-
-    Args:
-        contents: split -> the contents of its file; file names are the paths of the pictures.
-
-    Raises:
-        UserError: the folder holds something already.
-    """
-    raws = {split: RawFile(Path(split), contents[split]) for split in SPLITS if split in contents}
-    sources = {}
-    for split, raw in raws.items():
-        names = raw.column("images", "file_name")
-        sources[split] = Source(Path(split), placed={name: Path(name) for name in names})
-    write_set(NewFolder(out), raws, sources)
-    return Summary(after={split: tally_of(raw) for split, raw in raws.items()})
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = OneLineParser("python -m doctor.convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("format", choices=["coco", "voc", "yolo", "via"])
-    parser.add_argument(
-        "source", nargs="+", help="folder, data.yaml, or JSON file; of coco several are joined"
-    )
-    parser.add_argument("out", help="new folder, in COCO's layout")
-    parser.add_argument("--split", type=float, help="share of the pictures for training, drawn at random")
-    parser.add_argument("--seed", type=int, default=42, help="of that draw")
-    parser.add_argument("--names", nargs="+", default=[], help="the classes, in the order of their ids")
-    parser.add_argument("--images", help="coco: the folder of the pictures")
-    parser.add_argument(
-        "--val", nargs="+", default=[], metavar="FILE", help="coco: JSON files for validation"
-    )
-    parser.add_argument(
-        "--test", nargs="+", default=[], metavar="FILE", help="coco: JSON files of a test split"
-    )
-    parser.add_argument(
-        "--one_based", action="store_true", help="voc: coordinates count from 1, as in the published VOC sets"
-    )
+    add = parser.add_argument
+    add("source", nargs="+", help="folder, data.yaml, or JSON file; of coco several are joined")
+    add("out", help="new folder, in COCO's layout")
+    add("--split", type=float, help="share of the pictures for training, drawn at random")
+    add("--seed", type=int, default=42, help="of that draw")
+    add("--names", nargs="+", default=[], help="the classes, in the order of their ids")
+    add("--images", help="coco: the folder of the pictures")
+    add("--val", nargs="+", default=[], metavar="FILE", help="coco: JSON files for validation")
+    add("--test", nargs="+", default=[], metavar="FILE", help="coco: JSON files of a test split")
+    add("--one_based", action="store_true",
+        help="voc: coordinates count from 1, as in the published VOC sets")  # fmt: skip
     return parser
 
 
@@ -130,36 +102,16 @@ def run(words: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args(words)
     if args.split is not None and not 0 < args.split <= 1:
         raise UserError(f"--split {args.split:g}: a share of the pictures, above 0 and at most 1")
-    sources = [Path(source) for source in args.source]
-    for source in [*sources, *map(Path, [*args.val, *args.test])]:
-        if not source.exists():
+    for source in [*args.source, *args.val, *args.test]:
+        if not Path(source).exists():
             raise UserError(f"{source}: there is no such file or folder")
     if args.format == "coco":
-        given = {"": sources, "val": list(map(Path, args.val)), "test": list(map(Path, args.test))}
+        splits = {"": args.source, "val": args.val, "test": args.test}
+        given = {split: list(map(Path, files)) for split, files in splits.items()}
         contents, before, notes, lost = coco.read(given, args.images, args.split, args.seed)
     else:
-        if len(sources) > 1 or args.val or args.test or args.images:
-            raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
-        if args.format == "voc":
-            reading = voc.read(sources[0], args.one_based)
-        elif args.format == "via":
-            reading = via.read(sources[0], args.names)
-        else:
-            reading = yolo.read(sources[0], dict(enumerate(args.names)) if args.names else None)
-        if not reading.pictures:
-            raise UserError(f"{sources[0]}: no pictures there")
-        reading.names = args.names or reading.names
-        names = [picture.path.name for picture in reading.pictures]
-        splits, said = draw([one.split for one in reading.pictures], names, args.split, args.seed)
-        reading.pictures = [
-            one._replace(split=split) for one, split in zip(reading.pictures, splits, strict=True)
-        ]
-        before = {split: Tally() for split in SPLITS if split in splits}
-        for picture in reading.pictures:
-            before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
-        contents, lost = to_coco(reading), reading.lost
-        notes = [*reading.notes, *filter(None, [said])]
-    texts = [str(sources[0]), args.out]
+        contents, before, notes, lost = _read_pictures(args)
+    texts = [args.source[0], args.out]
     for content in contents.values():
         texts += [str(image["file_name"]) for image in content["images"]]
         texts += [str(category.get("name")) for category in content["categories"]]
@@ -168,13 +120,42 @@ def run(words: Sequence[str] | None = None) -> int:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{ascii(text)} is no UTF-8 text: rename that file, folder or class") from None
-    summary = write(contents, args.out)
-    summary.before, summary.notes = before, notes
+    raws = {split: RawFile(Path(split), contents[split]) for split in SPLITS if split in contents}
+    sources = {}
+    for split, raw in raws.items():
+        placed = {name: Path(name) for name in raw.column("images", "file_name")}
+        sources[split] = Source(Path(split), placed=placed)
+    write_set(NewFolder(args.out), raws, sources)
+    summary = Summary(before, {split: tally_of(raw) for split, raw in raws.items()}, notes=notes)
     report = check_dataset(find_sources(args.out))
     left_out = [f"left out: {tally}: {reason}" for reason, tally in lost]
     print("\n".join([*report.lines(), "", *left_out, *summary.lines()]))
-    print("\n" + _next_step(str(sources[0]), args.out, report))
+    print("\n" + _next_step(args.source[0], args.out, report))
     return report.status
+
+
+def _read_pictures(args: argparse.Namespace) -> tuple[coco.Contents, dict[str, Tally], list[str], coco.Lost]:
+    """A source in one of the formats of single pictures; what it gives is what `coco.read` gives."""
+    source = Path(args.source[0])
+    if len(args.source) > 1 or args.val or args.test or args.images:
+        raise UserError(f"{args.format}: one source, and no --val, --test or --images, which coco takes")
+    if args.format == "voc":
+        reading = voc.read(source, args.one_based)
+    elif args.format == "via":
+        reading = via.read(source, args.names)
+    else:
+        reading = yolo.read(source, dict(enumerate(args.names)) if args.names else None)
+    pictures = reading.pictures
+    if not pictures:
+        raise UserError(f"{source}: no pictures there")
+    reading.names = args.names or reading.names
+    names = [one.path.name for one in pictures]
+    splits, said = draw([one.split for one in pictures], names, args.split, args.seed)
+    reading.pictures = [one._replace(split=to) for one, to in zip(pictures, splits, strict=True)]
+    before = {split: Tally() for split in SPLITS if split in splits}
+    for picture in reading.pictures:
+        before[picture.split] += Tally(1, Counter(one.name for one in picture.objects))
+    return to_coco(reading), before, [*reading.notes, *filter(None, [said])], reading.lost
 
 
 def _next_step(source: str, out: str, report: Report) -> str:

@@ -21,30 +21,21 @@ from doctor.summary import Summary, Tally
 class Correction:
     """One round of corrections of a file; its entries are edited, for they were read for this.
 
-    Attributes:
-        split: its name.
-        raw: the file.
-        raws: the files of all splits.
-        source: where its pictures are.
-        files: what is known of pictures and PNGs; None: they are not looked at.
-        num_classes: of the model, None if it does not matter.
-        may_drop: drop what training survives too.
-        dropped: for each list, the places that the result leaves out, and why: (reason, another entry stands
-            for it). `drop` adds to it.
-        dropped_segments: (annotation, place) of panoptic segments -> why.
+    `dropped` says for each list which places the result leaves out, and why: (reason, another entry stands
+    for it). `drop` adds to it.
     """
 
-    split: str
+    split: str  # its name
     raw: RawFile
-    raws: Mapping[str, RawFile]
+    raws: Mapping[str, RawFile]  # of all splits
     source: Source
-    files: Files | None
-    num_classes: int | None
-    may_drop: bool = False
+    files: Files | None  # what is known of pictures and PNGs; None: they are not looked at
+    num_classes: int | None  # of the model, None if it does not matter
+    may_drop: bool = False  # drop what training survives too
     dropped: dict[str, dict[int, tuple[str, bool]]] = field(
         default_factory=lambda: {name: {} for name in SECTIONS}
     )
-    dropped_segments: dict[tuple[int, int], str] = field(default_factory=dict)
+    dropped_segments: dict[tuple[int, int], str] = field(default_factory=dict)  # (annotation, place) -> why
 
     def drop(self, section: str, rows: Iterable[Any], why: str, merged: bool = False) -> None:
         """Leave out entries of a list."""

@@ -14,7 +14,7 @@ from datasets.images import picture_name
 from doctor import mend_ids, mend_objects, mend_pictures
 from doctor.check import check_raw
 from doctor.columns import SECTIONS, RawFile, read_raw
-from doctor.correction import Correction, tally_of
+from doctor.correction import Action, Correction, drop, each, tally_of
 from doctor.new_folder import NewFolder, names_inside
 from doctor.report import EXAMPLES, Group, Report, finding_line
 from doctor.sources import Files, Source
@@ -23,19 +23,73 @@ from doctor.summary import Summary
 from util.errors import UserError
 
 Changes = dict[str, list[str]]  # what was done -> the findings that it was done about
-ACTIONS = {**mend_ids.ACTIONS, **mend_objects.ACTIONS, **mend_pictures.ACTIONS}
+# Kind of fault -> what is done about it, in the order in which that has to be: where anything of a stage is
+# found, the rest waits for the next round. Wrong boxes come before areas, by which boxes are judged, are
+# computed, and before objects are dropped.
+_CROWD = each("annotations", mend_objects.state_crowd, "1 where it said so, 0 otherwise")
+_EMPTIED = each("annotations", lambda record, _: record.update(segmentation=[]), "emptied the segmentation")
+_FEWER = each("annotations", mend_objects.keep_good_polygons, "dropped the polygon")
+_CLAMPED = each("annotations", mend_objects.clamp_polygons, "clamped the points to the image")
+_TURNED = each("images", mend_pictures.swap_sides, "stated the other frame: swapped width and height")
+STAGES: tuple[dict[str, Action], ...] = (
+    {"id_type": mend_ids.number_everything, "file_name_missing": mend_pictures.drop_images},
+    {
+        "duplicate_image_id": mend_ids.merge_one_id,
+        "duplicate_category_id": drop("categories"),
+        "duplicate_annotation_id": mend_ids.new_annotation_ids,
+        "image_missing": mend_pictures.find_or_drop,
+        "bbox_missing": mend_objects.box_from_elsewhere,
+        "bbox_malformed": mend_objects.box_from_elsewhere,
+        "bbox_not_finite": mend_objects.box_from_elsewhere,
+    },
+    {
+        "exif_other_frame": _TURNED,
+        "image_twice": mend_ids.merge_one_picture,
+        "categories_differ": mend_ids.take_ids_of_train,
+        "looks_xyxy": mend_objects.convert_boxes,
+        "looks_centred": mend_objects.convert_boxes,
+        "looks_normalised": mend_objects.convert_boxes,
+        "bbox_wrong_by_mask": mend_objects.box_of_mask,
+    },
+    {
+        "annotation_id_zero": mend_ids.new_annotation_ids,
+        "dangling_image_id": drop("annotations"),
+        "dangling_category_id": mend_ids.drop_uncategorised,
+        "category_range": mend_ids.move_categories,
+        "bbox_negative": each("annotations", mend_objects.swap_corners, "swapped the corners"),
+        "bbox_no_size": mend_objects.box_of_mask,
+        "bbox_outside": drop("annotations"),
+        "bbox_over_edge": each("annotations", mend_objects.clamp_box, "clamped to the image"),
+        "area_malformed": mend_objects.compute_area,
+        "area_wrong": mend_objects.compute_area,
+        "iscrowd_missing": _CROWD,
+        "iscrowd_malformed": _CROWD,
+        "duplicate_object": drop("annotations", merged=True),
+        "segmentation_malformed": _EMPTIED,
+        "rle_misfit": _EMPTIED,
+        "polygon_points": _FEWER,
+        "polygon_not_finite": _FEWER,
+        "polygon_far": _FEWER,
+        "polygon_outside": _CLAMPED,
+        "image_unreadable": mend_pictures.drop_images,
+        "image_too_large": mend_pictures.drop_images,
+        "image_truncated": mend_pictures.drop_images,
+        "image_size": mend_pictures.take_size,
+        "image_size_missing": mend_pictures.take_size,
+        "image_in_both_splits": mend_pictures.drop_if_asked,
+        "isthing_missing": each("categories", lambda record: record.update(isthing=1), "called things"),
+        "segments_malformed": mend_pictures.drop_segments,
+        "segment_id": mend_pictures.drop_segments,
+        "image_without_segments": drop("images"),
+        "png_unreadable": mend_pictures.drop_images_of,
+        "png_size": mend_pictures.drop_images_of,
+        "png_not_in_json": mend_pictures.paint_void,
+        "json_not_in_png": mend_pictures.drop_segments,
+    },
+    {"no_segmentation": drop("annotations")},
+)
+ACTIONS = {name: action for stage in STAGES for name, action in stage.items()}
 MENDED = {*ACTIONS, "broken_record"}  # the kinds of faults that a corrected copy is without
-# What has to be mended first; where any of it is found, the rest waits for the next round. Wrong boxes come
-# before areas, by which boxes are judged, are computed, and before objects are dropped.
-STAGES = (
-    {"id_type", "file_name_missing"},
-    {"duplicate_image_id", "duplicate_category_id", "duplicate_annotation_id", "image_missing",
-     "bbox_missing", "bbox_malformed", "bbox_not_finite"},
-    {"exif_other_frame", "image_twice", "categories_differ", "looks_xyxy", "looks_centred",
-     "looks_normalised", "bbox_wrong_by_mask"},
-    ACTIONS.keys() - {"no_segmentation"},
-    {"no_segmentation"},
-)  # fmt: skip
 _ROUNDS = 12  # mending one fault may uncover another: a picture dropped, an object without image
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,30 @@ def objects(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
     ]
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
+
+
+def compare_categories(
+    report: Report,
+    train: RawFile,
+    val: RawFile,
+    trained: Mapping[str, int],
+    scored: Mapping[str, int],
+    split: str,
+) -> None:
+    """Ids that mean one class in train and another in val or test; classes with objects in train or val only.
+
+    `trained` and `scored` are the objects of each class in train and in the other, which is called `split`.
+    """
+    names: list[dict[int, Any]] = []
+    for raw in (train, val):
+        records = [record for record in raw.categories[::-1] if type(record.get("id")) is int]
+        names.append({record["id"]: record.get("name") for record in records})  # the first of an id counts
+    ids = sorted(i for i in names[0].keys() & names[1].keys() if names[0][i] != names[1][i])
+    other = split.split()[-1]
+    different = [f"category {i} is {names[0][i]!r} in train and {names[1][i]!r} in {other}" for i in ids]
+    report.add("categories_differ", val.path, different, text_finding)
+    if split.endswith("test"):
+        return
+    for raw, here, there in ((train, trained, scored), (val, scored, trained)):
+        only = sorted(name for name, n in here.items() if n and not there.get(name))
+        report.add("one_split_only", raw.path, only, text_finding)

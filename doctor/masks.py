@@ -16,7 +16,7 @@ from datasets.masks import FAR, enclosed_area, is_usable, run_lengths
 from doctor.columns import RawFile, floats, is_number
 from doctor.report import Finding, Report
 
-TOLERANCE = 2.0  # pixels, as for boxes
+TOLERANCE = 2.0  # pixels by which boxes and masks may leave their image: rounding, tools that count from 1
 KINDS_OF_MASKS = (
     "segmentation_malformed", "polygon_points", "polygon_not_finite", "polygon_far", "polygon_outside",
     "rle_misfit",
@@ -51,9 +51,7 @@ def measure(raw: RawFile) -> tuple[Extents, Faults]:
                 _measure_runs(row, value, raw.limits[row], extents, faults)
             elif type(value) not in lists:
                 faults["segmentation_malformed"][row] = True
-    with np.errstate(invalid="ignore"):
-        beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > raw.limits + TOLERANCE)
-    faults["polygon_outside"] = beyond.any(axis=1) & ~faults["rle_misfit"]
+    faults["polygon_outside"] = leaves(extents, raw.limits) & ~faults["rle_misfit"]
     return Extents(extents, np.isfinite(extents).all(axis=1)), faults
 
 
@@ -143,22 +141,22 @@ def run_lengths_of(counts: Any) -> np.ndarray:
         if not all(type(count) is int for count in counts):
             raise TypeError("run lengths are integers")
         return np.array(counts, dtype=np.int64)
-    text = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8)
-    codes = text.astype(np.int64) - 48
-    if not len(codes) or (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
+    runs: list[int] = []
+    number = shift = 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        code = byte - 48  # 5 bits of a number, lowest first, and whether more follow
+        if not 0 <= code < 64 or shift > 55:
+            raise ValueError("no text of run lengths")
+        number, shift = number | (code & 31) << shift, shift + 5
+        if code & 32:
+            continue
+        if code & 16:  # the sign is in the highest bit
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)  # from the fourth on they are differences
+        number = shift = 0
+    if shift or not runs or max(map(abs, runs)) >> 60:
         raise ValueError("no text of run lengths")
-    last = codes & 32 == 0  # of the characters of a number, which come lowest bits first
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 11:
-        raise ValueError("a run length beyond 60 bits")
-    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
-    numbers -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)  # the sign is in the highest bit
-    runs = numbers.copy()  # from the fourth on they are differences to the one before the last
-    runs[1::2] = np.cumsum(numbers[1::2])
-    runs[2::2] = np.cumsum(numbers[2::2])
-    return runs
+    return np.array(runs, dtype=np.int64)
 
 
 def check_masks(raw: RawFile, report: Report, masks: Extents, faults: Faults, scored: bool) -> None:
@@ -179,7 +177,7 @@ def check_masks(raw: RawFile, report: Report, masks: Extents, faults: Faults, sc
         report.tell("no_masks", path, f"{objects} objects, none with a mask")
     if report.doubts_boxes(path):
         return
-    rows = np.flatnonzero(masks.known & apart(raw.boxes[0], masks.boxes))
+    rows = np.flatnonzero(apart(raw, masks))
     wrong = _wrong_boxes(raw, masks.boxes, rows)
 
     def with_extent(row: Any) -> Finding:
@@ -199,9 +197,7 @@ def _wrong_boxes(raw: RawFile, extents: np.ndarray, rows: np.ndarray) -> np.ndar
     """
     boxes, limits = raw.boxes[0][rows], raw.limits[rows]
     areas = floats(raw.column("annotations", "area"))[0][rows]
-    with np.errstate(invalid="ignore"):
-        beyond = (boxes[:, :2] < -TOLERANCE) | (boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE)
-        wrong = beyond.any(axis=1) | (boxes[:, 2:] < 1).any(axis=1)
+    wrong = leaves(raw.corners[rows], limits) | (boxes[:, 2:] < 1).any(axis=1)
     has_mask = sound(extents[rows], limits)
     for place in np.flatnonzero(has_mask & ~wrong):
         segmentation, side = raw.annotations[rows[place]]["segmentation"], limits[place].max()
@@ -219,8 +215,12 @@ def sound(extents: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """bool [N]: whether masks (x1 y1 x2 y2) are a pixel large on either side, and within their images."""
     with np.errstate(invalid="ignore"):
         large = (extents[:, 2:] - extents[:, :2] >= 1).all(axis=1)
-        beyond = (extents[:, :2] < -TOLERANCE) | (extents[:, 2:] > limits + TOLERANCE)
-    return large & ~beyond.any(axis=1)
+    return large & ~leaves(extents, limits)
+
+
+def leaves(corners: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """bool [N]: whether boxes x1 y1 x2 y2 leave their images, `limits` [N, 2] wide and high."""
+    return np.any((corners[:, :2] < -TOLERANCE) | (corners[:, 2:] > limits + TOLERANCE), axis=1)
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -233,10 +233,9 @@ def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.nan_to_num(np.where(union > 0, shared / union, 0.0))
 
 
-def apart(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
-    """bool [N]: box (x y w h) and mask (x1 y1 x2 y2), each a pixel wider, share less than half."""
+def apart(raw: RawFile, masks: Extents) -> np.ndarray:
+    """bool [N]: box and mask, each a pixel wider, share less than half."""
     margin = np.array([-1, -1, 1, 1])
     with np.errstate(invalid="ignore"):
-        sized = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        return sized & (overlap(corners + margin, extents + margin) < 0.5)
+        shared = overlap(raw.corners + margin, masks.boxes + margin)
+    return masks.known & raw.sized & (shared < 0.5)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from datasets.layouts import is_integer
 from doctor.columns import RawFile
-from doctor.correction import Action, Correction, drop
-from doctor.numbering import Numbering, as_integer, is_id
+from doctor.correction import Correction, drop
+from doctor.numbering import Numbering, as_integer
 from doctor.report import Group
 
 
@@ -44,7 +45,8 @@ def number_ids(raw: RawFile) -> list[int]:
         for one, key, numbering in followed:
             meant = numbering(one.get(key))
             one[key] = as_integer(one.get(key)) if meant is None else meant
-        if not is_id(record.get("image_id")) or not (raw.panoptic or is_id(record.get("category_id"))):
+        needed = ["image_id"] if raw.panoptic else ["image_id", "category_id"]
+        if not all(is_integer(record.get(key)) for key in needed):
             lost.append(row)
     return lost
 
@@ -55,25 +57,27 @@ def _labelled(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in segments if isinstance(one, dict)] if isinstance(segments, list) else []
 
 
-def _mend_ids(correction: Correction, group: Group) -> str:
-    """All ids of the file at once, whichever of them the group is about."""
+def number_everything(correction: Correction, group: Group) -> str:
+    """Integers for all ids of the file at once, whichever of them the group is about."""
     lost = number_ids(correction.raw)
     correction.drop("annotations", lost, "an object whose image or category names none of the file")
     return "made integers, everywhere alike"
 
 
-def _new_annotation_ids(correction: Correction, group: Group) -> str:
+def new_annotation_ids(correction: Correction, group: Group) -> str:
+    """Free ids for annotations; a panoptic one, which is known by its image, is left out."""
     if correction.raw.panoptic:
         return drop("annotations")(correction, group)
     records = correction.raw.annotations
     # Not from the column of ids: two kinds of fault end here, and both may come in one round.
-    highest = max((record["id"] for record in records if is_id(record.get("id"))), default=0)
+    highest = max((record["id"] for record in records if is_integer(record.get("id"))), default=0)
     for number, row in enumerate(group.rows, max(highest, 0) + 1):
         records[row]["id"] = number
     return f"given new ids from {highest + 1} on"
 
 
-def _mend_duplicate_images(correction: Correction, group: Group) -> str:
+def merge_one_id(correction: Correction, group: Group) -> str:
+    """Entries of one image id: merged where they name one picture, else dropped."""
     raw = correction.raw
     ids = raw.image_ids[0]
     for row in group.rows:
@@ -87,7 +91,8 @@ def _mend_duplicate_images(correction: Correction, group: Group) -> str:
     return "merged where they name one picture, dropped with their objects where they name several"
 
 
-def _merge_images(correction: Correction, group: Group) -> str:
+def merge_one_picture(correction: Correction, group: Group) -> str:
+    """Entries of one picture, by its name, its path or its bytes, become the first of them."""
     raw = correction.raw
     rows = set(map(int, group.rows))
     first: dict[Any, int] = {}
@@ -108,7 +113,8 @@ def _merge_images(correction: Correction, group: Group) -> str:
     return "merged with the first entry"
 
 
-def _move_categories(correction: Correction, group: Group) -> str:
+def move_categories(correction: Correction, group: Group) -> str:
+    """Free ids for categories that the model has no class for, as far as there are any."""
     raw, limit = correction.raw, correction.num_classes
     taken = set(raw.category_ids[0].tolist())
     free = (i for i in range(1, limit if limit is not None else 1 << 31) if i not in taken)
@@ -123,7 +129,8 @@ def _move_categories(correction: Correction, group: Group) -> str:
     return ", ".join(f"{old} became {new}" for old, new in moved.items()) or "dropped"
 
 
-def _rename_categories(correction: Correction, group: Group) -> str:
+def take_ids_of_train(correction: Correction, group: Group) -> str:
+    """The category ids of train, by name; categories that train lacks get those that follow."""
     raw = correction.raw
     split = next(name for name, one in correction.raws.items() if one.path == raw.path)
     train = correction.raws[split.replace("val", "train").replace("test", "train")]
@@ -144,28 +151,13 @@ def _relabel(raw: RawFile, moved: Mapping[int, int]) -> None:
     """Give objects and segments of some categories other ids."""
     for record in raw.annotations:
         for one in _labelled(record):
-            if is_id(one.get("category_id")):
+            if is_integer(one.get("category_id")):
                 one["category_id"] = moved.get(one["category_id"], one["category_id"])
 
 
-def _drop_dangling(correction: Correction, group: Group) -> str:
+def drop_uncategorised(correction: Correction, group: Group) -> str:
+    """Objects, or segments, of a category that is not listed are left out."""
     if not correction.raw.panoptic:
         return drop("annotations")(correction, group)
     correction.dropped_segments.update({tuple(segment): group.kind.title for segment in group.rows})
     return "dropped the segment"
-
-
-ACTIONS: dict[str, Action] = {
-    "id_type": _mend_ids,
-    "duplicate_image_id": _mend_duplicate_images,
-    "duplicate_category_id": drop("categories"),
-    "duplicate_annotation_id": _new_annotation_ids,
-    "annotation_id_zero": _new_annotation_ids,
-    "dangling_image_id": drop("annotations"),
-    "dangling_category_id": _drop_dangling,
-    "category_range": _move_categories,
-    "categories_differ": _rename_categories,
-    "image_twice": _merge_images,
-    "duplicate_object": drop("annotations", merged=True),
-}
-"""Kind of fault -> its correction."""

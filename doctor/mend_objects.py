@@ -10,7 +10,7 @@ import pycocotools.mask as coco_mask
 from datasets.masks import is_usable, run_lengths
 from doctor.boxes import to_corners
 from doctor.columns import is_number, means_crowd
-from doctor.correction import Action, Correction, drop, each
+from doctor.correction import Correction
 from doctor.masks import apart, is_polygons, measure, sound
 from doctor.report import Group
 
@@ -25,7 +25,8 @@ def _good_polygons(record: dict[str, Any], limit: np.ndarray) -> list[list[float
     return [polygon for polygon in polygons if is_usable(polygon, limit.max())]
 
 
-def _box_from_elsewhere(correction: Correction, group: Group) -> str:
+def box_from_elsewhere(correction: Correction, group: Group) -> str:
+    """The box from its own text, or from the polygons; an object without either is left out."""
     for row in group.rows:
         record = correction.raw.annotations[row]
         box = _as_numbers(record.get("bbox"))
@@ -41,7 +42,8 @@ def _box_from_elsewhere(correction: Correction, group: Group) -> str:
     return "read as numbers, taken from the polygons, or dropped with the object"
 
 
-def _box_of_mask(correction: Correction, group: Group) -> str:
+def box_of_mask(correction: Correction, group: Group) -> str:
+    """The box around a sound mask; an object without one is left out."""
     raw = correction.raw
     extents = measure(raw)[0].boxes
     good = sound(extents, raw.limits)
@@ -86,7 +88,8 @@ def make_plain(record: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _convert(correction: Correction, group: Group) -> str:
+def convert_boxes(correction: Correction, group: Group) -> str:
+    """All boxes of the file from the convention that the group is about to COCO's."""
     raw, rows = correction.raw, np.asarray(group.rows)
     convention = group.about
     boxes = raw.boxes[0][rows]
@@ -101,22 +104,25 @@ def _convert(correction: Correction, group: Group) -> str:
     return f"converted to x y width height in pixels from {names[convention]}"
 
 
-def _swap(record: dict[str, Any], limit: np.ndarray) -> None:
+def swap_corners(record: dict[str, Any], limit: np.ndarray) -> None:
+    """A box of negative sides, measured from its top left corner."""
     x, y, w, h = record["bbox"]
     record["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
 
 
-def _clamp(record: dict[str, Any], limit: np.ndarray) -> None:
+def clamp_box(record: dict[str, Any], limit: np.ndarray) -> None:
+    """The part of a box that lies in the image."""
     box = np.array(record["bbox"], dtype=np.float64)
     low, high = np.clip(box[:2], 0, limit), np.clip(box[:2] + box[2:], 0, limit)
     record["bbox"] = [*low.tolist(), *(high - low).tolist()]
 
 
-def _area(correction: Correction, group: Group) -> str:
+def compute_area(correction: Correction, group: Group) -> str:
+    """The area of the polygons, or of the box."""
     raw = correction.raw
     extents = measure(raw)[0]
     # A mask that lies apart from its box gives no area: it would speak against the box in the next round.
-    doubtful = extents.known & apart(raw.boxes[0], extents.boxes)
+    doubtful = apart(raw, extents)
     for row in group.rows:
         record, area = raw.annotations[row], 0.0
         box, polygons = record.get("bbox"), _good_polygons(record, raw.limits[row])
@@ -129,45 +135,17 @@ def _area(correction: Correction, group: Group) -> str:
     return "computed from mask or box"
 
 
-def _state_crowd(record: dict[str, Any], limit: np.ndarray) -> None:
+def state_crowd(record: dict[str, Any], limit: np.ndarray) -> None:
+    """iscrowd as 0 or 1."""
     record["iscrowd"] = int(means_crowd(record.get("iscrowd")))
 
 
-def _drop_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+def keep_good_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+    """Only the polygons that can be drawn."""
     record["segmentation"] = _good_polygons(record, limit)
 
 
-def _clamp_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+def clamp_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
+    """The points of polygons moved to the edges of the image where they lie beyond."""
     points = [np.clip(np.reshape(one, (-1, 2)), 0, limit) for one in _good_polygons(record, limit)]
     record["segmentation"] = [one.ravel().tolist() for one in points]
-
-
-_CROWD = each("annotations", _state_crowd, "1 where it said so, 0 otherwise")
-_EMPTIED = each("annotations", lambda record, _: record.update(segmentation=[]), "emptied the segmentation")
-_FEWER = each("annotations", _drop_polygons, "dropped the polygon")
-
-ACTIONS: dict[str, Action] = {
-    "bbox_missing": _box_from_elsewhere,
-    "bbox_malformed": _box_from_elsewhere,
-    "bbox_not_finite": _box_from_elsewhere,
-    "looks_xyxy": _convert,
-    "looks_centred": _convert,
-    "looks_normalised": _convert,
-    "bbox_negative": each("annotations", _swap, "swapped the corners"),
-    "bbox_no_size": _box_of_mask,
-    "bbox_wrong_by_mask": _box_of_mask,
-    "bbox_outside": drop("annotations"),
-    "bbox_over_edge": each("annotations", _clamp, "clamped to the image"),
-    "area_malformed": _area,
-    "area_wrong": _area,
-    "iscrowd_missing": _CROWD,
-    "iscrowd_malformed": _CROWD,
-    "segmentation_malformed": _EMPTIED,
-    "rle_misfit": _EMPTIED,
-    "no_segmentation": drop("annotations"),
-    "polygon_points": _FEWER,
-    "polygon_not_finite": _FEWER,
-    "polygon_far": _FEWER,
-    "polygon_outside": each("annotations", _clamp_polygons, "clamped the points to the image"),
-}
-"""Kind of fault -> its correction."""

@@ -6,28 +6,32 @@ import math
 
 import numpy as np
 
-from doctor.correction import Action, Correction, drop, each
+from doctor.correction import Correction
 from doctor.masks import is_polygons
 from doctor.panoptic import map_of
 from doctor.report import Group
 
 
-def _drop_images(correction: Correction, group: Group) -> str:
+def drop_images(correction: Correction, group: Group) -> str:
+    """Images are left out, with their objects."""
     correction.drop_images(group.rows, group.kind.title)
     return "dropped the image and what belongs to it"
 
 
-def _drop_from_train(correction: Correction, group: Group) -> str:
-    return _drop_images(correction, group) if correction.may_drop else ""
+def drop_if_asked(correction: Correction, group: Group) -> str:
+    """As drop_images, of what training survives: with --drop alone."""
+    return drop_images(correction, group) if correction.may_drop else ""
 
 
-def _drop_images_of(correction: Correction, group: Group) -> str:
+def drop_images_of(correction: Correction, group: Group) -> str:
+    """The images of annotations are left out."""
     correction.drop("annotations", group.rows, group.kind.title)
     correction.drop_images(correction.raw.image_rows[np.asarray(group.rows)], group.kind.title)
     return "dropped the image and what belongs to it"
 
 
-def _mend_missing(correction: Correction, group: Group) -> str:
+def find_or_drop(correction: Correction, group: Group) -> str:
+    """The picture of nearly that name; where there is none, the image is left out."""
     for row, meant in group.rows:
         if meant:
             correction.raw.images[row]["file_name"] = meant
@@ -36,7 +40,8 @@ def _mend_missing(correction: Correction, group: Group) -> str:
     return "took the file of nearly that name, or dropped the image and what belongs to it"
 
 
-def _take_size(correction: Correction, group: Group) -> str:
+def take_size(correction: Correction, group: Group) -> str:
+    """The size of the picture; objects are scaled where it has the shape that is stated."""
     raw, mended = correction.raw, False
     for row in group.rows:
         path = correction.picture(row)
@@ -44,8 +49,7 @@ def _take_size(correction: Correction, group: Group) -> str:
         if picture is None or picture.size is None:
             continue
         stated, record = raw.sizes[row], raw.images[row]
-        high = (raw.boxes[0][:, :2] + raw.boxes[0][:, 2:])[raw.image_rows == row]
-        size = picture.fitting(high[np.isfinite(high).all(axis=1)])[0]
+        size = picture.fitting(raw.edges_of(row))[0]
         for frame in picture.frames:
             ratio = np.array(frame) / stated  # NaN where the file does not say
             if np.isfinite(ratio).all() and abs(math.log(ratio[0] / ratio[1])) < 0.01:
@@ -73,14 +77,16 @@ def _scale(record: dict, ratio: np.ndarray) -> None:
         record["segmentation"] = []
 
 
-def _swap_sides(record: dict) -> None:
+def swap_sides(record: dict) -> None:
+    """The other frame of a picture turned by EXIF."""
     record["width"], record["height"] = record["height"], record["width"]
 
 
 # ---- panoptic
 
 
-def _drop_segments(correction: Correction, group: Group) -> str:
+def drop_segments(correction: Correction, group: Group) -> str:
+    """Segments are left out; so is an image that has no list of them."""
     for annotation, place in group.rows:
         if place < 0:  # there is no list of segments
             correction.drop_images([correction.raw.image_rows[annotation]], group.kind.title)
@@ -89,7 +95,8 @@ def _drop_segments(correction: Correction, group: Group) -> str:
     return "dropped the segment, or the image where it has no list of them"
 
 
-def _paint_void(correction: Correction, group: Group) -> str:
+def paint_void(correction: Correction, group: Group) -> str:
+    """PNGs without the segments that the JSON lacks."""
     from datasets.panoptic_png import encode_png, read_ids
 
     assert correction.files is not None and correction.source.pngs is not None
@@ -104,25 +111,3 @@ def _paint_void(correction: Correction, group: Group) -> str:
         correction.files.painted[path] = encode_png(ids)
         correction.files.maps[path] = map_of(ids)
     return "painted 0, which is no segment"
-
-
-ACTIONS: dict[str, Action] = {
-    "file_name_missing": _drop_images,
-    "image_missing": _mend_missing,
-    "image_unreadable": _drop_images,
-    "image_too_large": _drop_images,
-    "image_truncated": _drop_images,
-    "image_size": _take_size,
-    "image_size_missing": _take_size,
-    "exif_other_frame": each("images", _swap_sides, "stated the other frame: swapped width and height"),
-    "image_in_both_splits": _drop_from_train,
-    "isthing_missing": each("categories", lambda record: record.update(isthing=1), "called things"),
-    "segments_malformed": _drop_segments,
-    "segment_id": _drop_segments,
-    "image_without_segments": drop("images"),
-    "png_unreadable": _drop_images_of,
-    "png_size": _drop_images_of,
-    "png_not_in_json": _paint_void,
-    "json_not_in_png": _drop_segments,
-}
-"""Kind of fault -> its correction."""

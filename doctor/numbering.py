@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from datasets.layouts import is_integer
+
 _NUMBER = re.compile(r"(-?[0-9]{1,19})(?:\.0*)?")
-
-
-def is_id(value: Any) -> bool:
-    """Whether JSON gave an integer of 64 bits, and no truth value."""
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def as_integer(value: Any) -> int | None:
@@ -21,7 +18,7 @@ def as_integer(value: Any) -> int | None:
         value = int(found[1]) if (found := _NUMBER.fullmatch(value.strip())) else None
     if type(value) is float and value.is_integer():
         value = int(value)
-    return value if is_id(value) else None
+    return value if is_integer(value) else None
 
 
 class Numbering:
@@ -42,14 +39,15 @@ class Numbering:
     def __init__(
         self, ids: Sequence[Any], references: Iterable[Any] = (), names: Sequence[Sequence[Any]] = ()
     ):
-        taken = {value for value in ids if is_id(value)}
+        taken = {value for value in ids if is_integer(value)}
         referred = {as_integer(value) for value in itertools.chain(ids, references)}
         fresh = (number for number in itertools.count(1) if number not in taken and number not in referred)
         self._exact: dict[str, int] = {}
         self._meant: dict[int, int] = {number: number for number in taken}
         self.numbers: list[int] = []
         for value in ids:
-            number = value if is_id(value) else self._exact.get(repr(value)) if value is not None else None
+            known = None if value is None else self._exact.get(repr(value))
+            number = value if is_integer(value) else known
             if number is None:
                 meant = as_integer(value)
                 number = meant if meant is not None and meant not in taken else next(fresh)

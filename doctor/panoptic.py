@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from doctor.columns import RawFile, show
-from doctor.pictures import spread
+from doctor.pictures import learn
 from doctor.report import Finding, Report
 from util.errors import UserError
 
@@ -104,8 +104,7 @@ def check_pngs(raw: RawFile, report: Report, folder: Path, known: dict[Path, Map
     """
     names = raw.column("annotations", "file_name")
     paths = {row: folder / name for row, name in enumerate(names) if isinstance(name, str)}
-    new = [path for path in dict.fromkeys(paths.values()) if path not in known]
-    known.update(zip(new, spread(read_map, new, f"PNGs of {raw.path.name}"), strict=True))
+    learn(read_map, paths.values(), known, f"PNGs of {raw.path.name}")
     maps = {row: known[path] for row, path in paths.items()}
     unreadable, sizes, extra, absent = [], [], [], []
     for row, one in maps.items():

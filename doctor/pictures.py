@@ -23,39 +23,28 @@ from datasets.images import (
     is_transparent,
     other_ending,
     what_lies_there,
+    why_unreadable,
 )
 from datasets.workers import process_map, usable_cores
 from doctor.columns import RawFile, show
 from doctor.report import Finding, Report, text_finding
 from doctor.sources import Source
-from util.files import LONGEST, what_it_is
 
 TOO_LARGE = "more pixels than Pillow reads"
 _FEW = 100  # pictures that are not worth starting processes for
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Picture(NamedTuple):
-    """What was learned of a picture file.
+    """What was learned of a picture file."""
 
-    Attributes:
-        size: (width, height) as stored, in pixels; None where it is no picture.
-        orientation: of its EXIF tag, 1 to 8; 1: as stored.
-        digest: of the file's bytes; empty where only the header was read.
-        error: why it could not be decoded to its end; '' where it could, or only the header was read.
-        transparent: it may be, in places.
-        deep: of more than 8 bits a pixel, one channel.
-        range: the share of the whole range up to its largest value; of those that are deep and read whole.
-    """
-
-    size: tuple[int, int] | None
-    orientation: int
-    digest: bytes
-    error: str
-    transparent: bool = False
-    deep: bool = False
-    range: float = 1.0
+    size: tuple[int, int] | None  # (width, height) as stored, in pixels; None where it is no picture
+    orientation: int  # of its EXIF tag, 1 to 8; 1: as stored
+    digest: bytes  # of the file's bytes; empty where only the header was read
+    error: str  # why it could not be decoded to its end; '' where it could, or only the header was read
+    transparent: bool = False  # it may be, in places
+    deep: bool = False  # more than 8 bits a pixel, one channel
+    range: float = 1.0  # the share up to the largest value; of those that are deep and read whole
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -96,22 +85,23 @@ def inspect(path: Path, whole: bool = True) -> Picture:
     except Image.DecompressionBombError as error:
         return Picture(None, 1, digest, f"{TOO_LARGE}: {error}")
     except Exception as error:  # damaged files make the decoders raise all kinds
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if size is None and path.is_file():
-            with open(path, "rb") as file:
-                reason = what_it_is(file.read(LONGEST)) or reason
-        return Picture(size, orientation, digest, reason or type(error).__name__)
+        return Picture(size, orientation, digest, why_unreadable(error, path))
 
 
-def spread(work: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
-    """`work` of each item, in order; by several processes, with a progress bar, where there are many."""
+def learn(read: Callable[[Path], T], paths: Iterable[Path], known: dict[Path, T], title: str) -> None:
+    """Read the files that are not known yet; by several processes, with a progress bar, where there are many.
+
+    Args:
+        known: path -> what `read` gives; the others are added.
+    """
     from tqdm import tqdm
 
-    hidden = len(items) < _FEW or not sys.stderr.isatty()
-    with process_map(1 if len(items) < _FEW else usable_cores()) as mapper:
-        return list(
-            tqdm(mapper(work, items), title, len(items), file=sys.stderr, leave=False, disable=hidden)
-        )
+    new = [path for path in dict.fromkeys(paths) if path not in known]
+    few = len(new) < _FEW
+    hidden = few or not sys.stderr.isatty()
+    with process_map(1 if few else usable_cores()) as mapper:
+        found = tqdm(mapper(read, new), title, len(new), file=sys.stderr, leave=False, disable=hidden)
+        known.update(zip(new, found, strict=True))
 
 
 def check_names(raw: RawFile, report: Report, source: Source) -> None:
@@ -178,11 +168,11 @@ def check_pictures(
         rows = np.linspace(0, len(names) - 1, headers).astype(int).tolist()
         report.summary.append(f"{raw.path}: the headers of {headers} of its {len(names)} pictures were read")
     paths = {row: path for row in rows if (path := source.picture(names[row])) is not None}
-    new = [path for path in dict.fromkeys(paths.values()) if path not in pictures]
     if headers:
+        new = (path for path in paths.values() if path not in pictures)
         pictures.update((path, inspect(path, whole=False)) for path in new)
     else:
-        pictures.update(zip(new, spread(inspect, new, f"pictures of {raw.path.name}"), strict=True))
+        learn(inspect, paths.values(), pictures, f"pictures of {raw.path.name}")
     by_row = {row: pictures[path] for row, path in paths.items()}
     found: defaultdict[str, list[int]] = defaultdict(list)
     seen = {}
@@ -246,7 +236,7 @@ def _compare_frames(raw: RawFile, by_row: Mapping[int, Picture], found: defaultd
     """Turned pictures whose boxes leave the frame that is stated, and fit the other: exif_other_frame."""
     sure = [name for name in ("exif_as_stored", "exif_turned") if name in found]
     rows = {row for name in sure for row in found[name]}
-    high = raw.boxes[0][:, :2] + raw.boxes[0][:, 2:]
+    high = raw.corners[:, 2:]
     beyond: dict[int, list[list[bool]]] = {row: [] for row in rows}
     for annotation in np.flatnonzero(np.isin(raw.image_rows, list(rows))):
         limit = raw.limits[annotation]

@@ -33,24 +33,18 @@ def text_finding(text: Any) -> Finding:
 
 @dataclass(frozen=True)
 class Group:
-    """All findings of a kind in a file.
+    """All findings of a kind in an annotation file.
 
-    Attributes:
-        name: of the kind, a key of doctor.kinds.KINDS.
-        file: the annotation file.
-        rows: one entry a finding: places in a list of the file (which one, the kind tells), or other values
-            by which `describe` and the correction know the place.
-        describe: entry of `rows` -> Finding.
-        level: of the kind, or NOTE where it is rare.
-        about: what else the correction has to know: which ids, which convention.
+    `rows` has one entry a finding: places in a list of the file (which one, the kind tells), or other values
+    by which `describe` and the correction know the place.
     """
 
-    name: str
+    name: str  # of the kind, a key of doctor.kinds.KINDS
     file: Path
     rows: list[Any]
-    describe: Callable[[Any], Finding]
-    level: Level
-    about: str = ""
+    describe: Callable[[Any], Finding]  # of an entry of `rows`
+    level: Level  # of the kind, or NOTE where it is rare
+    about: str = ""  # what else the correction has to know: which ids, which convention
 
     @property
     def kind(self) -> Kind:

@@ -12,19 +12,15 @@ from datasets.images import find_picture
 
 @dataclass(frozen=True)
 class Source:
-    """An annotation file with what belongs to it.
+    """An annotation file, of instances or panoptic, and the folders of what belongs to it.
 
-    Attributes:
-        annotations: the file, instances or panoptic.
-        images: the folder of the pictures; None: they are not looked for.
-        pngs: the folder of the panoptic PNGs; None: they are not looked for.
-        placed: file_name -> the picture, where it does not lie in one folder.
+    Where a folder is None, nothing in it is looked for.
     """
 
     annotations: Path
     images: Path | None = None
     pngs: Path | None = None
-    placed: Mapping[str, Path] = field(default_factory=dict)
+    placed: Mapping[str, Path] = field(default_factory=dict)  # file_name -> a picture that lies elsewhere
 
     def picture(self, name: object) -> Path | None:
         """The picture that a file_name means; None where there is none."""
@@ -39,15 +35,10 @@ class Source:
 class Files:
     """What is known of the files beside the annotations, so that none is read twice.
 
-    Attributes:
-        headers: 0: pictures and PNGs are read whole. Otherwise only the headers of pictures are, of at most
-            so many a file.
-        pictures: path -> doctor.pictures.Picture.
-        maps: path of a panoptic PNG -> doctor.panoptic.Map.
-        painted: path of a panoptic PNG -> what a corrected copy holds in its place.
+    With `headers`, only the headers of pictures are read, of at most so many a file; with 0 all, whole.
     """
 
     headers: int = 0
-    pictures: dict[Path, Any] = field(default_factory=dict)
-    maps: dict[Path, Any] = field(default_factory=dict)
-    painted: dict[Path, bytes] = field(default_factory=dict)
+    pictures: dict[Path, Any] = field(default_factory=dict)  # of doctor.pictures.Picture
+    maps: dict[Path, Any] = field(default_factory=dict)  # PNG -> doctor.panoptic.Map
+    painted: dict[Path, bytes] = field(default_factory=dict)  # PNG -> what a corrected copy holds instead

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from doctor.formats.record import lines_of
+
 SPLITS = ("train", "val", "test")
 _WORDS = {
     "train": "train", "training": "train", "trainval": "train",
@@ -22,8 +24,8 @@ def split_of(name: str) -> str:
     As in instances_train2014, lvis_v1_val, image_info_test-dev2017.
     """
     words = [re.sub("[0-9]+$", "", word) for word in re.split("[^a-z0-9]+", name.lower())]
-    found = [word for word in words if word in _WORDS]
-    return "" if not found else "test" if "test" in found else _WORDS[found[-1]]
+    found = [_WORDS[word] for word in words if word in _WORDS]
+    return "test" if "test" in words else "".join(found[-1:])
 
 
 def split_of_folders(parts: Iterable[str]) -> str:
@@ -54,13 +56,6 @@ def lists_of(source: Path) -> dict[str, list[str]]:
         if lists:
             return lists
     return {}
-
-
-def lines_of(file: Path) -> list[str]:
-    """The lines of a list of files that are not empty."""
-    from doctor.formats.record import read_text
-
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def draw(

@@ -29,32 +29,22 @@ class Tally:
 
 @dataclass
 class Loss:
-    """What a split lacks for one reason.
-
-    Attributes:
-        merged: another entry stands for it, so that nothing is gone.
-    """
+    """What a split lacks for one reason."""
 
     split: str
     reason: str
     tally: Tally
-    merged: bool
+    merged: bool  # another entry stands for it, so that nothing is gone
 
 
 @dataclass
 class Summary:
-    """The counts of each split; what is before and after must agree, but for the losses.
-
-    Attributes:
-        before, after: split -> what it holds.
-        losses: why there is less after than before, one a split and reason.
-        notes: what else was done.
-    """
+    """What each split holds before and after, which must agree, but for the losses."""
 
     before: dict[str, Tally] = field(default_factory=dict)
     after: dict[str, Tally] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)  # one a split and reason
+    notes: list[str] = field(default_factory=list)  # what else was done
 
     def lose(self, split: str, reason: str, tally: Tally, merged: bool = False) -> None:
         """Note what a split lacks, and why."""

@@ -118,7 +118,7 @@ class Spoiled(NamedTuple):
         also: kinds of findings that follow from it.
     """
 
-    spoiler: Callable[[CleanSet], None]
+    spoiler: Callable[[CleanSet], Any]
     kind: str
     annotation_id: Any = None
     image_id: Any = None
@@ -142,29 +142,14 @@ def remove(place: int, key: str) -> Callable[[CleanSet], None]:
     return lambda made: made.objects[place].pop(key)
 
 
-def _cut_json(made: CleanSet) -> None:
-    made.files[TRAIN] = json.dumps(made.train, indent=1)[:-60]
-
-
-def _no_section(made: CleanSet) -> None:
-    del made.train["categories"]
-
-
-def _no_objects(made: CleanSet) -> None:
-    made.train["annotations"] = []
+def add(section: str, place: int, **values: Any) -> Callable[[CleanSet], None]:
+    """Appends a copy of an entry of train, with other values."""
+    return lambda made: made.train[section].append({**made.train[section][place], **values})
 
 
 def _string_image_ids(made: CleanSet) -> None:
     for image in made.train["images"]:
         image["id"] = str(image["id"])
-
-
-def _repeat_image(made: CleanSet) -> None:
-    made.train["images"].append(dict(made.train["images"][2]))
-
-
-def _repeat_category(made: CleanSet) -> None:
-    made.train["categories"].append({"id": 2, "name": "screw"})
 
 
 def _high_category(made: CleanSet) -> None:
@@ -189,11 +174,6 @@ def _rewrite_boxes(change: Callable[[list[float], dict], list[float]]) -> Callab
     return spoiler
 
 
-def _xyxy(box: list[float], image: dict) -> list[float]:
-    x, y, w, h = box
-    return [x, y, x + w, y + h]
-
-
 def _centred(box: list[float], image: dict) -> list[float]:
     x, y, w, h = box
     return [x + w / 2, y + h / 2, w, h]
@@ -209,10 +189,6 @@ def _centred_with_polygons(made: CleanSet) -> None:
         one["bbox"] = _centred(one["bbox"], {})
 
 
-def _repeat_object(made: CleanSet) -> None:
-    made.objects.append({**made.objects[4], "id": 500})
-
-
 def _damage(change: Callable[[bytes], bytes | None]) -> Callable[[CleanSet], None]:
     """Changes the bytes of train's picture 1, image 12; None: removes it."""
 
@@ -222,10 +198,6 @@ def _damage(change: Callable[[bytes], bytes | None]) -> Callable[[CleanSet], Non
         path.unlink() if data is None else path.write_bytes(data)
 
     return spoiler
-
-
-def _other_ending(made: CleanSet) -> None:
-    made.picture(1).rename(made.picture(1).with_suffix(".jpeg"))
 
 
 def _half_size(made: CleanSet) -> None:
@@ -254,10 +226,6 @@ def _other_frame(made: CleanSet) -> None:
         one["segmentation"] = []
 
 
-def _upside_down(made: CleanSet) -> None:
-    _tag(made, 3)
-
-
 def _leak(made: CleanSet) -> None:
     val = made.files[VAL]["images"][1]
     shutil.copy(made.root / "val2017" / val["file_name"], made.picture(1))
@@ -266,20 +234,25 @@ def _leak(made: CleanSet) -> None:
 
 _NAN, _INFINITE = math.nan, math.inf
 SPOILED: dict[str, Spoiled] = {
-    "JSON cut off": Spoiled(_cut_json, "unreadable_json", text="line ", status=2),
-    "no categories": Spoiled(_no_section, "not_coco", text="'categories'", status=2),
-    "no objects": Spoiled(_no_objects, "empty_section", text="'annotations' is empty", status=2),
+    "JSON cut off": Spoiled(
+        lambda made: made.files.update({TRAIN: json.dumps(made.train, indent=1)[:-60]}),
+        "unreadable_json", text="line ", status=2),
+    "no categories": Spoiled(
+        lambda made: made.train.pop("categories"), "not_coco", text="'categories'", status=2),
+    "no objects": Spoiled(
+        lambda made: made.objects.clear(), "empty_section", text="'annotations' is empty", status=2),
     "an entry that is no object": Spoiled(
         lambda made: made.objects.insert(3, 7), "broken_record", text="entry 3 of annotations is 7"),  # type: ignore
     "image ids as text": Spoiled(_string_image_ids, "id_type", None, "11", "'11'"),
     "an object's image_id as text": Spoiled(put(4, image_id="12"), "id_type", 105, "12", "image_id '12'"),
     "annotation id missing": Spoiled(remove(4, "id"), "id_type", None, 12, "annotations[4]"),
     "category_id as text": Spoiled(put(4, category_id="2"), "id_type", 105, 12, "category_id '2'"),
-    "image id twice": Spoiled(_repeat_image, "duplicate_image_id", None, 13),
+    "image id twice": Spoiled(add("images", 2), "duplicate_image_id", None, 13),
     "image id of another picture": Spoiled(put_image(2, id=12), "duplicate_image_id", None, 12, "train_13",
                                            also={"dangling_image_id"}),
     "annotation id twice": Spoiled(put(4, id=103), "duplicate_annotation_id", 103, 12),
-    "category id twice": Spoiled(_repeat_category, "duplicate_category_id", text="screw"),
+    "category id twice": Spoiled(
+        add("categories", 1, name="screw"), "duplicate_category_id", text="screw"),
     "annotation id 0": Spoiled(put(4, id=0), "annotation_id_zero", 0, 12),
     "image not listed": Spoiled(put(4, image_id=999), "dangling_image_id", 105, 999, "999"),
     "category not listed": Spoiled(put(4, category_id=17), "dangling_category_id", 105, 12, "17"),
@@ -298,7 +271,9 @@ SPOILED: dict[str, Spoiled] = {
         put(4, bbox=[300, 10, 20, 20], segmentation=[], area=350.0), "bbox_outside", 105, 12, "100 x 78"),
     "box over the edge": Spoiled(
         put(4, bbox=[80, 30, 40, 20], segmentation=[]), "bbox_over_edge", 105, 12, "[80, 30, 40, 20]"),
-    "boxes x1 y1 x2 y2": Spoiled(_rewrite_boxes(_xyxy), "looks_xyxy", 101, 11, "[4, 40, 32, 64]"),
+    "boxes x1 y1 x2 y2": Spoiled(
+        _rewrite_boxes(lambda box, _: [*box[:2], box[0] + box[2], box[1] + box[3]]),
+        "looks_xyxy", 101, 11, "[4, 40, 32, 64]"),
     "boxes centred": Spoiled(_rewrite_boxes(_centred), "looks_centred", 101, 11, "[18.0, 52.0, 28, 24]"),
     "boxes centred, with polygons": Spoiled(_centred_with_polygons, "looks_centred", 101, 11),
     "boxes as YOLO's": Spoiled(_rewrite_boxes(_yolo), "looks_normalised", 101, 11, "0.1875"),
@@ -330,23 +305,24 @@ SPOILED: dict[str, Spoiled] = {
         put(4, bbox=[0.48, 0.5, 0.28, 0.32], area=0.09), "bbox_wrong_by_mask", 105, 12, "[0.48, 0.5, 0.28"),
     "box beside its image": Spoiled(
         put(4, bbox=[134, 27, 28, 25]), "bbox_wrong_by_mask", 105, 12, also={"bbox_outside"}),
-    "object twice": Spoiled(_repeat_object, "duplicate_object", 500, 12),
+    "object twice": Spoiled(add("annotations", 4, id=500), "duplicate_object", 500, 12),
     "image without file_name": Spoiled(
         lambda made: made.train["images"][1].pop("file_name"), "file_name_missing", None, 12),
     "image without size": Spoiled(
         lambda made: made.train["images"][1].pop("width"), "image_size_missing", None, 12),
     "picture missing": Spoiled(_damage(lambda data: None), "image_missing", None, 12, "train_12.jpg"),
-    "picture of another ending": Spoiled(_other_ending, "image_missing", None, 12, "there is train_12.jpeg"),
+    "picture of another ending": Spoiled(
+        lambda made: made.picture(1).rename(made.picture(1).with_suffix(".jpeg")),
+        "image_missing", None, 12, "there is train_12.jpeg"),
     "no picture": Spoiled(_damage(lambda data: b"<html>404</html>"), "image_unreadable", None, 12),
     "picture truncated": Spoiled(
         _damage(lambda data: data[: len(data) * 3 // 4]), "image_truncated", None, 12),
     "picture resized": Spoiled(_half_size, "image_size", None, 12, "50 x 39"),
     "boxes in the other frame of EXIF": Spoiled(
         _other_frame, "exif_other_frame", None, 12, "orientation 6", also={"bbox_over_edge"}),
-    "picture upside down by EXIF": Spoiled(_upside_down, "exif_ambiguous", None, 12, "orientation 3"),
-    "picture listed twice": Spoiled(
-        lambda made: made.train["images"].append({**made.train["images"][1], "id": 70}),
-        "image_twice", None, 70, "train_12.jpg"),
+    "picture upside down by EXIF": Spoiled(
+        lambda made: _tag(made, 3), "exif_ambiguous", None, 12, "orientation 3"),
+    "picture listed twice": Spoiled(add("images", 1, id=70), "image_twice", None, 70, "train_12.jpg"),
     "picture in train and val": Spoiled(_leak, "image_in_both_splits", None, 12, "val_52.jpg"),
 }  # fmt: skip
 """Name -> fault, in a set of instances."""

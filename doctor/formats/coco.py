@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ def read(
     splits, said = draw(joined.splits, [record["file_name"] for record in joined.images], share, seed)
     notes += [said] if said else []
     contents: Contents = {}
-    before: dict[str, Tally] = {}
+    before: defaultdict[str, Tally] = defaultdict(Tally)
     of_image = {}
     for record, split in zip(joined.images, splits, strict=True):
         of_image[record["id"]] = split
         empty = {"images": [], "annotations": [], "categories": joined.categories}
         contents.setdefault(split, {**joined.rest, **empty})["images"].append(record)
-        before[split] = before.get(split, Tally()) + Tally(1)
+        before[split] += Tally(1)
     for record, label in zip(joined.annotations, joined.labels, strict=True):
         split = of_image[record["image_id"]]
         contents[split]["annotations"].append(record)
@@ -91,9 +91,8 @@ def _files(place: Path, notes: list[str]) -> list[Path]:
             files.append(file)
     if not files:
         why = f"; {report.one_line()}" if len(everything) == 1 and report.groups else ""
-        raise UserError(
-            f"{place}: no COCO file below it: images, annotations and categories in one JSON{why}"
-        )
+        what = "images, annotations and categories in one JSON"
+        raise UserError(f"{place}: no COCO file below it: {what}{why}")
     if left := [file.name for file in everything if file not in files]:
         notes.append(f"not read, since they hold no instances: {', '.join(left[:10])}")
     return files
@@ -151,11 +150,7 @@ class _Joined:
         """Add a file -> what of it is left out."""
         labels = labels_of(raw)
         names = [name for record in raw.annotations for name in labels(record)]
-        lost: dict[str, Tally] = {}
-
-        def lose(reason: str, tally: Tally) -> None:
-            lost[reason] = lost.get(reason, Tally()) + tally
-
+        lost: defaultdict[str, Tally] = defaultdict(Tally)
         unresolved = set(number_ids(raw))
         self.rest = self.rest or raw.rest
         places: dict[int, dict[str, Any] | None] = {}
@@ -163,21 +158,19 @@ class _Joined:
         for row, (record, path) in enumerate(zip(raw.images, paths, strict=True)):
             number, here = record["id"], self._by_path.get(path) if path else None
             if path is None:
-                lose(f"{raw.path}: a picture that is not there, such as {picture_name(record)}", Tally(1))
+                lost[f"{raw.path}: a picture that is not there, such as {picture_name(record)}"] += Tally(1)
             elif here is None:
                 here = {**record, "file_name": str(path), "id": self._number("images", number)}
                 if not np.isfinite(raw.sizes[row]).all():
-                    high = (raw.boxes[0][:, :2] + raw.boxes[0][:, 2:])[raw.image_rows == row]
-                    frames = header_of(path).fitting(high[np.isfinite(high).all(axis=1)])
+                    frames = header_of(path).fitting(raw.edges_of(row))
                     if len(frames) == 1:  # otherwise the doctor names it
                         here["width"], here["height"] = frames[0]
                 self._by_path[path] = here
                 self.images.append(here)
                 self.splits.append(split)
             if number in twice and number in places and places[number] is not here:
-                raise UserError(
-                    f"{raw.path}: image id {number} is that of several pictures: give each its own"
-                )
+                several = f"image id {number} is that of several pictures"
+                raise UserError(f"{raw.path}: {several}: give each its own")
             places[number] = here
         moved: dict[int, int] = {}  # category id of the file -> of all
         times: Counter[str] = Counter()
@@ -189,20 +182,15 @@ class _Joined:
                 self.categories.append({**record, "id": self._classes[key]})
             moved.setdefault(record["id"], self._classes[key])
         for row, (record, label) in enumerate(zip(raw.annotations, names, strict=True)):
-            if row in unresolved or record["image_id"] not in places or record["category_id"] not in moved:
-                lose(
-                    f"{raw.path}: objects of an image or a category that is not listed",
-                    Tally(0, Counter([label])),
-                )
-                continue
-            image = places[record["image_id"]]
+            known = row not in unresolved and record["image_id"] in places and record["category_id"] in moved
+            image = places[record["image_id"]] if known else None
             if image is None:
-                lose(f"{raw.path}: objects of pictures that are not there", Tally(0, Counter([label])))
+                what = "pictures that are not there" if known else "an image or a category that is not listed"
+                lost[f"{raw.path}: objects of {what}"] += Tally(0, Counter([label]))
                 continue
             ids = {"id": self._number("annotations", record["id"]), "image_id": image["id"]}
-            self.annotations.append(
-                make_plain({**record, **ids, "category_id": moved[record["category_id"]]})
-            )
+            ids["category_id"] = moved[record["category_id"]]
+            self.annotations.append(make_plain({**record, **ids}))
             self.labels.append(label)
         return list(lost.items())
 

@@ -20,94 +20,64 @@ _FARTHEST = 1e9  # pixels, larger than any picture; areas of numbers without a l
 
 
 class Object(NamedTuple):
-    """An object of a picture.
+    """An object of a picture, in pixels."""
 
-    Attributes:
-        name: of its class.
-        box: x, y of the top left corner, width, height, in pixels.
-        polygon: x1, y1, x2, y2, …, in pixels; empty where the format has boxes only.
-        keypoints: x1, y1, visibility, …; empty where the format has none.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    polygon: list[float]
-    keypoints: Sequence[float] = ()
+    name: str  # of its class
+    box: tuple[float, float, float, float]  # x, y of the top left corner, width, height
+    polygon: list[float]  # x1, y1, x2, y2, …; empty where the format has boxes only
+    keypoints: Sequence[float] = ()  # x1, y1, visibility, …; empty where the format has none
 
 
 class Picture(NamedTuple):
-    """A picture with its objects.
-
-    Attributes:
-        path: of the file.
-        size: width and height in pixels of the frame that the objects lie in.
-        objects: in the order of the format.
-        split: 'train', 'val' or 'test'; '' where the source does not say.
-    """
+    """A picture with its objects, in the order of the format."""
 
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # width and height in pixels of the frame that the objects lie in
     objects: list[Object]
-    split: str
+    split: str  # 'train', 'val' or 'test'; '' where the source does not say
 
 
 @dataclass
 class Reading:
     """What was read of a source.
 
-    Attributes:
-        pictures: with their objects.
-        names: of the classes, in the order of their ids; those of objects that are not among them follow.
-        notes: one line each on what the reader decided.
-        lost: what of the source is not among the pictures: (reason, pictures and objects).
+    The names of classes are in the order of their ids; those of objects that are not among them follow.
     """
 
     pictures: list[Picture]
     names: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    lost: list[tuple[str, Tally]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # one line each on what the reader decided
+    lost: list[tuple[str, Tally]] = field(default_factory=list)  # why, and what, is not among the pictures
 
 
 def check_near(numbers: Any) -> None:
-    """Nothing happens where all numbers could be coordinates.
-
-    Raises:
-        ValueError: one is NaN, infinite or beyond _FARTHEST.
-    """
+    """ValueError where a number can be no coordinate: NaN, infinite or beyond _FARTHEST."""
     if not (np.abs(numbers) <= _FARTHEST).all():
         raise ValueError(f"coordinates must be numbers of at most {_FARTHEST:,.0f} pixels")
 
 
 def of_box(name: str, x: float, y: float, width: float, height: float) -> Object:
-    """The object whose box has its top left corner at x, y, in pixels.
-
-    Raises:
-        ValueError: a number that is no coordinate.
-    """
+    """The object whose box has its top left corner at x, y, in pixels; ValueError as in check_near."""
     check_near((x, y, width, height))
     return Object(name, (x, y, width, height), [])
 
 
 def of_polygon(name: str, points: Any) -> Object:
-    """The object whose outline is `points`, [P, 2] in pixels.
-
-    Raises:
-        ValueError: no points, or a number that is no coordinate.
-    """
+    """The object whose outline is `points`, [P, 2] in pixels; ValueError for no points, as in check_near."""
     outline = np.asarray(points, dtype=np.float64)
     if outline.ndim != 2 or not len(outline):
         raise ValueError("an outline is a list of points")
     check_near(outline)
-    (left, top), (right, bottom) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
-    return Object(name, (left, top, right - left, bottom - top), outline.ravel().tolist())
+    return Object(name, _box_around(outline), outline.ravel().tolist())
+
+
+def _box_around(points: np.ndarray) -> tuple[float, float, float, float]:
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right - left, bottom - top
 
 
 def header_of(path: Path) -> Header:
-    """Size and orientation of a picture file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Size and orientation of a picture file; UserError where it cannot be read."""
     header = inspect(path, whole=False)
     if header.size is None:
         raise UserError(f"cannot read the picture {path}: {header.error}")
@@ -125,13 +95,11 @@ def as_seen(path: Path, header: Header, objects: list[Object], split: str) -> Pi
     turned = []
     for one in objects:
         x, y, w, h = one.box
-        corners = stored_points([[x, y], [x + w, y + h]], header)
-        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-        polygon = stored_points(np.reshape(one.polygon, (-1, 2)), header).ravel().tolist()
+        box = _box_around(stored_points([[x, y], [x + w, y + h]], header))
+        polygon = stored_points(one.polygon, header).ravel().tolist()
         points = np.reshape(one.keypoints, (-1, 3)).astype(float)
         seen = points[:, 2:] > 0
         points[:, :2] = np.where(seen, stored_points(points[:, :2], header), points[:, :2])
-        box = (left, top, right - left, bottom - top)
         turned.append(Object(one.name, box, polygon, points.ravel().tolist()))
     return Picture(path, header.shown, turned, split)
 
@@ -157,14 +125,15 @@ def pictures_below(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without the mark that some editors begin it with.
-
-    Raises:
-        UserError: it is missing or no UTF-8.
-    """
+    """The text of a file, without the mark that some editors begin it with; UserError where it is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: {what_it_is(path.read_bytes()) or error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without blanks around them."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

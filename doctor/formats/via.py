@@ -48,23 +48,24 @@ def _read_file(file: Path, split: str, names: Sequence[str]) -> list[Picture]:
     entries = content.get("_via_img_metadata", content)
     if not isinstance(entries, dict):
         raise UserError(f"{file}: a VIA file lists its pictures under their names")
-    return [_read_entry(entry, key, file, split, names) for key, entry in entries.items()]
-
-
-def _read_entry(entry: Any, key: str, file: Path, split: str, names: Sequence[str]) -> Picture:
-    if not isinstance(entry, dict) or "filename" not in entry or "regions" not in entry:
-        raise UserError(f"{file}: {key[:60]!r} has no filename and regions, as a picture of a VIA file must")
-    name, regions = entry["filename"], entry["regions"]
-    if not isinstance(name, str) or len(name.splitlines()) != 1:
-        raise UserError(f"{file}: the filename of {key[:60]!r} must be that of a picture, not {show(name)}")
-    regions = list(regions.values()) if isinstance(regions, dict) else regions
-    if not isinstance(regions, list):
-        raise UserError(f"{file}: the regions of {name} must be a list, [] without any, not {show(regions)}")
-    path = find_picture(file.parent, name)
-    if path is None:
-        raise UserError(f"{file}: no picture {name}: {what_lies_there(file.parent, name)}")
-    objects = [_read_region(one, f"{file}: {name}, region {i}", names) for i, one in enumerate(regions)]
-    return as_seen(path, header_of(path), objects, split)
+    pictures = []
+    for key, entry in entries.items():
+        shown = repr(key[:60])
+        if not isinstance(entry, dict) or "filename" not in entry or "regions" not in entry:
+            raise UserError(f"{file}: {shown} has no filename and regions, as a picture of a VIA file must")
+        name, regions = entry["filename"], entry["regions"]
+        if not isinstance(name, str) or len(name.splitlines()) != 1:
+            raise UserError(f"{file}: the filename of {shown} must be that of a picture, not {show(name)}")
+        regions = list(regions.values()) if isinstance(regions, dict) else regions
+        if not isinstance(regions, list):
+            what = f"the regions of {name} must be a list, [] without any"
+            raise UserError(f"{file}: {what}, not {show(regions)}")
+        path = find_picture(file.parent, name)
+        if path is None:
+            raise UserError(f"{file}: no picture {name}: {what_lies_there(file.parent, name)}")
+        objects = [_read_region(one, f"{file}: {name}, region {i}", names) for i, one in enumerate(regions)]
+        pictures.append(as_seen(path, header_of(path), objects, split))
+    return pictures
 
 
 def _read_region(region: Any, where: str, names: Sequence[str]) -> Object:

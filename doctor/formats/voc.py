@@ -8,16 +8,7 @@ from pathlib import Path
 
 from datasets.images import PICTURE_ENDINGS, find_picture
 from doctor.columns import show
-from doctor.formats.record import (
-    Object,
-    Picture,
-    Reading,
-    check_near,
-    header_of,
-    of_box,
-    pictures_below,
-    read_text,
-)
+from doctor.formats.record import Picture, Reading, check_near, header_of, of_box, pictures_below, read_text
 from doctor.splits import lists_of, split_of_folders
 from doctor.summary import Tally
 from util.errors import UserError
@@ -73,7 +64,19 @@ def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture
         what = f"width and height must be numbers of pixels, or left out, not {show(texts)}"
         raise UserError(f"{file}: {what}") from None
     size = int(sides[0]), int(sides[1])
-    objects = [_read_object(one, file, one_based) for one in root.iter("object")]
+    objects, first = [], int(one_based)
+    for element in root.iter("object"):
+        name = element.findtext("name", "").strip()
+        corners = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            left, top, right, bottom = (float(corner or "") for corner in corners)
+            box = left - first, top - first, right - left + first, bottom - top + first
+            objects.append(of_box(name, *box))
+        except ValueError:
+            what = f"the bndbox of an object {show(name)} must be four numbers of pixels"
+            raise UserError(f"{file}: {what}: {show(corners)}") from None
+        if not name:
+            raise UserError(f"{file}: an object at {left:g}, {top:g} has no name")
     if not all(size):
         size = header_of(path).fitting((x + w, y + h) for _, (x, y, w, h), *_ in objects)[0]
     return Picture(path, size, objects, split)
@@ -86,24 +89,8 @@ def _picture(file: Path, source: Path, name: str) -> Path:
     places = ("JPEGImages", "images", "data")  # beside Annotations/ or labels/, of a split or of all
     folders = [source / place for place in places] + [file.parent]
     folders += [file.parent.parent / place for place in places]
-    for one in names:
-        for folder in folders:
-            if path := find_picture(folder, one):
-                return path
+    found = (find_picture(folder, one) for one in names for folder in folders)
+    if path := next(filter(None, found), None):
+        return path
     wanted = " ".join((name or file.stem).split())  # a name may hold line ends
     raise UserError(f"{file}: its picture {wanted} is neither in JPEGImages/ nor beside it")
-
-
-def _read_object(element: ElementTree.Element, file: Path, one_based: bool) -> Object:
-    name = element.findtext("name", "").strip()
-    corners = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    first = 1 if one_based else 0
-    try:
-        left, top, right, bottom = (float(corner or "") for corner in corners)
-        found = of_box(name, left - first, top - first, right - left + first, bottom - top + first)
-    except ValueError:
-        what = f"the bndbox of an object {show(name)} must be four numbers of pixels"
-        raise UserError(f"{file}: {what}: {show(corners)}") from None
-    if not name:
-        raise UserError(f"{file}: an object at {left:g}, {top:g} has no name")
-    return found

@@ -19,12 +19,13 @@ from doctor.formats.record import (
     as_seen,
     check_near,
     header_of,
+    lines_of,
     of_box,
     of_polygon,
     pictures_below,
     read_text,
 )
-from doctor.splits import lines_of, lists_of, split_of_folders
+from doctor.splits import lists_of, split_of_folders
 from doctor.summary import Tally
 from util.errors import UserError
 
@@ -90,11 +91,8 @@ def read(source: Path, names: Mapping[int, str] | None = None) -> Reading:
 def _tally(pictures: int, labels: Iterable[Path], names: Mapping[int, str]) -> Tally:
     """Pictures and what their label files hold."""
     tally = Tally(pictures)
-    for label in labels:
-        for line in read_text(label).splitlines():
-            if line.strip():
-                number = line.split()[0]
-                tally.objects[names.get(int(number), number) if number.isdecimal() else number] += 1
+    for number in (line.split()[0] for label in labels for line in lines_of(label)):
+        tally.objects[names.get(int(number), number) if number.isdecimal() else number] += 1
     return tally
 
 
@@ -104,7 +102,7 @@ def _tally(pictures: int, labels: Iterable[Path], names: Mapping[int, str]) -> T
 def _splits(source: Path, content: Mapping[str, Any], reading: Reading) -> dict[Path, str]:
     """Picture -> its split, of those that the source lists, or of all in the folder; sorted."""
     lists: dict[str, list[Path]] = {}
-    for key, split in _KEYS.items():
+    for key, split in {"train": "train", "val": "val", "valid": "val", "test": "test"}.items():
         entries = content.get(key) or []
         for entry in entries if isinstance(entries, list) else [entries]:
             if paths := _entry(source, str(entry), str(content.get("path") or "")):
@@ -129,9 +127,6 @@ def _splits(source: Path, content: Mapping[str, Any], reading: Reading) -> dict[
             reading.notes.append(f"{twice} pictures of {split} are in another split too, and stay there")
         found.update({path: split for path in paths if path not in found})
     return dict(sorted(found.items()))
-
-
-_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # of data.yaml
 
 
 def _entry(source: Path, entry: str, base: str) -> list[Path]:
@@ -163,27 +158,21 @@ class _Labels:
         folders = [place for place, part in enumerate(parts) if part == "images"]
         if folders:
             parts[folders[-1]] = "labels"
-        known = self._files(Path(*parts))
-        for name in (picture.stem, _plain(picture.stem), _plain(picture.name)):
-            if name in known:
-                self.used.add(known[name])
-                return known[name]
-        return None
-
-    def _files(self, folder: Path) -> dict[str, Path]:
-        """Name without ending -> text file of a folder; also as it reads without escapes."""
-        if folder not in self._folders:
+        if (folder := Path(*parts)) not in self._folders:
             files = [file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".txt"]
-            known = {_plain(file.stem): file for file in files}
+            known = {_plain(file.stem): file for file in files}  # as it reads without escapes
             self._folders[folder] = {**known, **{file.stem: file for file in files}}
-        return self._folders[folder]
+        names = (picture.stem, _plain(picture.stem), _plain(picture.name))
+        found = next((self._folders[folder][name] for name in names if name in self._folders[folder]), None)
+        self.used |= {found} if found else set()
+        return found
 
     def all_below(self, source: Path) -> list[Path]:
         """All text files whose first line is that of a label."""
         files = []
         for file in sorted(source.rglob("*")):
             if file.suffix.lower() == ".txt" and file.is_file():
-                words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+                words = "".join(lines_of(file)[:1]).split()
                 with contextlib.suppress(ValueError):  # words: a list of files, or names of classes
                     files += [file] if len(list(map(float, words))) > 4 else []
         return files
@@ -204,7 +193,7 @@ def class_names(source: Path) -> dict[int, str]:
     """
     for file in (source / "classes.txt", source / "obj.names", source / "labels" / "classes.txt"):
         if file.is_file():
-            return _numbered([line.strip() for line in read_text(file).splitlines() if line.strip()], file)
+            return _numbered(lines_of(file), file)
     raise UserError(f"{source}: no data.yaml with names and no classes.txt there: pass --names")
 
 

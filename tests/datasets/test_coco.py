@@ -137,12 +137,7 @@ def test_a_list_without_the_first_transform_stays_pil_to_the_end(root):
     assert isinstance(image, Image.Image) and image.mode == "RGB"
     assert target["boxes"][0].tolist() == [3, 5, 23, 30] and "masks" not in target
     sees = Sees()
-    others: list[Any] = [
-        T.RandomHorizontalFlip(1.0),
-        T.RandomResize([50]),
-        T.RandomSizeCrop(30, 40),
-        T.RandomPad(3),
-    ]
+    others: list[Any] = [T.RandomHorizontalFlip(1.0), T.RandomResize([50]), T.RandomSizeCrop(30, 40)]
     dataset = plain(root, T.Compose([sees, *others, sees]), masks=True)
     image, target = dataset[0]
     assert isinstance(image, Image.Image) and [kind for kind, _ in sees.seen] == [Image.Image] * 2
@@ -338,14 +333,6 @@ def test_masks_equal_pycocotools():
 # ---- randomness
 
 
-def test_without_an_epoch_each_call_draws_anew(root):
-    dataset = build_dataset("train", small(root))
-    random.seed(0)
-    torch.manual_seed(0)
-    sizes = {tuple(dataset[0][1]["boxes"].flatten().tolist()) for _ in range(20)}
-    assert len(sizes) > 5
-
-
 def test_draws_follow_from_seed_epoch_and_index_for_any_number_of_workers(root):
     dataset = build_dataset("train", small(root))
 
@@ -363,7 +350,8 @@ def test_draws_follow_from_seed_epoch_and_index_for_any_number_of_workers(root):
     assert sum(equal(first[i], other[i]) for i in range(6)) < 4
     dataset.set_epoch(0)
     state = random.getstate(), torch.get_rng_state()
-    assert equal(dataset[3], first[3]) and equal(dataset[-3], first[3])
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(equal(item, first[3]) for item in (dataset[3], dataset[-3], copy[3]))
     assert state[0] == random.getstate() and torch.equal(state[1], torch.get_rng_state())
 
 
@@ -373,13 +361,6 @@ def test_the_epoch_reaches_persistent_workers(root):
     for number in (0, 5, 0):
         dataset.set_epoch(number)
         assert all(equal(item, dataset[i]) for i, item in enumerate(loader))
-
-
-def test_a_pickled_copy_gives_the_same(root):
-    dataset = build_dataset("train", small(root))
-    dataset.set_epoch(4)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert equal(dataset[2], copy[2])
 
 
 # ---- transforms of the data set

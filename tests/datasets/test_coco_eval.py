@@ -20,6 +20,7 @@ from datasets.coco_eval import CocoEvaluator, convert_to_xywh, encode_masks
 from tests.ranks import ranks
 from util.errors import UserError
 
+BOTH = ("bbox", "segm")
 HEIGHT, WIDTH = 180, 240  # boxes in it are small, medium and large
 
 
@@ -168,27 +169,21 @@ def assert_same(result, expected):
     np.testing.assert_allclose(result.stats, expected.stats, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_boxes_as_pycocotools(seed):
-    dataset, predicted = scene(seed)
-    evaluator, text = evaluate(dataset, predicted, ["bbox"], batch=1 + seed)
-    expected, expected_text = plain_evaluation(dataset, predicted, "bbox")
-    assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # the scene holds right and wrong
-    assert_same(evaluator.coco_eval["bbox"], expected)
-    assert text == "IoU metric: bbox\n" + expected_text
-    assert evaluator.img_ids == sorted(predicted)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_masks_as_pycocotools(seed):
-    dataset, predicted = scene(seed, predictions=20, masks=True)
-    evaluator, text = evaluate(dataset, predicted, ("bbox", "segm"))
-    heading = text.index("IoU metric: segm\n")
-    for iou_type, printed in (("bbox", text[:heading]), ("segm", text[heading:])):
-        expected, expected_text = plain_evaluation(dataset, predicted, iou_type)
-        assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()
+@pytest.mark.parametrize(
+    "iou_types, seed", [*((["bbox"], n) for n in range(6)), *((BOTH, n) for n in range(3))]
+)
+def test_figures_as_pycocotools(iou_types, seed):
+    masks = "segm" in iou_types
+    dataset, predicted = scene(seed, predictions=20 if masks else 40, masks=masks)
+    evaluator, text = evaluate(dataset, predicted, iou_types, batch=1 + seed)
+    expected_text = ""
+    for iou_type in iou_types:
+        expected, printed = plain_evaluation(dataset, predicted, iou_type)
+        assert (expected.stats > 0.01).all() and (expected.stats < 0.95).all()  # it holds right and wrong
         assert_same(evaluator.coco_eval[iou_type], expected)
-        assert printed == f"IoU metric: {iou_type}\n" + expected_text
+        expected_text += f"IoU metric: {iou_type}\n" + printed
+    assert text == expected_text
+    assert evaluator.img_ids == sorted(predicted)
 
 
 def test_many_masks_in_one_update():

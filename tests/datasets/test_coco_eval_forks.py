@@ -33,13 +33,8 @@ def people(seed: int) -> tuple[COCO, dict[int, dict[str, torch.Tensor]], list[di
             x, y, side = random.uniform([10, 10, 40], [90, 90, 120])
             true = np.stack([random.uniform(x, x + side, POINTS), random.uniform(y, y + side, POINTS)], 1)
             seen = random.integers(0, 3, POINTS) * (random.random() < 0.9)
-            record: dict[str, Any] = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": 1,
-                "iscrowd": 0,
-            }
-            record |= {"bbox": [x, y, side, side], "area": side * side * 0.6}
+            record: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1}
+            record |= {"iscrowd": 0, "bbox": [x, y, side, side], "area": side * side * 0.6}
             flat = np.column_stack([true, seen]).flatten().tolist()
             annotations.append({**record, "keypoints": flat, "num_keypoints": int((seen > 0).sum())})
             for _ in range(random.integers(0, 3)):

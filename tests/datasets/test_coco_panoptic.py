@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import datasets.transforms as T
-from datasets import build_dataset, get_coco_api_from_dataset
-from datasets.coco import make_coco_transforms
+from datasets import build_dataset, coco, get_coco_api_from_dataset
 from datasets.coco_panoptic import CocoPanoptic, find_panoptic_files, segment_masks
 from datasets.labels import read_categories, read_things
 from datasets.panoptic_png import encode_png, read_ids
@@ -144,23 +142,17 @@ def test_without_masks(root):
     assert "masks" not in build_dataset("val", arguments(root, masks=False))[0][1]
 
 
-@pytest.mark.parametrize("image_set", ["train", "val"])
-def test_bytes_and_pil_images_give_the_same_item(root, image_set):
-    fast = build_dataset(image_set, arguments(root))
-    first, *others = make_coco_transforms(image_set, [32, 48], 40, 80).transforms
-    assert isinstance(first, T.ToByteTensor)
-    slow = plain(root, image_set, transforms=T.Compose([*others[:-1], T.ToTensor(), others[-1]]), seed=42)
-    for dataset in (fast, slow):
-        dataset.set_epoch(0)
-    for i in range(6):
-        (image, target), (expected, wanted) = fast[i], slow[i]
-        levels = 3 if image_set == "train" else 1  # each resize may differ by one, the next may magnify it
-        assert (image - expected).abs().max() < (levels + 0.01) / 255 / 0.224
-        assert target["masks"].dtype == wanted["masks"].dtype == torch.bool
-        assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
-        assert all(torch.equal(target[name], wanted[name]) for name in wanted)
-    bytes_ = build_dataset(image_set, arguments(root), normalize_images=False)
-    assert bytes_[0][0].dtype == torch.uint8
+@pytest.mark.parametrize("normalize_images, dtype", [(True, torch.float32), (False, torch.uint8)])
+def test_images_and_masks_after_the_transforms(root, normalize_images, dtype):
+    image, target = build_dataset("train", arguments(root), normalize_images)[0]
+    assert image.dtype == dtype and target["masks"].dtype == torch.bool
+    assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+
+
+def test_a_forks_own_coco_py_gives_the_transforms(root, monkeypatch):
+    monkeypatch.delattr(coco, "transforms_of")  # as in the published file
+    monkeypatch.setattr(coco, "make_coco_transforms", lambda image_set: lambda *pair: (image_set, pair[1]))
+    assert build_dataset("val", arguments(root))[0][0] == "val"
 
 
 def test_a_segment_may_have_id_0():
@@ -217,16 +209,11 @@ def test_the_published_view_of_the_file(root):
         assert equal_targets(another[1][1], before) and another.coco is not dataset.coco
 
 
-def test_pictures_may_be_png(root, tmp_path):
-    write_panoptic(tmp_path, suffix=".png")  # the file still says .jpg
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pictures_of_one_ending_listed_with_another(root, suffix, tmp_path):
+    write_panoptic(tmp_path, suffix)  # the file says .jpg
     for (image, _), (expected, _) in zip(plain(tmp_path), plain(root), strict=True):
         assert image.size == expected.size
-    edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
-    assert plain(tmp_path)[4][0].size == (70, 60)
-
-
-def test_pictures_with_the_names_of_pngs(tmp_path):
-    write_panoptic(tmp_path)
     edit(tmp_path, lambda content: content["images"][0].update(file_name="50.png"))
     assert plain(tmp_path)[4][0].size == (70, 60)
 
@@ -251,24 +238,16 @@ def add_segment(root):
 
 ITEM_FAULTS = {
     "no picture": (
-        lambda root: (root / "val2017" / "30.jpg").unlink(),
-        r"30.jpg \(image id 30\): cannot be read",
-    ),
-    "no PNG": (
-        lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
-        "cannot read the panoptic PNG .*pan30.png: No such file",
-    ),
-    "damaged PNG": (
-        lambda root: (root / "panoptic_val2017" / "pan30.png").write_bytes(b"\x89PNG no more"),
-        "cannot read the panoptic PNG .*pan30.png",
-    ),
+        lambda root: (root / "val2017" / "30.jpg").unlink(), r"30.jpg \(image id 30\): cannot be read"),
+    "no PNG": (lambda root: (root / "panoptic_val2017" / "pan30.png").unlink(),
+        "cannot read the panoptic PNG .*pan30.png: No such file"),
+    "damaged PNG": (lambda root: (root / "panoptic_val2017" / "pan30.png").write_bytes(b"\x89PNG no more"),
+        "cannot read the panoptic PNG .*pan30.png"),
     "size": (other_size, "pan30.png has 5 x 6 pixels, but image 30 has 54 x 80"),
     "unknown in the file": (drop_segment, "pan30.png does not fit .*json: segment .* is in the PNG, and not"),
     "unknown in the PNG": (
-        add_segment,
-        "pan30.png does not fit .*json: segment 4711 is in the JSON, and not",
-    ),
-}
+        add_segment, "pan30.png does not fit .*json: segment 4711 is in the JSON, and not"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", ITEM_FAULTS)

@@ -1,7 +1,6 @@
 """The layouts that are read as they are, and the message for others."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from datasets import build_dataset
 from datasets.coco import find_coco_files
 from datasets.labels import read_categories
 from doctor.check import find_sources
+from tests.datasets.test_coco import arguments as coco_arguments
 from tests.spoiled import TRAIN, VAL, write_clean
 from util.errors import UserError
 
@@ -41,14 +41,7 @@ def move(root, name):
 
 
 def arguments(root, dataset_file="coco"):
-    values = {
-        "dataset_file": dataset_file,
-        "coco_path": str(root),
-        "masks": False,
-        "scales": [48],
-        "crop": True,
-    }
-    return Namespace(**values, eval_scale=48, max_size=96, seed=42)
+    return coco_arguments(root, dataset_file=dataset_file, scales=[48], eval_scale=48, max_size=96)
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -89,14 +82,8 @@ def test_an_unknown_layout_shows_the_known_ones(clean, tmp_path):
     for ask in (lambda: find_coco_files(clean.root, "train"), lambda: find_sources(clean.root)):
         with pytest.raises(UserError) as error:
             ask()
-        for part in (
-            TRAIN,
-            "custom_train.json",
-            "train/_annotations.coco.json",
-            "labels, train2017",
-            "convert",
-        ):
-            assert part in str(error.value)
+        shown = [TRAIN, "custom_train.json", "train/_annotations.coco.json", "labels, train2017", "convert"]
+        assert all(part in str(error.value) for part in shown)
     with pytest.raises(UserError, match="no train2017 and no annotations/instances_train2017.json"):
         find_coco_files(tmp_path / "other", "train")
 

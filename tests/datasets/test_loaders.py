@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +60,6 @@ def test_spawned_workers_give_the_same(root: Path) -> None:
     loader = make_loader(dataset, batches, 1)
     loader.multiprocessing_context = "spawn"
     assert_same_batches(list(loader), list(make_loader(dataset, batches)))
-
-
-def test_the_random_numbers_of_the_caller_stay_as_they_were(root: Path) -> None:
-    dataset = build_dataset("train", small(root), normalize_images=False)
-    dataset.set_epoch(0)
-    random.seed(5)
-    torch.manual_seed(5)
-    states = random.getstate(), torch.get_rng_state()
-    for _ in make_loader(dataset, [[i] for i in range(14)]):
-        assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

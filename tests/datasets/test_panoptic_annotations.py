@@ -73,48 +73,30 @@ def first_segment(**more):
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "annotation without image": (
-        lambda content: content["images"].pop(0),
-        f"an annotation belongs to image {LARGE}, which the file does not list",
-    ),
+    "annotation without image": (lambda content: content["images"].pop(0),
+        f"an annotation belongs to image {LARGE}, which the file does not list"),
     "image without annotation": (
-        lambda content: content["annotations"].pop(0),
-        "image 30 has no annotation: add one",
-    ),
-    "two annotations": (
-        lambda content: content["annotations"].append(content["annotations"][0]),
-        "annotation image_id 30 occurs 2 times",
-    ),
+        lambda content: content["annotations"].pop(0), "image 30 has no annotation: add one"),
+    "two annotations": (lambda content: content["annotations"].append(content["annotations"][0]),
+        "annotation image_id 30 occurs 2 times"),
     "two images": (
-        lambda content: content["images"].append(content["images"][0]),
-        f"image id {LARGE} occurs 2 times",
-    ),
-    "category": (
-        first_segment(category_id=77),
-        "category_id of image 30, segment 77 must be a category that the file lists, not 77",
-    ),
+        lambda content: content["images"].append(content["images"][0]), f"image id {LARGE} occurs 2 times"),
+    "category": (first_segment(category_id=77),
+        "category_id of image 30, segment 77 must be a category that the file lists, not 77"),
     "type of id": (
-        first_segment(id="7"),
-        "id of image 30, segment number 0 must be an integer from 0 to .*, not '7'",
-    ),
-    "range of id": (
-        first_segment(id=1 << 24),
-        "id of image 30, segment number 0 must be an integer from 0 to .*, not 16777216",
-    ),
+        first_segment(id="7"), "id of image 30, segment number 0 must be an integer from 0 to .*, not '7'"),
+    "range of id": (first_segment(id=1 << 24),
+        "id of image 30, segment number 0 must be an integer from 0 to .*, not 16777216"),
     "area": (first_segment(area=None), "area of image 30, segment 77 must be a number, not None"),
     "same id": (first_segment(id=(1 << 24) - 1), "image 30, segment id 16777215 occurs 2 times"),
-    "no object": (
-        lambda content: content["annotations"][0].update(segments_info=[3]),
-        "image 30, segment number 0 is no object but 3",
-    ),
-    "no list": (
-        lambda content: content["annotations"][0].update(segments_info=None),
-        "image 30: segments_info must be a list, not None",
-    ),
+    "no object": (lambda content: content["annotations"][0].update(segments_info=[3]),
+        "image 30, segment number 0 is no object but 3"),
+    "no list": (lambda content: content["annotations"][0].update(segments_info=None),
+        "image 30: segments_info must be a list, not None"),
     "instances": (lambda content: content["categories"][1].pop("isthing"), "category 2 has no 'isthing'"),
     "no PNG": (lambda content: content["annotations"][0].pop("file_name"), "number 0 has no 'file_name'"),
     "no images": (lambda content: content.pop("images"), "no list of images, as a COCO panoptic file must"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

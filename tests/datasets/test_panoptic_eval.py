@@ -151,50 +151,28 @@ def grey_png():
 
 
 FAULTS = {
-    "unknown in the JSON": (
-        edit_segments("pred", lambda segments: segments.__delitem__(0)),
-        "image 70 .*pred0.png.*: predicted segment 8 is in the PNG, and not in the JSON",
-    ),
-    "unknown in the PNG": (
-        edit_segments("pred", lambda segments: segments.append(record(4711, 1))),
-        "image 70 .*pred0.png.*: predicted segment 4711 is in the JSON, and not in the PNG",
-    ),
-    "category": (
-        edit_segments("pred", lambda segments: segments[0].update(category_id=55)),
-        "image 70 .*predicted segment 8 has category 55",
-    ),
-    "true category": (
-        edit_segments("gt", lambda segments: segments[0].update(category_id=55)),
-        "image 70 .*true segment 5 has category 55",
-    ),
-    "true area": (
-        edit_segments("gt", lambda segments: segments[0].update(area=3)),
-        "image 70 .*true segment 5 has more pixels than its area",
-    ),
-    "no category": (
-        edit_segments("pred", lambda segments: segments[0].pop("category_id")),
-        "image 70: a segment of .*pred0.png has no valid id, category_id",
-    ),
-    "no true area": (
-        edit_segments("gt", lambda segments: segments[0].pop("area")),
-        "image 70: a segment of .*gt0.png or .* has no valid id, category_id or area",
-    ),
-    "type of an id": (
-        edit_segments("pred", lambda segments: segments[0].update(id="8")),
-        "image 70: a segment of .* has no valid id",
-    ),
+    "unknown in the JSON": (edit_segments("pred", lambda segments: segments.__delitem__(0)),
+        "image 70 .*pred0.png.*: predicted segment 8 is in the PNG, and not in the JSON"),
+    "unknown in the PNG": (edit_segments("pred", lambda segments: segments.append(record(4711, 1))),
+        "image 70 .*pred0.png.*: predicted segment 4711 is in the JSON, and not in the PNG"),
+    "category": (edit_segments("pred", lambda segments: segments[0].update(category_id=55)),
+        "image 70 .*predicted segment 8 has category 55"),
+    "true category": (edit_segments("gt", lambda segments: segments[0].update(category_id=55)),
+        "image 70 .*true segment 5 has category 55"),
+    "true area": (edit_segments("gt", lambda segments: segments[0].update(area=3)),
+        "image 70 .*true segment 5 has more pixels than its area"),
+    "no category": (edit_segments("pred", lambda segments: segments[0].pop("category_id")),
+        "image 70: a segment of .*pred0.png has no valid id, category_id"),
+    "no true area": (edit_segments("gt", lambda segments: segments[0].pop("area")),
+        "image 70: a segment of .*gt0.png or .* has no valid id, category_id or area"),
+    "type of an id": (edit_segments("pred", lambda segments: segments[0].update(id="8")),
+        "image 70: a segment of .* has no valid id"),
     "size": (
-        replace_png("pred", encode_png(np.ones((4, 6), np.int32))),
-        "4 x 6 pixels, the ground truth 4 x 5",
-    ),
-    "no prediction": (
-        lambda root: edit(root / "pred.json", lambda content: content["annotations"].pop()),
-        "pred.json has no prediction for image 70 of .*gt.json",
-    ),
+        replace_png("pred", encode_png(np.ones((4, 6), np.int32))), "4 x 6 pixels, the ground truth 4 x 5"),
+    "no prediction": (lambda root: edit(root / "pred.json", lambda content: content["annotations"].pop()),
+        "pred.json has no prediction for image 70 of .*gt.json"),
     "no PNG": (
-        set_in_prediction(file_name="away.png"),
-        "cannot read the panoptic PNG .*away.png: No such file",
-    ),
+        set_in_prediction(file_name="away.png"), "cannot read the panoptic PNG .*away.png: No such file"),
     "no true PNG": (lambda root: (root / "gt" / "gt0.png").unlink(), "gt0.png: No such file"),
     "cut PNG": (replace_png("pred", encode_png(np.full((40, 50), 8, np.int32))[:60]), "PNG .*pred0.png"),
     "no PNG at all": (replace_png("pred", b"no PNG"), "cannot read the panoptic PNG .*pred0.png"),
@@ -202,18 +180,12 @@ FAULTS = {
     "no file": (lambda root: (root / "pred.json").unlink(), "pred.json: No such file"),
     "no JSON": (lambda root: (root / "gt.json").write_text("{"), "gt.json is no valid JSON"),
     "no annotations": (
-        lambda root: (root / "pred.json").write_text("{}"),
-        "pred.json: it has no list of annot",
-    ),
+        lambda root: (root / "pred.json").write_text("{}"), "pred.json: it has no list of annot"),
     "no segments": (
-        set_in_prediction(segments_info=None),
-        "annotation number .* has no segments_info of type",
-    ),
-    "no isthing": (
-        lambda root: edit(root / "gt.json", lambda content: content["categories"][0].pop("isthing")),
-        "gt.json: categories must be a list of objects with id and isthing",
-    ),
-}
+        set_in_prediction(segments_info=None), "annotation number .* has no segments_info of type"),
+    "no isthing": (lambda root: edit(root / "gt.json", lambda c: c["categories"][0].pop("isthing")),
+        "gt.json: categories must be a list of objects with id and isthing"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -280,7 +252,7 @@ def test_the_evaluator_without_a_folder(tmp_path, monkeypatch):
     files, scenes = write_files(tmp_path / "data")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    evaluator = PanopticEvaluator(files.gt_json, files.gt_folder, output_dir="")
+    evaluator = PanopticEvaluator(files.gt_json, files.gt_folder)
     evaluator.update(predictions_of(files))
     assert_same_figures(evaluator.summarize(), straightforward_figures(scenes))
     assert not list(Path().iterdir())

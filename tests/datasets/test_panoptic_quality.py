@@ -1,7 +1,5 @@
 """Panoptic quality against a plain reading of its definition, and counted by hand."""
 
-from collections import defaultdict
-
 import numpy as np
 import pytest
 
@@ -24,20 +22,6 @@ def test_counts_of_random_scenes(seed):
         assert counts.iou[place] == pytest.approx(entry["iou"], rel=1e-12)
         found = [column[place] for column in counts[1:]]
         assert found == [entry["tp"], entry["fn"], entry["fp"]]
-
-
-def test_random_scenes_hold_what_matters():
-    total: defaultdict[str, int] = defaultdict(int)
-    for seed in range(60):
-        scene = random_scene(seed)
-        for entry in straightforward([scene]).values():
-            for key in ("tp", "fp", "fn"):
-                total[key] += entry[key]
-        crowds = [record["category_id"] for record in scene[2] if record["iscrowd"]]
-        total["two crowds of a class"] += len(crowds) != len(set(crowds))
-        total["segment 0"] += any(record["id"] == 0 for record in scene[3])
-        total["unknown true id"] += bool({*np.unique(scene[0])} - {0} - {r["id"] for r in scene[2]})
-    assert min(total.values()) >= 5, dict(total)
 
 
 def strip(*pieces):

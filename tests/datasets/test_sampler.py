@@ -1,7 +1,6 @@
 """Batches for training and evaluation: what is covered, by whom, and in which order."""
 
 import pytest
-from torch.utils.data import DataLoader
 
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler
 from util.errors import UserError
@@ -64,13 +63,6 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped():
     assert len(sampler) == len(whole)
     with pytest.raises(ValueError, match="start_batch is 0 to 3"):
         sampler.set_epoch(7, 4)
-
-
-def test_a_loader_takes_the_sampler():
-    sampler = TrainBatchSampler(range(10), 3)
-    loader: DataLoader = DataLoader(range(10), batch_sampler=sampler)  # type: ignore[arg-type]
-    assert len(loader) == 3
-    assert [batch.tolist() for batch in loader] == list(sampler)
 
 
 def test_fewer_images_than_a_batch_are_refused():

@@ -1,10 +1,8 @@
 """The built-in data set: drawing against brute force, files against pycocotools, writing all or nothing."""
 
-import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ import pytest
 from PIL import Image
 
 from datasets import shapes
+from datasets.panoptic_png import read_ids
 from datasets.shapes import read_settings, write_shapes
 from datasets.shapes_drawing import (
     MAX_HIDDEN,
@@ -56,12 +55,6 @@ def coco(root):
 
 def panoptic(root: Path, split: str) -> dict:
     return json.loads((root / f"annotations/panoptic_{split}2017.json").read_text())
-
-
-def segment_ids(root: Path, split: str, file_name: str) -> np.ndarray:
-    rgb = np.asarray(Image.open(root / f"panoptic_{split}2017" / file_name)).astype(int)
-    assert rgb.ndim == 3
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 # Drawing
@@ -205,7 +198,7 @@ def test_no_id_is_shared_by_the_splits(coco):
 def test_polygon_bbox_area_and_panoptic_segment_agree(root, coco, split):
     api = coco[split]
     for row in panoptic(root, split)["annotations"]:
-        ids = segment_ids(root, split, row["file_name"])
+        ids = read_ids(root / f"panoptic_{split}2017" / row["file_name"])
         annotations = api.imgToAnns[row["image_id"]]
         things = [segment for segment in row["segments_info"] if segment["category_id"] in THINGS]
         for annotation, segment in zip(annotations, things, strict=True):
@@ -231,7 +224,7 @@ def test_panoptic_files_are_exact(root, split):
     assert all(len(row["color"]) == 3 and row["supercategory"] for row in content["categories"])
     assert [row["image_id"] for row in content["annotations"]] == [row["id"] for row in content["images"]]
     for row in content["annotations"]:
-        ids = segment_ids(root, split, row["file_name"])
+        ids = read_ids(root / f"panoptic_{split}2017" / row["file_name"])
         values, counts = np.unique(ids, return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
         assert found == {segment["id"]: segment["area"] for segment in row["segments_info"]}
@@ -340,39 +333,15 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch, where, error)
     assert not os.listdir(tmp_path)
 
 
-def call(root: Path, **settings) -> subprocess.Popen:
-    code = f"from datasets.shapes import write_shapes; write_shapes({str(root)!r}, **{settings!r})"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
-
-
-def living(group: int) -> list[str]:
-    """Command names of the processes of a group, zombies left out (some containers never reap orphans)."""
-    names = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            name, _, fields = path.read_text().rpartition(")")
-            state, _, process_group, *_ = fields.split()
-            if int(process_group) == group and state not in "ZX":
-                names.append(name)
-    return names
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_call_is_not_mistaken_for_a_data_set(tmp_path):
-    killed = call(tmp_path / "data", train=100_000, workers=2)
-    deadline = time.monotonic() + 300  # far more than needed
-    try:
-        while not list(tmp_path.glob(".data.partial-*/train2017/*.jpg")):
-            assert killed.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        killed.kill()  # the parent alone: its workers must notice
-        killed.wait()
-        while living(killed.pid):
-            assert time.monotonic() < deadline, "workers outlive their killed parent"
-            time.sleep(0.05)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(killed.pid, signal.SIGKILL)
+    """That its workers end with it, test_workers.py says."""
+    code = f"from datasets.shapes import write_shapes; write_shapes({str(tmp_path / 'data')!r}, workers=1)"
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while not list(tmp_path.glob(".data.partial-*/train2017/*.jpg")):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
     assert not (tmp_path / "data").exists()
     assert read_settings(write_shapes(tmp_path / "data", train=2, val=1, workers=1)) is not None
 
@@ -385,12 +354,6 @@ def test_leftovers_of_killed_calls_are_removed_when_they_are_old(tmp_path):
             os.utime(path, (time.time() - age, time.time() - age))
     write_shapes(tmp_path / "data", train=2, val=1, workers=1)
     assert sorted(os.listdir(tmp_path)) == [".data.partial-new", "data"]
-
-
-def test_calls_at_the_same_time(tmp_path):
-    calls = [call(tmp_path / "data", train=100, val=1, workers=1) for _ in range(3)]
-    assert [process.wait(timeout=300) for process in calls] == [0, 0, 0]
-    assert os.listdir(tmp_path) == ["data"] and read_settings(tmp_path / "data") is not None
 
 
 def test_losing_a_race_is_no_error(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -118,9 +120,6 @@ def _fix(source: Path, out: Path) -> list[str]:
 
 
 def _convert(source: Path, out: Path) -> list[str]:
-    import contextlib
-    import io
-
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         convert(["coco", str(source), str(out)])

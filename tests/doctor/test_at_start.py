@@ -49,9 +49,8 @@ def test_a_fault_that_training_survives(
 @pytest.mark.parametrize("mode", ["warn", "error"])
 def test_what_makes_training_wrong_is_always_refused(mode: str, clean: CleanSet, tmp_path: Path) -> None:
     made = spoil("boxes x1 y1 x2 y2", clean, tmp_path / "set")
-    with pytest.raises(
-        UserError, match=r"look like x1 y1 x2 y2.*annotation id 101.*python -m doctor"
-    ) as error:
+    message = r"look like x1 y1 x2 y2.*annotation id 101.*python -m doctor"
+    with pytest.raises(UserError, match=message) as error:
         check_at_start(mode, "coco", made.root)
     assert "\n" not in error.value.one_line()
     check_at_start("off", "coco", made.root)

@@ -54,36 +54,6 @@ def test_a_clean_set_passes(clean):
     assert "6 images, 18 objects of 3 classes" in report.summary[0] and len(report.summary) == 2
 
 
-@pytest.mark.parametrize("name", SPOILED)
-def test_a_spoiled_set_is_found_out_and_mended(name, clean, tmp_path):
-    expected = SPOILED[name]
-    made = spoil(name, clean, tmp_path / "spoiled")
-    before = files(made.root)
-    report = check(made.root)
-    assert {group.name for group in report.faults} == {expected.kind, *expected.also}, report.lines()
-    first = found(report, expected.kind)[0]
-    assert (first.annotation_id, first.image_id) == (expected.annotation_id, expected.image_id)
-    assert expected.text in first.value and report.status == expected.status
-
-    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    assert files(made.root) == before
-    assert not any("unexplained" in line for line in lines)
-    if report.status == 2:
-        assert any("cannot be corrected" in line for line in lines)
-        return
-    if expected.kind not in MENDED:
-        assert lines[-1].startswith(f"the corrected copy in {tmp_path / 'fixed'} still has 1 fault of 1 kind")
-        assert f", which --fix cannot mend: {report.faults[0].kind.title} (1), first " in lines[-1]
-        assert {group.name for group in check(tmp_path / "fixed").faults} == {expected.kind}
-        return
-    assert check(tmp_path / "fixed").faults == [], lines
-    assert lines[-1].endswith("passes the checks") and expected.kind not in str(lines)
-    assert report.faults[0].kind.title in (tmp_path / "fixed" / "CHANGES.txt").read_text()
-
-
-# ---- panoptic sets
-
-
 @pytest.fixture(scope="module")
 def clean_panoptic(tmp_path_factory):
     return write_clean_panoptic(tmp_path_factory.mktemp("clean") / "set")
@@ -95,35 +65,62 @@ def test_a_clean_panoptic_set_passes(clean_panoptic):
     assert "3 images, 9 objects of 3 classes" in report.summary[0]
 
 
-@pytest.mark.parametrize("name", SPOILED_PANOPTIC)
-def test_a_spoiled_panoptic_set_is_found_out_and_mended(name, clean_panoptic, tmp_path):
-    expected = SPOILED_PANOPTIC[name]
-    made = spoil_panoptic(name, clean_panoptic, tmp_path / "spoiled")
+def find_out_and_mend(made, expected, num_classes, out):
+    """The report on a spoiled set, as expected, and what --fix said, which must not touch it."""
     before = files(made.root)
-    report = check(made.root, num_classes=6)
+    report = check(made.root, num_classes)
     assert {group.name for group in report.faults} == {expected.kind, *expected.also}, report.lines()
     first = found(report, expected.kind)[0]
     assert (first.annotation_id, first.image_id) == (expected.annotation_id, expected.image_id)
-    assert expected.text in first.value and report.status == 1
-    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", 6, drop=True)
-    assert files(made.root) == before and lines[-1].endswith("passes the checks")
+    assert expected.text in first.value and report.status == expected.status
+    lines = write_corrected(find_sources(made.root), out, num_classes, drop=True)
+    assert files(made.root) == before
     assert not any("unexplained" in line for line in lines)
-    assert check(tmp_path / "fixed", num_classes=6).faults == [], lines
-    dataset = CocoPanoptic(
-        *(tmp_path / "fixed" / name for name in ("train2017", "panoptic_train2017", PANOPTIC))
-    )
+    if expected.kind in MENDED:
+        assert check(out, num_classes).faults == [], lines
+        assert lines[-1].endswith("passes the checks")
+    return report, lines
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_spoiled_set_is_found_out_and_mended(name, clean, tmp_path):
+    kind = SPOILED[name].kind
+    made = spoil(name, clean, tmp_path / "spoiled")
+    report, lines = find_out_and_mend(made, SPOILED[name], NUM_CLASSES, tmp_path / "fixed")
+    if report.status == 2:
+        assert any("cannot be corrected" in line for line in lines)
+    elif kind in MENDED:
+        assert kind not in str(lines)
+        assert report.faults[0].kind.title in (tmp_path / "fixed" / "CHANGES.txt").read_text()
+    else:
+        assert lines[-1].startswith(f"the corrected copy in {tmp_path / 'fixed'} still has 1 fault of 1 kind")
+        assert f", which --fix cannot mend: {report.faults[0].kind.title} (1), first " in lines[-1]
+        assert {group.name for group in check(tmp_path / "fixed").faults} == {kind}
+
+
+@pytest.mark.parametrize("name", SPOILED_PANOPTIC)
+def test_a_spoiled_panoptic_set_is_found_out_and_mended(name, clean_panoptic, tmp_path):
+    made = spoil_panoptic(name, clean_panoptic, tmp_path / "spoiled")
+    find_out_and_mend(made, SPOILED_PANOPTIC[name], 6, tmp_path / "fixed")
+    places = (tmp_path / "fixed" / name for name in ("train2017", "panoptic_train2017", PANOPTIC))
+    dataset = CocoPanoptic(*places)
     assert all(len(dataset[i][1]["labels"]) for i in range(len(dataset)))
 
 
 # ---- what corrections keep
 
 
+def mend(made, tmp_path):
+    """The contents of train's file, corrected."""
+    write_files(made)
+    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
+    return json.loads((tmp_path / "fixed" / TRAIN).read_text())
+
+
 def corrected(name, clean, tmp_path):
     """(the clean objects, the corrected ones) by id."""
-    made = spoil(name, clean, tmp_path / "spoiled")
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    return [{one["id"]: one for one in part} for part in (clean.objects, content["annotations"])]
+    mended = mend(spoil(name, clean, tmp_path / "spoiled"), tmp_path)
+    return [{one["id"]: one for one in part} for part in (clean.objects, mended["annotations"])]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +153,7 @@ def test_the_box_is_replaced_only_where_the_area_is_the_masks(area, taken, clean
     """Its mask has 650 square pixels, 700 as a box; the box, written as corners, has 3224 and fits."""
     made = spoil("box of corners, area of the mask", clean, tmp_path / "spoiled")
     put(4, area=area)(made)
-    write_files(made)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    one = json.loads((tmp_path / "fixed" / TRAIN).read_text())["annotations"][4]
+    one = mend(made, tmp_path)["annotations"][4]
     assert one["bbox"] == ([34, 27, 28, 25] if taken else [34, 27, 62, 52])
     assert one["segmentation"] == clean.objects[4]["segmentation"]
 
@@ -168,16 +163,12 @@ def test_a_mask_that_is_no_better_replaces_no_box(clean, tmp_path):
     made = spoil("box of no size", clean, tmp_path / "spoiled")
     put(4, bbox=[0.4, 0.5, 0.2, 0.3], segmentation=[[0.4, 0.5, 0.9, 0.9, 0.6, 0.8]])(made)
     put(5, bbox=[80, 30, 60, 30], segmentation=[[-30, 10, -3, 10, -3, 40, -30, 40]])(made)
-    runs = np.zeros((78 - 2, 104), dtype=np.int64)
-    runs[10:30, 20:60] = 1
-    edges = np.flatnonzero(np.diff(runs.ravel(order="F"), prepend=0, append=0))
-    counts = np.diff(np.concatenate([[0], edges, [runs.size]])).tolist()
-    put(6, bbox=[0.2, 0.2, 0.3, 0.3], segmentation={"size": [76, 104], "counts": counts})(made)
+    mask = np.zeros((76, 104), dtype=np.uint8, order="F")
+    mask[10:30, 20:60] = 1
+    runs = {"size": [76, 104], "counts": pycocotools.mask.encode(mask)["counts"].decode()}
+    put(6, bbox=[0.2, 0.2, 0.3, 0.3], segmentation=runs)(made)
     put(7, bbox=[10, 10, 0, 5], segmentation=[[30, 10, 30, 20, 30, 30]])(made)
-    write_files(made)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    boxes = {one["id"]: one["bbox"] for one in content["annotations"]}
+    boxes = {one["id"]: one["bbox"] for one in mend(made, tmp_path)["annotations"]}
     assert boxes[105] == [0.4, 0.5, 0.2, 0.3] and boxes[106] == [80, 30, 20, 30]
     assert boxes[107] == [20, 10, 40, 20] and 108 not in boxes
 
@@ -264,10 +255,7 @@ def test_a_size_that_only_the_picture_tells_is_left_where_none_is_opened(clean, 
 def test_a_resized_picture_may_have_odd_polygons(clean, tmp_path):
     made = spoil("picture resized", clean, tmp_path / "spoiled")
     put(3, segmentation=[[1, 2, 3], [20, 20, 30, 30, 20, 40]])(made)
-    write_files(made)
-    lines = write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
-    assert content["annotations"][3]["segmentation"] == [[10, 10, 15, 15, 10, 20]], lines
+    assert mend(made, tmp_path)["annotations"][3]["segmentation"] == [[10, 10, 15, 15, 10, 20]]
 
 
 def test_what_a_kind_says_of_fix_is_true():
@@ -292,9 +280,8 @@ def test_several_faults_at_once(clean, tmp_path):
     kinds = {SPOILED[name].kind for name in names} - {"area_wrong"}  # of the box that is no number
     assert kinds <= {group.name for group in report.faults}
     assert [group.level for group in report.faults] == sorted(group.level for group in report.faults)
-    write_corrected(find_sources(made.root), tmp_path / "fixed", NUM_CLASSES, drop=True)
+    content = mend(made, tmp_path)
     assert check(tmp_path / "fixed").faults == []
-    content = json.loads((tmp_path / "fixed" / TRAIN).read_text())
     assert len(content["images"]) == 5 and content["info"] == {"year": 2020}
 
 
