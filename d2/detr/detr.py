@@ -4,7 +4,7 @@ Shapes: B batch, Q queries, C classes, N objects of an image, H W image, h w mas
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from datasets.coco import convert_coco_poly_to_mask
+from models.query_groups import QueryGroups
 from models.segmentation import DETRsegm, PostProcessPanoptic
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from util.errors import UserError
@@ -46,6 +47,12 @@ class Detr(nn.Module):
         settings = cfg.MODEL.DETR
         if settings.MASK_FORMAT not in ("roi32", "full"):
             raise UserError(f"MODEL.DETR.MASK_FORMAT {settings.MASK_FORMAT}: neither roi32 nor full")
+        if settings.QUERY_GROUPS < 1:
+            raise UserError(f"MODEL.DETR.QUERY_GROUPS {settings.QUERY_GROUPS}: at least 1")
+        if settings.QUERY_GROUPS > 1 and settings.FROZEN_WEIGHTS:
+            raise UserError(
+                "MODEL.DETR.QUERY_GROUPS trains a detector, and FROZEN_WEIGHTS freezes it: set one of them"
+            )
         self.num_classes = settings.NUM_CLASSES
         self.mask_on = cfg.MODEL.MASK_ON
         self.mask_format = settings.MASK_FORMAT
@@ -68,10 +75,24 @@ class Detr(nn.Module):
             self.is_thing = things_of(cfg)
             self.panoptic = PostProcessPanoptic(self.is_thing, settings.PANOPTIC_THRESHOLD)
         self.criterion = build_criterion(cfg)
+        self.query_groups = settings.QUERY_GROUPS
+        self.seed = cfg.SEED
+        if self.query_groups > 1:
+            # Of QueryGroups the table alone: the model that it wraps has its place, self.detr, already.
+            self.other_queries = QueryGroups(self.detr, self.query_groups, self.seed).others
         # Not in the state_dict: a checkpoint holds weights, the configuration how pixels are normalised.
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.to(torch.device(cfg.MODEL.DEVICE))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As torch's; groups of queries that a trained detector lacks start as noisy copies of its own."""
+        result = super().load_state_dict(state_dict, *args, **options)
+        is_trained = any(name.endswith("query_embed.weight") for name in state_dict)
+        if self.query_groups > 1 and is_trained and "other_queries.weight" not in state_dict:
+            copies = QueryGroups(self.detr, self.query_groups, self.seed, starts_trained=True).others
+            self.other_queries.load_state_dict(copies.state_dict())
+        return result
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +149,10 @@ class Detr(nn.Module):
     def losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The weighted losses of a batch; see forward."""
         targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
+        options = {}
+        if self.query_groups > 1:
+            table = self.other_queries.weight
+            options["other_queries"] = table.view(self.query_groups - 1, -1, table.shape[1])  # [K - 1, Q, D]
         select = None
         if self.mask_on:
             # Masks cover the padded batch, and so do those that they are compared with.
@@ -138,9 +163,10 @@ class Detr(nn.Module):
             # Only queries that are matched with an object get a mask, unless the criterion is user-defined.
             select = self.criterion.matched_queries(targets)
         if select is None:
-            losses = self.criterion(self.detr(images), targets)
+            losses = self.criterion(self.detr(images, **options), targets)
         else:
-            losses = self.criterion(self.detr(images, select=select), targets, matches=select.matches)
+            outputs = self.detr(images, select=select, **options)
+            losses = self.criterion(outputs, targets, matches=select.matches)
         for_logging = {name: value for name, value in losses.items() if not name.startswith("loss")}
         numbers = torch.stack([value.detach().float() for value in for_logging.values()])
         with contextlib.suppress(AssertionError):  # no trainer keeps an event storage
