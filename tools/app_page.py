@@ -18,7 +18,7 @@ import gradio as gr
 from torch import Tensor
 
 from inference.drawing import draw
-from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found, kinds_of
+from inference.predicting import PANOPTIC, Found, default_threshold, kinds_of
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
 from tools.app_look import LEAST, Limits, Look, file_name, look_at
@@ -281,11 +281,6 @@ def _choice(kind: str, threshold: float, classes: Sequence[int]) -> Choice:
 def uploaded(payload: Any) -> tuple[str, str] | None:
     """What gradio knows of an uploaded file -> its path, and the name it had."""
     return None if payload is None or not payload.path else (payload.path, file_name(payload.orig_name))
-
-
-def default_threshold(kind: str) -> float:
-    """The published one."""
-    return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
 
 
 def within_slider(value: float | None) -> float:
