@@ -49,11 +49,7 @@ FORMAT_NAMES = ("onnx", "torchscript", "torch_export")
 LOWEST_OPSET = 18  # in which torch's exporter is written; converting to older ones fails
 # (height, width) of each image. No two axes of a batch have one length, or tracing might take them for one.
 TRACED = ((128, 160), (96, 142))
-CHECKED = (
-    ((224, 290),),
-    ((97, 131), (97, 90), (60, 131)),
-    ((161, 120), (140, 120), (161, 101), (111, 75)),
-)
+CHECKED = (((224, 290),), ((97, 131), (97, 90), (60, 131)), ((161, 120), (140, 120), (161, 101), (111, 75)))
 
 
 def get_args_parser() -> RecipeParser:

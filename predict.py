@@ -186,28 +186,18 @@ def find(
     Raises:
         UserError: the batch is too large for the memory or for the model.
     """
-    import torch
-
     from inference.attention_maps import listening
-    from inference.predicting import predict
+    from inference.predicting import naming_large_pictures, predict
 
     if not reads:
         return [], None
     images = [read.image for read in reads if read.image is not None]
     sizes = [read.picture.shape[1:] for read in reads if read.picture is not None]
-    named = ", ".join(str(read.path) for read in reads)
-    try:
-        with listening(trained.model) if listens else nullcontext() as heard:
-            return predict(trained, images, sizes, threshold, kind), heard
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{named}: out of memory; lower --batch_size or --max_size, or pass --boxes"
-        ) from error
-    except ValueError as error:
-        if trained.args.position_embedding != "learned":
-            raise
-        # The feature map is larger than the tables of positions.
-        raise UserError(f"{named}: {error}; lower --eval_scale and --max_size") from error
+    names = ", ".join(str(read.path) for read in reads)
+    advice = "lower --batch_size or --max_size, or pass --boxes", "lower --eval_scale and --max_size"
+    ears = listening(trained.model) if listens else nullcontext()
+    with naming_large_pictures(trained, names, *advice), ears as heard:
+        return predict(trained, images, sizes, threshold, kind), heard
 
 
 def point_outside(points: Sequence[tuple[float, float]], read: Read) -> str:

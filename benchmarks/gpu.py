@@ -5,7 +5,8 @@
   python -m benchmarks.gpu --device cpu --tiny        does all of it run? The figures mean nothing
 
 Each part is a function below and runs in a process of its own, within a time limit of its own. A part reports
-its own failure; the rest goes on. Exit status: 0, or 1 if a part failed.
+its own failure; the rest goes on. Exit status: 0, or 1 if a part failed. All parts stand in this one file, so
+that whoever has a GPU for minutes can read beforehand what it will be asked.
 """
 
 from __future__ import annotations

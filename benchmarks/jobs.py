@@ -1,8 +1,8 @@
 """What benchmarks.compare measures, and the process that is one side of it: python benchmarks/jobs.py TREE|hf
 
 The process works in the folder and with the import path of its tree, this one or another: import paths and
-names are the same in both. So nothing of a tree is imported at the top of this file, and what this project
-alone has is used only after asking for it.
+names are the same in both. So nothing of a tree is imported at the top of this file, what this project alone
+has is used only after asking for it, and all of it is one file: the process finds no second one of ours.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Tree:
                 compile_model(self.model, self.device)
 
     def batch(self, images: list[Any]) -> Any:
-        from util.misc import nested_tensor_from_tensor_list
+        from util.misc import nested_tensor_from_tensor_list  # where both trees have it
 
         return nested_tensor_from_tensor_list(images)
 

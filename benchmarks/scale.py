@@ -72,7 +72,7 @@ def load(folder: Path, batches: int) -> dict[str, float]:
 
     import main
     from datasets import build_dataset
-    from util.misc import collate_fn
+    from util.misc import collate_fn  # where both trees have it
 
     torch.set_num_threads(1)
     args = main.get_args_parser().parse_args(["--coco_path", str(folder)])

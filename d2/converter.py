@@ -33,7 +33,8 @@ DETECTOR = (
     *("backbone.1.row_embed.", "backbone.1.col_embed."),  # learned positions
 )
 MASK_HEAD = ("bbox_attention.", "mask_head.")
-NOT_WEIGHTS = ("criterion.", "pixel_mean", "pixel_std")  # of the wrapper's model, beside the detector
+# Of the wrapper's model, beside the detector; other_queries, of QUERY_GROUPS, are for training alone.
+NOT_WEIGHTS = ("criterion.", "pixel_mean", "pixel_std", "other_queries.")
 COUNTER = ".num_batches_tracked"
 
 # Rows of class_embed, category ids of COCO with gaps + "no object" -> those that detectron2 counts without.

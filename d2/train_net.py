@@ -103,10 +103,22 @@ class Trainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of training: the optimizer too, which detectron2 0.6 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        state = {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        groups = self.cfg.MODEL.DETR.QUERY_GROUPS
+        return {**state, "query_groups": groups} if groups > 1 else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written."""
+        """Go on where a checkpoint was written.
+
+        Raises:
+            UserError: it was trained with another number of query groups.
+        """
+        before, now = state_dict.get("query_groups", 1), self.cfg.MODEL.DETR.QUERY_GROUPS
+        if before != now:
+            raise UserError(
+                f"--resume: {self.cfg.OUTPUT_DIR} has MODEL.DETR.QUERY_GROUPS {before}, not {now}: "
+                f"set it to {before}, or pass the checkpoint as MODEL.WEIGHTS to start anew from it"
+            )
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])

@@ -23,6 +23,7 @@ from inference.visualize import (
     enlargement,
     from_pil,
     line_width,
+    resized,
     side_by_side,
     to_pil,
 )
@@ -107,9 +108,7 @@ def panel_size(height: int, width: int) -> tuple[int, int]:
 
 def panel(image: Tensor) -> Tensor:
     """A picture uint8 [3, H, W] at panel_size(H, W)."""
-    size = panel_size(*image.shape[1:])
-    resized = interpolate(image[None].float().cpu(), size, mode="bicubic", antialias=True)[0]
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    return resized(image, panel_size(*image.shape[1:]))
 
 
 def attention_sheet(image: Tensor, rows: Sequence[AttentionRow]) -> Tensor:

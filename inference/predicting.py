@@ -6,7 +6,8 @@ Shapes: k detections of one picture, H W its size, h w the size at which the mod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,7 @@ from util.errors import UserError
 from util.nested_tensor import ByteBatch
 
 BOXES, MASKS, PANOPTIC = "boxes", "masks", "panoptic"
-THRESHOLD = 0.7
-PANOPTIC_THRESHOLD = 0.85  # as published
+THRESHOLD, PANOPTIC_THRESHOLD = 0.7, 0.85  # as published
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,14 @@ def predict(
         UserError: the model cannot give that.
     """
     kind = kind_of(trained, kind)
-    threshold = _threshold(threshold, kind)
-    choose = _choice(trained, threshold, kind)
     batch = ByteBatch(images)
     model: Any = trained.model
     samples = batch.to(trained.device)
     if kind == BOXES:
         outputs = (model.detr if trained.args.masks else model)(samples)
-        chosen = choose(outputs)
     else:
-        outputs = model(samples, select=choose)
-        chosen = outputs["selected"]
-    return _read(trained, outputs, chosen, batch.sizes, sizes, threshold, kind)
+        outputs = model(samples, select=_choice(trained, threshold, kind))
+    return read(trained, outputs, batch.sizes, sizes, threshold, kind)
 
 
 @torch.no_grad()
@@ -132,28 +128,15 @@ def read(
         ValueError: a mask is wanted that is not among those of the selected queries.
     """
     kind = kind_of(trained, kind)
-    threshold = _threshold(threshold, kind)
     chosen = _choice(trained, threshold, kind)(outputs)
-    return _read(trained, outputs, chosen, image_sizes, sizes, threshold, kind)
-
-
-def _read(
-    trained: TrainedModel,
-    outputs: Outputs,
-    chosen: Selection,
-    image_sizes: Sequence[Sequence[int]],
-    sizes: Sequence[Sequence[int]],
-    threshold: float,
-    kind: str,
-) -> list[Found]:
-    """What the chosen queries of each picture have found."""
     results = trained.postprocessors["bbox"](outputs, torch.tensor([list(size) for size in sizes]))
     if kind == BOXES:
         return [_found(trained, *pair) for pair in zip(results, chosen, strict=True)]
     outputs = {**outputs, "selected": chosen, "pred_masks": masks_of(outputs, chosen)}
     if kind == PANOPTIC:
         things: Any = trained.postprocessors["panoptic"]
-        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, threshold, things.merge_always)
+        least = default_threshold(kind) if threshold is None else threshold
+        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, least, things.merge_always)
         return [
             _found(trained, result, queries, panoptic=PanopticMap(one.ids.cpu(), one.segments))
             for result, queries, one in zip(results, chosen, maps, strict=True)
@@ -163,20 +146,20 @@ def _read(
     return [_found(trained, result, queries, one["masks"][:, 0]) for result, queries, one in pairs]
 
 
-def _threshold(threshold: float | None, kind: str) -> float:
-    if threshold is not None:
-        return threshold
+def default_threshold(kind: str) -> float:
+    """The probability that a detection or a segment has to exceed, where nobody says another."""
     return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
 
 
-def _choice(trained: TrainedModel, threshold: float, kind: str) -> Callable[[Outputs], Selection]:
+def _choice(trained: TrainedModel, threshold: float | None, kind: str) -> Callable[[Outputs], Selection]:
     """Which queries of each picture are read, given the model's outputs."""
+    least = default_threshold(kind) if threshold is None else threshold
     if kind == PANOPTIC:
         is_thing: Any = trained.postprocessors["panoptic"].is_thing_map
-        return lambda outputs: panoptic_queries(outputs, is_thing, threshold)[0]
+        return lambda outputs: panoptic_queries(outputs, is_thing, least)[0]
 
     def things(outputs: Outputs) -> Selection:
-        chosen = confident_queries(outputs, threshold)
+        chosen = confident_queries(outputs, least)
         if trained.is_thing is None:
             return chosen
         labels = outputs["pred_logits"][..., :-1].argmax(-1).cpu()  # [B, Q]
@@ -207,6 +190,28 @@ def _found(
         order = order[[trained.is_thing.get(label, False) for label in labels[order].tolist()]]
     chosen = None if masks is None else masks.view(torch.bool)[order]
     return Found(scores[order], labels[order], boxes[order], queries[order], chosen, panoptic)
+
+
+@contextmanager
+def naming_large_pictures(trained: TrainedModel, names: str, memory: str, positions: str) -> Iterator[None]:
+    """Say of pictures that are too large what helps.
+
+    Args:
+        trained: the model that sees them.
+        names: of the pictures.
+        memory, positions: what to do where memory, or the table of learned positions, is too small.
+
+    Raises:
+        UserError: either is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{names}: out of memory; {memory}") from error
+    except ValueError as error:
+        if trained.args.position_embedding != "learned":
+            raise
+        raise UserError(f"{names}: {error}; {positions}") from error
 
 
 def coco_results(found: Found, image_id: int, file_name: str) -> list[dict[str, Any]]:

@@ -227,21 +227,20 @@ def line_width(image: Tensor) -> int:
 
 def enlarged(image: Tensor, factor: int) -> Tensor:
     """A copy, by an integer factor larger in both directions."""
-    if factor == 1:
-        return image.clone()
-    large = interpolate(image[None].float(), scale_factor=factor, mode="bicubic")[0]
-    return large.round().clamp(0, 255).to(torch.uint8)
+    return image.clone() if factor == 1 else resized(image, [factor * side for side in image.shape[1:]])
 
 
 def shrunk(image: Tensor, longest: int) -> Tensor:
     """A picture whose longer side is at most `longest`."""
     _check_image(image)
     factor = longest / max(image.shape[1:])
-    if factor >= 1:
-        return image
-    size = [max(1, round(factor * side)) for side in image.shape[1:]]
-    small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return small.round().clamp(0, 255).to(torch.uint8)
+    return image if factor >= 1 else resized(image, [max(1, round(factor * s)) for s in image.shape[1:]])
+
+
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """A picture uint8 [3, H, W] at another height and width, on the CPU."""
+    smooth = interpolate(image[None].float().cpu(), tuple(size), mode="bicubic", antialias=True)[0]
+    return smooth.round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_image(image: Tensor) -> None:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from matplotlib.ticker import LogLocator, MaxNLocator
+
 from report.html import escape, tag
 
 WIDTH, HEIGHT = 400, 210
@@ -91,34 +93,20 @@ def chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str:
 
 
 def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
-    """An axis for values, with three to eight round ticks."""
+    """An axis for values between round ticks."""
     low, high = min(values), max(values)
     if not from_zero and low > 0 and high / low > LOGARITHMIC_FROM:
-        return logarithmic_axis(low, high)
+        # From one to another of 1, 2 and 5 times a power of ten; beyond two decades only powers are written.
+        steps = LogLocator(subs=(1, 2, 5), numticks=1000).tick_values(low / 10, high * 10)
+        low, high = steps[steps <= low * (1 + 1e-9)][-1], steps[steps >= high * (1 - 1e-9)][0]
+        written = LogLocator(subs=(1, 2, 5) if high / low < 101 else (1,), numticks=1000)
+        inside = [tick for tick in written.tick_values(low, high) if low <= tick <= high]
+        return Axis(low, high, inside, logarithmic=True)
     low = min(low, 0) if from_zero else low
     if high == low:
-        low, high = (low - abs(low) / 2 or -1, high + abs(high) / 2 or 1) if low else (0, 1)
-    step = _round_step((high - low) / 5)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [round(i * step, 12) for i in range(first, last + 1)]
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0, 1)
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high).round(12).tolist()
     return Axis(ticks[0], ticks[-1], ticks)
-
-
-def logarithmic_axis(low: float, high: float) -> Axis:
-    """From one to another of 1, 2 and 5 times a power of ten; beyond two decades only powers are written."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
-    low = max(step for step in steps if step <= low * (1 + 1e-9))
-    high = min(step for step in steps if step >= high * (1 - 1e-9))
-    factors = ("1", "2", "5") if high / low < 101 else ("1",)
-    ticks = [step for step in steps if low <= step <= high and f"{step:e}"[0] in factors]
-    return Axis(low, high, ticks, logarithmic=True)
-
-
-def _round_step(step: float) -> float:
-    """1, 2 or 5 times a power of ten, not below `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
 def epoch_axis(epochs: Sequence[float]) -> Axis:
@@ -126,9 +114,8 @@ def epoch_axis(epochs: Sequence[float]) -> Axis:
     low, high = min(epochs), max(epochs)
     if low == high:
         return Axis(low - 1, high + 1, [low])
-    step = max(1, math.ceil(_round_step((high - low) / 6)))
-    first = math.ceil(low / step) * step
-    return Axis(low, high, [float(tick) for tick in range(int(first), int(high) + 1, step)])
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True).tick_values(low, high)
+    return Axis(low, high, [tick for tick in ticks.tolist() if low <= tick <= high])
 
 
 def _x(axis: Axis, value: float) -> float:

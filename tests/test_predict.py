@@ -17,15 +17,11 @@ from PIL import Image
 
 import predict
 from datasets.panoptic_png import read_ids
-from inference.pictures import read_picture
 from tests.doctor.red_rectangles import SPECIAL, save_special
 from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL, VAL_SIZES, Prepared, assert_one_line, run
-from tests.mask_model import SMALL as SMALL_MASKS
-from tests.reference.settings import build, parse
-from util.nested_tensor import ByteBatch
+from tests.inference.panoptic_model import NAMES, noise, save_panoptic
+from tests.reference.settings import build
 
-SIZES = ["--eval_scale", "64", "--max_size", "128"]
-NAMES = {i: f"class {i}" for i in range(1, 20)}
 STUFF = (5, 9)  # of the classes that the panoptic model finds
 
 
@@ -45,25 +41,9 @@ def checkpoint(trained: Path) -> Path:
 @pytest.fixture(scope="module")
 def panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a panoptic model of filled weights that is sure of different things and stuff."""
-    words = f"{SMALL_MASKS} --dataset_file coco_panoptic --num_classes 20 {' '.join(SIZES)}"
-    model: Any = build(words, 0)[0].eval()
-    head = model.detr.class_embed
-    path = tmp_path_factory.mktemp("panoptic") / "checkpoint.pth"
-    seen = [read_picture(noise(path.with_name("noise.png"), seed=seed)) for seed in range(3)]
-    with torch.no_grad():
-        head.weight *= 60
-        outputs = model(ByteBatch(seen).to("cpu"))
-        head.bias -= outputs["pred_logits"].mean((0, 1))  # what all queries have in common
-    is_thing = {i: i not in STUFF for i in NAMES}
-    content = {"args": vars(parse(words)), "categories": NAMES, "is_thing": is_thing}
-    torch.save({"model": model.state_dict(), **content}, path)
-    return path
-
-
-def noise(path: Path, height: int = 64, width: int = 96, seed: int = 0, **options: Any) -> Path:
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, **options)
-    return path
+    folder = tmp_path_factory.mktemp("panoptic")
+    seen = [noise(folder / f"{seed}.png", seed=seed) for seed in range(3)]
+    return save_panoptic(folder / "checkpoint.pth", seen, STUFF)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

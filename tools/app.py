@@ -41,11 +41,7 @@ def get_args_parser() -> RecipeParser:
     parser = RecipeParser("python -m tools.app", description=__doc__)
     flag = parser.add_argument
     flag("--resume", required=True, metavar="PATH|URL|NAME", help="checkpoint, or a torch.hub entry point")
-    flag(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on (default: %(default)s, this machine)",
-    )
+    flag("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     flag("--port", default=7860, type=at_least(1, 65536), help="port to listen on (default: %(default)s)")
     flag("--max_megabytes", default=20.0, type=at_least(0.001), help="of a file (default: %(default)g)")
     flag("--max_megapixels", default=40.0, type=at_least(0.001), help="of a picture (default: %(default)g)")

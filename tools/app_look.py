@@ -20,6 +20,7 @@ from torch import Tensor
 from datasets.transforms import resize
 from inference.attention_maps import Attention, listening
 from inference.pictures import View, prepare, read_picture
+from inference.predicting import naming_large_pictures
 from inference.trained import TrainedModel
 from models.selection import Outputs, confident_queries
 from util.errors import UserError
@@ -145,17 +146,11 @@ def warm_up(trained: TrainedModel) -> None:
 @torch.no_grad()
 def _ask(trained: TrainedModel, batch: Any, name: str) -> Outputs:
     """The model's outputs, with the masks of whatever can be shown later."""
-    try:
+    advice = "start the page with a lower --max_size"
+    with naming_large_pictures(trained, name, advice, advice):
         if trained.args.masks:
             return trained.model(batch, select=lambda outputs: confident_queries(outputs, LEAST))
         return trained.model(batch)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{name}: out of memory; start the page with a lower --max_size") from error
-    except ValueError as error:
-        if trained.args.position_embedding != "learned":
-            raise
-        # The feature map is larger than the tables of positions.
-        raise UserError(f"{name}: {error}; start the page with a lower --max_size") from error
 
 
 def _wait(device: torch.device) -> None:

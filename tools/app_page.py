@@ -18,20 +18,11 @@ import gradio as gr
 from torch import Tensor
 
 from inference.drawing import draw
-from inference.predicting import PANOPTIC, PANOPTIC_THRESHOLD, THRESHOLD, Found, kinds_of
+from inference.predicting import PANOPTIC, Found, default_threshold, kinds_of
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
 from tools.app_look import LEAST, Limits, Look, file_name, look_at
-from tools.app_results import (
-    Choice,
-    draw_where,
-    find,
-    hit,
-    in_words,
-    table,
-    to_shown,
-    written,
-)
+from tools.app_results import Choice, draw_where, find, hit, in_words, table, to_shown, written
 from util.errors import UserError
 
 COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
@@ -113,12 +104,7 @@ def build_controls(trained: TrainedModel, limits: Limits) -> Controls:
     given.preprocess = uploaded  # type: ignore[method-assign, assignment]
     kind = gr.Radio(kinds, value=kinds[-1], label="Show", visible=len(kinds) > 1, elem_id="kind")
     threshold = gr.Slider(
-        LEAST,
-        MOST,
-        default_threshold(kinds[-1]),
-        step=0.01,
-        label="Least probability",
-        elem_id="threshold",
+        LEAST, MOST, default_threshold(kinds[-1]), step=0.01, label="Least probability", elem_id="threshold"
     )
     # gradio's own complains of 0 while somebody types 0.5.
     threshold.preprocess = within_slider  # type: ignore[method-assign, assignment]
@@ -281,11 +267,6 @@ def _choice(kind: str, threshold: float, classes: Sequence[int]) -> Choice:
 def uploaded(payload: Any) -> tuple[str, str] | None:
     """What gradio knows of an uploaded file -> its path, and the name it had."""
     return None if payload is None or not payload.path else (payload.path, file_name(payload.orig_name))
-
-
-def default_threshold(kind: str) -> float:
-    """The published one."""
-    return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
 
 
 def within_slider(value: float | None) -> float:

@@ -148,10 +148,7 @@ def _beside(target: Path) -> tempfile.TemporaryDirectory:
 
 def get_parser() -> argparse.ArgumentParser:
     """The two commands and their flags."""
-    parser = RecipeParser(
-        "python -m tools.convert_hf",
-        description=__doc__,
-    )
+    parser = RecipeParser("python -m tools.convert_hf", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
     there = commands.add_parser("to-hf", help="write a checkpoint for transformers")
     there.add_argument("checkpoint", help="a file, a URL, or a hub name such as detr_resnet50_panoptic")

@@ -28,6 +28,9 @@ def add_detr_config(cfg: Any) -> None:
     cfg.MODEL.DETR.DEEP_SUPERVISION = True
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1
 
+    # So many groups of queries train side by side, and one detects (models/query_groups.py).
+    cfg.MODEL.DETR.QUERY_GROUPS = 1
+
     # Transformer (paper, section 3.2)
     cfg.MODEL.DETR.NHEADS = 8
     cfg.MODEL.DETR.DROPOUT = 0.1

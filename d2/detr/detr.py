@@ -4,8 +4,7 @@ Shapes: B batch, Q queries, C classes, N objects of an image, H W image, h w mas
 """
 
 import contextlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from datasets.coco import convert_coco_poly_to_mask
-from models.backbone import Joiner
-from models.detr import DETR, SetCriterion
-from models.matcher import HungarianMatcher
-from models.position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
+from models.query_groups import QueryGroups
 from models.segmentation import DETRsegm, PostProcessPanoptic
-from models.transformer import Transformer
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
-from util.checkpoint_file import load_checkpoint, model_state
 from util.errors import UserError
 
 from .backbone import MaskedBackbone
+from .build import build_criterion, build_detector, load_frozen_weights
 from .masks import full_masks, roi_masks, segments_of, things_of
 
 __all__ = ["Detr", "MaskedBackbone"]
@@ -52,6 +47,12 @@ class Detr(nn.Module):
         settings = cfg.MODEL.DETR
         if settings.MASK_FORMAT not in ("roi32", "full"):
             raise UserError(f"MODEL.DETR.MASK_FORMAT {settings.MASK_FORMAT}: neither roi32 nor full")
+        if settings.QUERY_GROUPS < 1:
+            raise UserError(f"MODEL.DETR.QUERY_GROUPS {settings.QUERY_GROUPS}: at least 1")
+        if settings.QUERY_GROUPS > 1 and settings.FROZEN_WEIGHTS:
+            raise UserError(
+                "MODEL.DETR.QUERY_GROUPS trains a detector, and FROZEN_WEIGHTS freezes it: set one of them"
+            )
         self.num_classes = settings.NUM_CLASSES
         self.mask_on = cfg.MODEL.MASK_ON
         self.mask_format = settings.MASK_FORMAT
@@ -74,10 +75,24 @@ class Detr(nn.Module):
             self.is_thing = things_of(cfg)
             self.panoptic = PostProcessPanoptic(self.is_thing, settings.PANOPTIC_THRESHOLD)
         self.criterion = build_criterion(cfg)
+        self.query_groups = settings.QUERY_GROUPS
+        self.seed = cfg.SEED
+        if self.query_groups > 1:
+            # Of QueryGroups the table alone: the model that it wraps has its place, self.detr, already.
+            self.other_queries = QueryGroups(self.detr, self.query_groups, self.seed).others
         # Not in the state_dict: a checkpoint holds weights, the configuration how pixels are normalised.
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.to(torch.device(cfg.MODEL.DEVICE))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As torch's; groups of queries that a trained detector lacks start as noisy copies of its own."""
+        result = super().load_state_dict(state_dict, *args, **options)
+        is_trained = any(name.endswith("query_embed.weight") for name in state_dict)
+        if self.query_groups > 1 and is_trained and "other_queries.weight" not in state_dict:
+            copies = QueryGroups(self.detr, self.query_groups, self.seed, starts_trained=True).others
+            self.other_queries.load_state_dict(copies.state_dict())
+        return result
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +149,10 @@ class Detr(nn.Module):
     def losses(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The weighted losses of a batch; see forward."""
         targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
+        options = {}
+        if self.query_groups > 1:
+            table = self.other_queries.weight
+            options["other_queries"] = table.view(self.query_groups - 1, -1, table.shape[1])  # [K - 1, Q, D]
         select = None
         if self.mask_on:
             # Masks cover the padded batch, and so do those that they are compared with.
@@ -144,9 +163,10 @@ class Detr(nn.Module):
             # Only queries that are matched with an object get a mask, unless the criterion is user-defined.
             select = self.criterion.matched_queries(targets)
         if select is None:
-            losses = self.criterion(self.detr(images), targets)
+            losses = self.criterion(self.detr(images, **options), targets)
         else:
-            losses = self.criterion(self.detr(images, select=select), targets, matches=select.matches)
+            outputs = self.detr(images, select=select, **options)
+            losses = self.criterion(outputs, targets, matches=select.matches)
         for_logging = {name: value for name, value in losses.items() if not name.startswith("loss")}
         numbers = torch.stack([value.detach().float() for value in for_logging.values()])
         with contextlib.suppress(AssertionError):  # no trainer keeps an event storage
@@ -224,64 +244,3 @@ class Detr(nn.Module):
     def normalizer(self, image: Tensor) -> Tensor:
         """An image [3, H, W], 0 to 255, in units of PIXEL_STD from PIXEL_MEAN."""
         return (image - self.pixel_mean) / self.pixel_std
-
-
-def build_detector(cfg: Any, masked_backbone: MaskedBackbone) -> DETR:
-    """The model for boxes."""
-    settings = cfg.MODEL.DETR
-    width = settings.HIDDEN_DIM
-    if settings.POSITION_EMBEDDING == "sine":
-        embedding: nn.Module = PositionEmbeddingSine(width // 2, normalize=True)
-    elif settings.POSITION_EMBEDDING == "learned":
-        embedding = PositionEmbeddingLearned(width // 2)
-    else:
-        raise UserError(
-            f"MODEL.DETR.POSITION_EMBEDDING {settings.POSITION_EMBEDDING}: neither sine nor learned"
-        )
-    backbone = Joiner(masked_backbone, embedding)
-    backbone.num_channels = masked_backbone.num_channels
-    transformer = Transformer(
-        d_model=width,
-        nhead=settings.NHEADS,
-        num_encoder_layers=settings.ENC_LAYERS,
-        num_decoder_layers=settings.DEC_LAYERS,
-        dim_feedforward=settings.DIM_FEEDFORWARD,
-        dropout=settings.DROPOUT,
-        normalize_before=settings.PRE_NORM,
-        return_intermediate_dec=settings.DEEP_SUPERVISION,
-    )
-    return DETR(
-        backbone,
-        transformer,
-        num_classes=settings.NUM_CLASSES,
-        num_queries=settings.NUM_OBJECT_QUERIES,
-        aux_loss=settings.DEEP_SUPERVISION,
-    )
-
-
-def build_criterion(cfg: Any) -> SetCriterion:
-    """The loss. What its weight_dict does not hold, the losses of masks, is summed as it is."""
-    settings = cfg.MODEL.DETR
-    weights = {"loss_ce": 1.0, "loss_bbox": settings.L1_WEIGHT, "loss_giou": settings.GIOU_WEIGHT}
-    if settings.DEEP_SUPERVISION:
-        earlier = range(settings.DEC_LAYERS - 1)
-        weights |= {f"{name}_{i}": weight for i in earlier for name, weight in weights.items()}
-    matcher = HungarianMatcher(cost_class=1, cost_bbox=settings.L1_WEIGHT, cost_giou=settings.GIOU_WEIGHT)
-    losses = ["labels", "boxes", "cardinality"] + (["masks"] if cfg.MODEL.MASK_ON else [])
-    return SetCriterion(settings.NUM_CLASSES, matcher, weights, settings.NO_OBJECT_WEIGHT, losses)
-
-
-def load_frozen_weights(detector: nn.Module, path: str) -> None:
-    """Fill a detector from a box model, or from the detector of a mask model, in this wrapper's format."""
-    state = model_state(load_checkpoint(path))
-    prefix = "detr.detr." if any(name.startswith("detr.detr.") for name in state) else "detr."
-    weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    left_out = [name for name in state if not name.startswith(prefix)]
-    logging.getLogger(__name__).info("%s: not a detector's, left out: %s", path, left_out)
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"MODEL.DETR.FROZEN_WEIGHTS {path}: does not fit ({str(error).splitlines()[1].strip():.200}); a "
-            "checkpoint of main.py is converted by d2/converter.py"
-        ) from error

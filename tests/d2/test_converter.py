@@ -96,10 +96,10 @@ def test_coco_classes_become_contiguous_and_spread_again() -> None:
     assert logits.softmax(0)[unused].max() == 0
 
 
-def test_the_empty_weight_of_the_criterion_is_no_weight_of_the_model() -> None:
+def test_what_is_there_for_training_is_no_weight_of_the_model() -> None:
     state = state_of(MODELS["boxes"])
-    converted = to_detectron2(state)
-    assert_equal(to_detr({**converted, "criterion.empty_weight": torch.ones(4)}), state)
+    beside = {"criterion.empty_weight": torch.ones(4), "other_queries.weight": torch.ones(15, 128)}
+    assert_equal(to_detr({**to_detectron2(state), **beside}), state)
 
 
 @pytest.mark.parametrize(

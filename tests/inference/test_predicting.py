@@ -11,19 +11,13 @@ from torch import Tensor
 
 from inference.attention_maps import listening
 from inference.drawing import MOST_ROWS, draw, draw_attention
-from inference.predicting import (
-    Found,
-    coco_results,
-    kind_of,
-    panoptic_results,
-    predict,
-    summary,
-)
+from inference.predicting import Found, coco_results, kind_of, panoptic_results, predict, summary
 from inference.trained import TrainedModel, load_trained
 from models.postprocess import PostProcess
 from models.segment_maps import PanopticMap
 from models.segmentation import PostProcessPanoptic
 from tests.helpers import TINY_MODEL
+from tests.inference.panoptic_model import decide
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.reference.settings import build
 from util.errors import UserError
@@ -33,20 +27,12 @@ SIZES = ((64, 96), (96, 64))  # as the model sees the pictures
 ORIGINAL = [[128, 192], [97, 64]]  # in which the results are wanted
 
 
-@torch.no_grad()
 def saved(path: Path, words: str, **more: Any) -> TrainedModel:
     """A model with filled weights, whose queries differ in class and certainty, through a checkpoint."""
-    model: Any = build(words, 0)[0].eval()
-    head = getattr(model, "detr", model).class_embed
-    head.weight *= 60
-    head.bias -= batch_outputs(model)["pred_logits"].mean((0, 1))  # what all queries have in common
+    model = build(words, 0)[0].eval()
+    decide(model, pictures())
     torch.save({"model": model.state_dict(), **more}, path)
     return load_trained(path, nheads=8 if "--masks" in words else 4)
-
-
-def batch_outputs(model: Any) -> dict[str, Any]:
-    """All outputs for the pictures, masks of all queries too."""
-    return model(ByteBatch(pictures()).to("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +61,7 @@ def pictures() -> list[Tensor]:
 @torch.no_grad()
 def everything(trained: TrainedModel) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
     """All outputs, and PostProcess's results."""
-    outputs = batch_outputs(trained.model)
+    outputs = trained.model(ByteBatch(pictures()).to("cpu"))
     return outputs, PostProcess()(outputs, torch.tensor(ORIGINAL))
 
 

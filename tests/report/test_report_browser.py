@@ -64,8 +64,7 @@ def panoptic_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def table(seen: Visit, section: str) -> list[dict[str, str]]:
     """The first table of a section, row by row, by the titles of its columns."""
     head, *rows = seen.page.eval_on_selector(
-        f"#{section} table",
-        "t => [...t.rows].map(r => [...r.cells].map(c => c.textContent.trim()))",
+        f"#{section} table", "t => [...t.rows].map(r => [...r.cells].map(c => c.textContent.trim()))"
     )
     return [dict(zip(head, row, strict=True)) for row in rows]
 

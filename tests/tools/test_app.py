@@ -25,26 +25,17 @@ from inference.predicting import Found, kinds_of, summary
 from inference.trained import TrainedModel, load_trained
 from tests.browser import Visit, chromium, visit
 from tests.helpers import ROOT, TINY_MODEL, assert_one_line
-from tests.mask_model import SMALL
+from tests.inference.panoptic_model import NAMES, SIZES, noise, save_panoptic
 from tests.reference.settings import build, parse
 from tools import app, app_look, app_results
 from tools.app_look import Limits, Look, look_at
 from tools.app_results import Choice, find, hit, written
 from util.errors import UserError
-from util.nested_tensor import ByteBatch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-SIZES = "--eval_scale 64 --max_size 128"
-NAMES = {i: f"class {i}" for i in range(1, 20)}
 THRESHOLDS = (0.05, 0.2, 0.6)
-
-
-def noise(path: Path, height: int = 64, width: int = 96, seed: int = 0, **options: Any) -> Path:
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, **options)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a panoptic model that is more or less sure of things and stuff, and two pictures."""
     folder = tmp_path_factory.mktemp("app")
     pictures = [noise(folder / "7.png"), noise(folder / "large.jpg", 150, 250, seed=1, quality=95)]
-    words = f"{SMALL} --dataset_file coco_panoptic --num_classes 20 {SIZES}"
-    model: Any = build(words, 0)[0].eval()
-    head = model.detr.class_embed
-    seen = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in pictures]
-    with torch.no_grad():
-        head.weight *= 60
-        outputs = model(ByteBatch(seen).to("cpu"))
-        head.bias -= outputs["pred_logits"].mean((0, 1))  # what all queries have in common
-    content = {"args": vars(parse(words)), "categories": NAMES, "is_thing": {i: i % 3 > 0 for i in NAMES}}
-    torch.save({"model": model.state_dict(), **content}, folder / "panoptic.pth")
+    save_panoptic(folder / "panoptic.pth", pictures, stuff=range(3, 20, 3))
     return folder
 
 
@@ -315,19 +297,6 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(trained: TrainedMod
     assert "cannot be read" in refused(trained, path)
 
 
-def test_pictures_are_turned_upright(trained: TrainedModel, folder: Path, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned to the left, to be turned to the right
-    turned = Image.open(folder / "7.png").transpose(Image.Transpose.ROTATE_90)
-    turned.save(tmp_path / "turned.png", exif=exif)
-    look = look_at(trained, tmp_path / "turned.png", "7.png", Limits())
-    assert look.size == (64, 96)
-    expected = look_at(trained, folder / "7.png", "7.png", Limits())
-    assert torch.equal(look.shown, expected.shown)
-    choice = Choice("panoptic", 0.2)
-    assert written(look, choice) == written(expected, choice)
-
-
 @pytest.mark.parametrize(
     ("given", "name"),
     [("a.png", "a.png"), ("../../etc/a.png", "a.png"), ("C:\\x\\a.png", "a.png"), ("", "picture")],
@@ -369,18 +338,15 @@ def test_flags_of_a_trained_model_reach_it(folder: Path, monkeypatch: pytest.Mon
     assert given == {"eval_scale": 64, "max_size": 128, "white_level": 4095, "nheads": 4, "dilation": True}
 
 
-def test_a_port_that_is_taken(folder: Path, capsys: Any) -> None:
+def test_an_address_that_cannot_be_listened_on(folder: Path, capsys: Any) -> None:
+    words = ["--resume", str(folder / "panoptic.pth"), "--port"]
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        assert app.run(["--resume", str(folder / "panoptic.pth"), "--port", port]) == 2
+        assert app.run([*words, port]) == 2
     assert_one_line(capsys, f"--port {port}: ", "in use")
-
-
-def test_a_host_that_is_not_here(folder: Path, capsys: Any) -> None:
-    words = ["--resume", str(folder / "panoptic.pth"), "--host", "192.0.2.1", "--port", str(free_port())]
-    assert app.run(words) == 2
+    assert app.run([*words, str(free_port()), "--host", "192.0.2.1"]) == 2
     assert_one_line(capsys, "--host 192.0.2.1")
 
 

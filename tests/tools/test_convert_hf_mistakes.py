@@ -200,10 +200,7 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_timm_the_models_that_need_it_say_so(
-    exported: Exported,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, path = written(tmp_path / "ours.pth", MODELS["timm: dc5"])
     assert convert("to-hf", path, tmp_path / "there") == 0

@@ -100,6 +100,8 @@ def test_a_resnet18_has_masks() -> None:
     [
         ([*MASKS, "MODEL.RESNETS.OUT_FEATURES", ["res5"]], "feature maps of three stages at least"),
         (["MODEL.DETR.MASK_FORMAT", "half"], "neither roi32 nor full"),
+        (["MODEL.DETR.QUERY_GROUPS", 0], "at least 1"),
+        ([*MASKS, "MODEL.DETR.QUERY_GROUPS", 2, "MODEL.DETR.FROZEN_WEIGHTS", "a.pth"], "set one of them"),
         (["MODEL.DETR.POSITION_EMBEDDING", "none"], "neither sine nor learned"),
         (["MODEL.DETR.PANOPTIC_ON", True, "DATASETS.TRAIN", ("coco_2017_train",)], "one range of classes"),
     ],

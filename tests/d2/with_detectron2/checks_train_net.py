@@ -1,7 +1,9 @@
 """d2/train_net.py as a user runs it: boxes, masks, things and stuff, resumed and evaluated, and mistakes."""
 
+import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,11 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2 import train_net
+from d2 import converter, train_net
 from d2.detr import DetrPanopticEvaluator, add_detr_config
 from datasets.shapes import write_shapes
 from tests.d2.with_detectron2.tiny import SMALL
-from util.errors import exit_status
+from util.errors import UserError, exit_status
 
 CONFIGS = Path(train_net.__file__).parent / "configs"
 FILES = {"boxes": "detr_256", "masks": "detr_segm_256", "panoptic": "detr_panoptic_256"}
@@ -67,30 +69,32 @@ def called(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return exit_status(train_net.run)
 
 
+def train_or_evaluate(kind: str, shapes: Path, out: Path, *words: str, first: Sequence[str] = ()) -> dict:
+    """train_net.main with the small options, those `first` before them and other words after them."""
+    config = ["--config-file", str(CONFIGS / f"{FILES[kind]}_6_6_torchvision.yaml")]
+    set_to = [str(value) for value in options(shapes, kind, out)]
+    command = [*config, *registered(shapes, kind), *first, *set_to, *words]
+    try:
+        return train_net.main(train_net.get_parser().parse_args(command))
+    finally:
+        for name in ("train", "val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_train_resume_evaluate(kind: str, shapes: Path, tmp_path: Path) -> None:
-    config = ["--config-file", str(CONFIGS / f"{FILES[kind]}_6_6_torchvision.yaml")]
-    flags = [*config, *registered(shapes, kind)]
-    set_to = [str(value) for value in options(shapes, kind, tmp_path)]
-
-    def main(*words: str) -> dict:
-        try:
-            return train_net.main(train_net.get_parser().parse_args([*flags, *words]))
-        finally:
-            for name in ("train", "val"):
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
-
-    main(*set_to)
+    main = functools.partial(train_or_evaluate, kind, shapes, tmp_path)
+    main()
     final = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert final["iteration"] == 1
-    main("--resume", *set_to, "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)")
+    main("SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", first=["--resume"])
     continued = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert continued["iteration"] == 2
     optimizer = continued["trainer"]["_trainer"]["optimizer"]
     steps = [state["step"].item() for state in optimizer["state"].values()]
     assert set(steps) == {3.0}
-    again = main("--eval-only", *set_to, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    again = main("MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), first=["--eval-only"])
     wanted = {"boxes": {"bbox"}, "masks": {"bbox", "segm"}, "panoptic": {"panoptic_seg"}}[kind]
     assert set(again) == wanted
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
@@ -103,6 +107,36 @@ def test_train_resume_evaluate(kind: str, shapes: Path, tmp_path: Path) -> None:
     assert {"class_error", "cardinality_error", "loss_ce", "lr"} <= set(logged)
     losses = sum(value for name, value in logged.items() if name.startswith("loss"))
     assert logged["total_loss"] == pytest.approx(losses, rel=1e-4)
+
+
+def test_query_groups_train_and_nothing_else_sees_them(shapes: Path, tmp_path: Path) -> None:
+    main = functools.partial(train_or_evaluate, "masks", shapes, tmp_path)
+    groups = ("MODEL.DETR.QUERY_GROUPS", "4")
+    weights = tmp_path / "model_final.pth"
+    main(*groups)
+    once = torch.load(weights, weights_only=False)["model"]
+    name = "other_queries.weight"
+    assert once[name].shape == (3 * 6, 128)  # six queries a group
+    main(*groups, "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", first=["--resume"])
+    twice = torch.load(weights, weights_only=False)["model"]
+    moved = (twice[name] - once[name]).abs()
+    assert 0 < moved.max() < 0.01  # it trains, and went on from where it was
+    with pytest.raises(UserError, match="has MODEL.DETR.QUERY_GROUPS 4, not 2"):
+        main("MODEL.DETR.QUERY_GROUPS", "2", first=["--resume"])
+
+    evaluated = ("MODEL.WEIGHTS", str(weights))
+    with_key, without = (main(*evaluated, *key, first=["--eval-only"]) for key in (groups, ()))
+    np.testing.assert_equal(with_key, without)
+    paths = ["--source_model", str(weights), "--output_model", str(tmp_path / "detr.pth"), "--to", "detr"]
+    assert converter.main(paths) == 0  # having compared both models on an image
+    assert not [key for key in torch.load(tmp_path / "detr.pth")["model"] if "other_queries" in key]
+
+    one_group = {key: tensor for key, tensor in twice.items() if key != name}
+    torch.save({"model": one_group}, tmp_path / "one.pth")
+    main("MODEL.WEIGHTS", str(tmp_path / "one.pth"), "MODEL.DETR.QUERY_GROUPS", "2", "SOLVER.BASE_LR", "0.0")
+    first = next(value for key, value in twice.items() if key.endswith("query_embed.weight"))
+    copies = torch.load(weights, weights_only=False)["model"][name]
+    assert 0.05 * first.std() < (copies - first).std() < 0.2 * first.std()
 
 
 def test_the_panoptic_evaluator_finds_the_truth_perfect(shapes: Path) -> None:
