@@ -41,11 +41,12 @@ from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
+from run.checkpoint import Position, RunState, position_of
 from run.evaluation import Evaluation, evaluate_only
 from run.records import RunRecords, alone_in, output_folder
 from run.resume import Source, find_checkpoint, warn_of_other_settings
 from run.settings import resolve
-from run.summary import splits_of
+from run.summary import splits_of, steps_per_epoch
 from run.training import Training
 from util.amp import Precision
 from util.checkpoint_file import load_checkpoint, load_strictly, model_state
@@ -65,8 +66,6 @@ if TYPE_CHECKING:
     from report import RunReport
 
 # What only some runs need (report, doctor, torch.compile, panoptic data) is imported where it is used.
-
-# --- The run -----------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:
@@ -119,27 +118,9 @@ def main(args: argparse.Namespace) -> None:
     if train_loader is None:
         evaluate_only(model, source, evaluation, records, report, categories)
     else:
-        groups = None
-        if args.query_groups > 1:
-            from models.query_groups import QueryGroups
-
-            starts_trained = source is not None or bool(args.finetune)
-            groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
-        optimizer = build_optimizer(groups or model, args)
-        training = Training(
-            args,
-            model,
-            groups,
-            optimizer,
-            criterion,
-            train_loader,
-            evaluation,
-            records,
-            report,
-            categories,
-            source,
-        )
+        state, position = build_state(args, model, categories, train_loader, precision, source)
         source = None  # all of it has been taken over; its tensors need not stay in memory
+        training = Training(state, position, train_loader, evaluation, records, report)
         with alone_in(records.folder):
             training.run()
     if args.compile and is_main_process():
@@ -239,6 +220,28 @@ def build_model_and_weights(
 
         enable_grad_checkpoint(model)
     return model.to(args.device), criterion, postprocessors
+
+
+def build_state(
+    args: argparse.Namespace,
+    model: nn.Module,
+    categories: dict[int, str],
+    loader: DataLoader,
+    precision: Precision,
+    source: Source | None,
+) -> tuple[RunState, Position]:
+    """What a training of the model carries along, and where it begins: anew, or as `--resume` says."""
+    position = position_of(source, args, steps_per_epoch(loader, args))
+    groups = None
+    if args.query_groups > 1:
+        from models.query_groups import QueryGroups
+
+        starts_trained = source is not None or bool(args.finetune)
+        groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
+    optimizer = build_optimizer(groups or model, args)
+    is_thing = getattr(loader.dataset, "is_thing", None)  # of panoptic data
+    state = RunState(args, categories, is_thing, model, groups, optimizer, precision.scaler, source)
+    return state, position
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
