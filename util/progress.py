@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections import deque
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from util.distributed import get_world_size, is_main_process
 
+if TYPE_CHECKING:
+    from util.meters import MetricLogger
+
 MEGABYTE = 1024 * 1024
 RECENT = 20  # steps over which speed is averaged
-BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
-NARROW_BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # leaves the room to the numbers
-BAR_WITHOUT_END = "{desc} {n_fmt}  {elapsed}{postfix}"
-
-
-class Meters(Protocol):
-    """What is shown beside the progress: meters by name, and all of them as the fields of a line."""
-
-    delimiter: str
-
-    def shown(self) -> dict[str, Any]: ...
-
-    def __str__(self) -> str: ...
+BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # without a bar: the numbers need its room
 
 
 class Progress:
@@ -40,7 +30,7 @@ class Progress:
         total: steps at its end, None if unknown.
     """
 
-    def __init__(self, meters: Meters, header: str, start: int, total: int | None):
+    def __init__(self, meters: MetricLogger, header: str, start: int, total: int | None):
         self.meters, self.header, self.start, self.total = meters, header, start, total
         self.done = self.last_shown = start
         self.seconds = 0.0
@@ -48,21 +38,12 @@ class Progress:
         self.recent_data_seconds: deque[float] = deque(maxlen=RECENT)
         self.recent_images: deque[int] = deque(maxlen=RECENT)
         self.prints = is_main_process()
-        self.bar = self._make_bar() if self.prints and sys.stdout.isatty() else None
+        self.bar: Any = None
+        if self.prints and sys.stdout.isatty():
+            from tqdm import tqdm
 
-    def _make_bar(self) -> Any:
-        from tqdm import tqdm
-
-        wide = shutil.get_terminal_size().columns >= 120
-        layout = (BAR if wide else NARROW_BAR) if self.total is not None else BAR_WITHOUT_END
-        return tqdm(
-            desc=self.header,
-            initial=self.start,
-            total=self.total,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            bar_format=layout,
-        )
+            options: dict[str, Any] = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR}
+            self.bar = tqdm(desc=header, initial=start, total=total, **options)
 
     def step_done(self, seconds: float, data_seconds: float, batch: Any) -> None:
         """Count a step that took so long in all, and so long until its batch was there."""
@@ -131,10 +112,10 @@ class Progress:
         return sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
 
 
-def last_step(iterable: Any, start: int) -> int | None:
-    """Number of the last step of a loop over iterable after `start` steps; None where nobody knows."""
+def length(iterable: Any) -> int | None:
+    """How many items come; None where nobody knows."""
     try:
-        return start + len(iterable)
+        return len(iterable)
     except TypeError:  # a generator, or a loader over a stream
         return None
 
