@@ -11,7 +11,7 @@ override it, for one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,10 @@ from util.distributed import get_world_size
 from util.metrics import accuracy
 from util.originals import is_original, original
 
-from .losses import MatchedPairs, cardinality_error, classification_loss
-from .selection import MatchedQueries, Matches, Select, flat_index, masks_of
+from .losses import MatchedPairs, Matches, cardinality_error, classification_loss, flat_index
+
+if TYPE_CHECKING:
+    from .selection import MatchedQueries, Select
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
@@ -179,6 +181,8 @@ class SetCriterion(nn.Module):
             targets: of the batch that the model is about to see.
             also: a further selection to add.
         """
+        from .selection import MatchedQueries
+
         reads = ("forward", "get_loss", "loss_masks", "_get_src_permutation_idx")
         return MatchedQueries(self.match, targets, also) if _all_original(self, *reads) else None
 
@@ -313,6 +317,7 @@ class SetCriterion(nn.Module):
         from .mask_losses import at_one_size, mask_losses
         from .mask_sampling import covered
         from .segmentation import dice_loss, sigmoid_focal_loss
+        from .selection import masks_of
 
         if "selected" in outputs:
             masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]

@@ -28,25 +28,31 @@ from __future__ import annotations
 import dataclasses
 import operator
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from run.resume import Source
-from run.state import Best, WeightAverage, build_schedules, override_lr, warn_of_other_rates
+from run.state import Best, build_schedules, override_lr, warn_of_other_rates
 from util.checkpoint_file import stored_flags
 from util.distributed import get_rank, get_world_size, is_main_process
 from util.errors import UserError, warn
 
 if TYPE_CHECKING:
     from models.query_groups import QueryGroups
+    from run.ema import WeightAverage
 
 # What to do with a file whose training cannot go on.
 ONLY_ITS_WEIGHTS = "pass --finetune in place of --resume to start from its weights"
+
+
+class Source(NamedTuple):
+    """A checkpoint to go on from: what it holds and where it was found."""
+
+    checkpoint: dict[str, Any]
+    path: str
 
 
 class RunState:
@@ -89,7 +95,11 @@ class RunState:
     ):
         self.args, self.categories, self.is_thing = args, categories, is_thing
         self.model, self.groups, self.optimizer, self.scaler = model, groups, optimizer, scaler
-        self.average = WeightAverage(model, args.ema) if args.ema else None
+        self.average: WeightAverage | None = None
+        if args.ema:
+            from run.ema import WeightAverage
+
+            self.average = WeightAverage(model, args.ema)
         self.best = Best() if source is None else Best(**source.checkpoint.get("best", {}))
         warmup_steps = args.warmup_steps
         if resumes(source):
@@ -117,6 +127,8 @@ class RunState:
         }
 
     def _restore(self, checkpoint: dict[str, Any], path: str) -> None:
+        from run.optimizer_state import load_adamw
+
         queries = checkpoint.get("query_groups")
         before = 1 if queries is None else 1 + len(queries)
         now = 1 if self.groups is None else 1 + len(self.groups.queries)
@@ -129,7 +141,10 @@ class RunState:
             with torch.no_grad():
                 self.groups.queries.copy_(queries)
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
-        _load_optimizer(self.optimizer, checkpoint["optimizer"], path)
+        try:
+            load_adamw(self.optimizer, checkpoint["optimizer"])
+        except ValueError as error:
+            raise UserError(f"--resume {path}: {error}: {ONLY_ITS_WEIGHTS}") from error
         if not isinstance(checkpoint["lr_scheduler"], dict):
             raise UserError(f"--resume {path}: its entry `lr_scheduler` is not a state: {ONLY_ITS_WEIGHTS}")
         self.drops.load_state_dict(checkpoint["lr_scheduler"])
@@ -232,67 +247,3 @@ def _whole_number(source: Source, name: str, least: int) -> int:
             f"on: {ONLY_ITS_WEIGHTS}"
         )
     return value
-
-
-# --- The optimizer -------------------------------------------------------------------------------------
-
-
-def _load_optimizer(optimizer: Optimizer, saved: Any, path: str) -> None:
-    """Continue AdamW's moments and rates.
-
-    Raises:
-        UserError: what is saved is not AdamW's state, or that of other parameters.
-    """
-    if not _is_adamw(saved):
-        raise UserError(f"--resume {path}: its optimizer is not AdamW: {ONLY_ITS_WEIGHTS}")
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in saved["param_groups"]] != sizes:
-        raise UserError(
-            f"--resume {path}: its optimizer trains other parameters than this run (is --lr_backbone "
-            "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
-        )
-    if not _moments_fit(saved, optimizer):
-        raise UserError(
-            f"--resume {path}: its optimizer's moments are not those that AdamW has of this model's "
-            f"parameters: {ONLY_ITS_WEIGHTS}"
-        )
-    # How a step is computed is this run's choice, not the old one's.
-    groups = [
-        {**group, "fused": ours["fused"]} if "fused" in ours else group
-        for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({**saved, "param_groups": groups})
-
-
-def _is_adamw(saved: Any) -> bool:
-    """Whether a state is laid out as AdamW's, whatever it trains."""
-    if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
-        return False
-    groups = saved.get("param_groups")
-    return isinstance(groups, list) and all(
-        isinstance(group, Mapping)
-        and isinstance(group.get("params"), list)
-        and {"lr", "betas", "eps", "weight_decay"} <= group.keys()
-        for group in groups
-    )
-
-
-def _moments_fit(saved: Mapping[str, Any], optimizer: Optimizer) -> bool:
-    """Whether every stored state belongs to the parameter in its place.
-
-    The optimizer does not look: it reads and writes beyond the end of moments that are too short.
-    """
-    for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        moments = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group.get("amsgrad") else ()))
-        for key, parameter in zip(group["params"], ours["params"], strict=True):
-            state = saved["state"].get(key, {})  # none of a parameter that had no gradient yet
-            if not isinstance(state, Mapping):
-                return False
-            if not state:
-                continue
-            step = state.get("step")
-            if not (isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)):
-                return False
-            if any(getattr(state.get(name), "shape", None) != parameter.shape for name in moments):
-                return False
-    return True

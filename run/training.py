@@ -19,11 +19,8 @@ from run.saving import Saver
 from run.summary import describe
 from util.distributed import (
     StepVote,
-    broadcast_buffers,
-    data_parallel,
     get_rank,
     is_main_process,
-    settle_buckets,
 )
 from util.interruption import Interruption
 from util.meters import MetricLogger
@@ -77,6 +74,8 @@ class Training:
             warm_up(state.model, args.batch_size, self.precision, state.groups)
         self.wrapped: nn.Module = state.groups or state.model
         if args.distributed:
+            from run.data_parallel import data_parallel, settle_buckets
+
             self.wrapped = data_parallel(self.wrapped, self.precision.device)
             settle_buckets(self.wrapped, self.precision.device)
 
@@ -144,9 +143,12 @@ class Training:
             remark = write_crash_report(self.saver.folder, error.report, get_rank())
             raise NotFinite(f"{error}{remark}", error.report) from error
         state.drops.step()
-        broadcast_buffers(state.model)
-        if state.average is not None:
-            broadcast_buffers(state.average.model)
+        if args.distributed:
+            from run.data_parallel import broadcast_buffers
+
+            broadcast_buffers(state.model)
+            if state.average is not None:
+                broadcast_buffers(state.average.model)
         return stats
 
     def after_step(self, epoch: int) -> Callable[[int, MetricLogger], None]:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from util.distributed import is_main_process
 from util.errors import UserError, warn
 from util.files import link_whole
-from util.harmless_objects import harmless_types, refusal
 
 # Parts of names that come from DataParallel and its like, torch.compile, Lightning Fabric, FSDP.
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-SAFETENSORS = ".safetensors"  # what reads them, or a URL, is imported where it is asked for
+SAFETENSORS = ".safetensors"  # what reads them, or a URL, or any file, is imported where it is asked for
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -58,6 +57,8 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
 
         _head(path)
         return _without_wrappers(read_safetensors(path), path)
+    from util.harmless_objects import harmless_types, refusal
+
     verify(path)
     try:
         with torch.serialization.safe_globals(harmless_types()):

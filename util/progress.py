@@ -6,14 +6,11 @@ import math
 import sys
 from collections import deque
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from util.distributed import get_world_size, is_main_process
-
-if TYPE_CHECKING:
-    from util.meters import MetricLogger
 
 MEGABYTE = 1024 * 1024
 RECENT = 20  # steps over which speed is averaged
@@ -24,13 +21,13 @@ class Progress:
     """How far a loop is and how fast; only the main process prints.
 
     Args:
-        meters: read whenever something is shown, and only then.
+        meters: a MetricLogger, read whenever something is shown, and only then.
         header: what opens each line.
         start: steps done before this loop.
         total: steps at its end, None if unknown.
     """
 
-    def __init__(self, meters: MetricLogger, header: str, start: int, total: int | None):
+    def __init__(self, meters: Any, header: str, start: int, total: int | None):
         self.meters, self.header, self.start, self.total = meters, header, start, total
         self.done = self.last_shown = start
         self.seconds = 0.0
