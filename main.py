@@ -202,9 +202,7 @@ def build_model_and_weights(
         load_strictly(model, model_state(source.checkpoint), f"--resume {source.path}")
         if is_main_process():
             warn_of_other_settings(source, args, categories)
-    elif args.eval and not args.finetune and not args.ema and is_main_process():
-        warn("--eval without --resume: the model has its initial values")  # with --ema, evaluate_only raises
-    if source is None and args.finetune:
+    elif args.finetune:
         from models.finetune import class_names, load_for_finetuning
 
         other = load_checkpoint(args.finetune)
@@ -212,6 +210,8 @@ def build_model_and_weights(
         report = load_for_finetuning(model, model_state(other), args.finetune, *names)
         if is_main_process():
             print(f"--finetune {args.finetune}: {report}")
+    elif args.eval and not args.ema and is_main_process():  # with --ema, evaluate_only raises
+        warn("--eval without --resume: the model has its initial values")
     if frozen is not None:
         from models.finetune import detector_state
 
