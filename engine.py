@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,9 @@ def _accumulate_gradients(
     sums = batches > 1 and _takes(criterion, "normalizers")
     options: dict[str, Any] = {}
     for i, (samples, targets) in enumerate(zip(samples_of, targets_of, strict=True)):
-        with guard, _gradients_shared(model, last=i == batches - 1):
+        # Under DistributedDataParallel, gradients travel with the last batch of a step only.
+        parallel = isinstance(model, nn.parallel.DistributedDataParallel)
+        with guard, model.no_sync() if parallel and i < batches - 1 else nullcontext():  # type: ignore[operator]
             samples, targets = _to_device(samples, targets, precision.device)
             outputs, matched = _forward(model, criterion, samples, targets, precision)
             if sums and not options:
@@ -294,13 +296,6 @@ def _new_logger() -> MetricLogger:
     logger = MetricLogger("  ", hidden=AUXILIARY_AND_UNSCALED)
     logger.add_meter("class_error", SmoothedValue(fmt="{median:.2f} ({global_avg:.2f})"))
     return logger
-
-
-def _gradients_shared(model: nn.Module, last: bool) -> AbstractContextManager:
-    """Under DistributedDataParallel, gradients travel with the last batch of a step only."""
-    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()
 
 
 def _to_device(samples: Any, targets: Iterable[Mapping], device: torch.device) -> tuple[Any, list[dict]]:

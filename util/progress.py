@@ -59,10 +59,29 @@ class Progress:
         if not self.prints or self.done == self.last_shown:
             return
         self.last_shown = self.done
+        # Over all processes, in the last steps; unknown where batch sizes are
+        rate = None
+        if self.recent_images and sum(self.recent_seconds):
+            rate = sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
+        data_seconds, megabytes = _mean(self.recent_data_seconds), _memory_megabytes()
         if self.bar is not None:
-            self.bar.set_postfix_str("  ".join(self._bar_fields()))
-        else:
-            print(self.meters.delimiter.join(filter(None, self._line_fields())), flush=True)
+            shown = self.meters.shown()
+            names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
+            values = [shown[name].value if name == "lr" else shown[name].median for name in names]
+            fields = [f"{name} {value:.4g}" for name, value in zip(names, values, strict=True)]
+            fields += [] if rate is None else [f"{rate:.1f} images/s"]
+            fields += [f"data {data_seconds:.3f} s", f"{megabytes:.0f} MB"]
+            self.bar.set_postfix_str("  ".join(fields))
+            return
+        count, eta = f"[{self.done}]", ""
+        if self.total is not None:
+            count = f"[{self.done:{len(str(self.total))}}/{self.total}]"
+            eta = f"eta: {_clock(self.seconds / (self.done - self.start) * (self.total - self.done))}"
+        fields = [self.header, count, eta, str(self.meters)]
+        fields += [] if rate is None else [f"images/s: {rate:.1f}"]
+        fields += [f"time: {_mean(self.recent_seconds):.4f}", f"data: {data_seconds:.4f}"]
+        fields += [f"max mem: {megabytes:.0f}"]
+        print(self.meters.delimiter.join(filter(None, fields)), flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
@@ -74,39 +93,6 @@ class Progress:
         if self.prints:
             per_step = seconds / max(self.done - self.start, 1)
             print(f"{self.header} Total time: {_clock(seconds)} ({per_step:.4f} s / it)".lstrip(), flush=True)
-
-    def _line_fields(self) -> list[str]:
-        count, eta = f"[{self.done}]", ""
-        if self.total is not None:
-            count = f"[{self.done:{len(str(self.total))}}/{self.total}]"
-            eta = f"eta: {_clock(self.seconds / (self.done - self.start) * (self.total - self.done))}"
-        rate = self._images_per_second()
-        return [
-            self.header,
-            count,
-            eta,
-            str(self.meters),
-            "" if rate is None else f"images/s: {rate:.1f}",
-            f"time: {_mean(self.recent_seconds):.4f}",
-            f"data: {_mean(self.recent_data_seconds):.4f}",
-            f"max mem: {_memory_megabytes():.0f}",
-        ]
-
-    def _bar_fields(self) -> list[str]:
-        shown = self.meters.shown()
-        names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
-        fields = [f"{name} {shown[name].value if name == 'lr' else shown[name].median:.4g}" for name in names]
-        rate = self._images_per_second()
-        if rate is not None:
-            fields.append(f"{rate:.1f} images/s")
-        data_seconds = _mean(self.recent_data_seconds)
-        return [*fields, f"data {data_seconds:.3f} s", f"{_memory_megabytes():.0f} MB"]
-
-    def _images_per_second(self) -> float | None:
-        """Over all processes, in the last steps; None where batch sizes are not known."""
-        if not self.recent_images or not sum(self.recent_seconds):
-            return None
-        return sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
 
 
 def length(iterable: Any) -> int | None:
