@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,11 +41,11 @@ from datasets.labels import check_labels, check_objects, read_things
 from datasets.loaders import make_loader
 from datasets.sampler import EvalBatchSampler, TrainBatchSampler, aspect_groups
 from models import build_model
+from run.checkpoint import Position, RunState, Source, position_of
 from run.evaluation import Evaluation, evaluate_only
 from run.records import RunRecords, alone_in, output_folder
-from run.resume import Source, find_checkpoint, warn_of_other_settings
 from run.settings import resolve
-from run.summary import splits_of
+from run.summary import steps_per_epoch
 from run.training import Training
 from util.amp import Precision
 from util.checkpoint_file import load_checkpoint, load_strictly, model_state
@@ -61,12 +61,7 @@ from util.errors import UserError, escape_unprintable, exit_status, warn
 from util.machine import make_deterministic, resolve_device, set_tf32
 from util.random_state import seed_everything
 
-if TYPE_CHECKING:
-    from report import RunReport
-
 # What only some runs need (report, doctor, torch.compile, panoptic data) is imported where it is used.
-
-# --- The run -----------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:
@@ -82,14 +77,17 @@ def main(args: argparse.Namespace) -> None:
     init_distributed_mode(args)
     args = completed(args)  # a copy
     args.device = resolve_device(args.device)
-    device = torch.device(args.device)
     if args.deterministic:
         make_deterministic()
     set_tf32(args.tf32)
-    precision = Precision(args.amp, device)
+    precision = Precision(args.amp, torch.device(args.device))
 
     # Where to start from, and the data
-    source = find_checkpoint(args)
+    source = None
+    if args.resume:
+        from run.resume import find_checkpoint
+
+        source = find_checkpoint(args)
     reads_frozen = args.frozen_weights and args.masks and source is None
     frozen = load_checkpoint(args.frozen_weights) if reads_frozen else None
     check_data(args)
@@ -101,48 +99,27 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed + get_rank())
     model, criterion, postprocessors = build_model_and_weights(args, source, frozen, categories)
     frozen = None  # its weights are in the model
-    if is_main_process():
-        if source is not None:
-            warn_of_other_settings(source, args, categories)
-        elif args.eval and not args.finetune and not args.ema:  # with --ema, evaluate_only raises
-            warn("--eval without --resume: the model has its initial values")
-    if args.compile:
-        from models.compilation import compile_model, graphs_compiled
-
-        compile_model(model, device)
 
     # Training or evaluation
     evaluation = Evaluation(args, criterion, postprocessors, val_loader, base_ds, precision)
     writes = is_main_process()
     records = RunRecords(output_folder(args) if writes else None, args.tensorboard and writes)
-    report = build_report(evaluation, records, categories, train_loader)
+    report = None
+    if records.folder is not None and args.report:
+        from report import build_report
+
+        report = build_report(args, records, categories, train_loader, val_loader)
     if train_loader is None:
         evaluate_only(model, source, evaluation, records, report, categories)
     else:
-        groups = None
-        if args.query_groups > 1:
-            from models.query_groups import QueryGroups
-
-            starts_trained = source is not None or bool(args.finetune)
-            groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
-        optimizer = build_optimizer(groups or model, args)
-        training = Training(
-            args,
-            model,
-            groups,
-            optimizer,
-            criterion,
-            train_loader,
-            evaluation,
-            records,
-            report,
-            categories,
-            source,
-        )
+        state, position = build_state(args, model, categories, train_loader, precision, source)
         source = None  # all of it has been taken over; its tensors need not stay in memory
+        training = Training(state, position, train_loader, evaluation, records, report)
         with alone_in(records.folder):
             training.run()
     if args.compile and is_main_process():
+        from models.compilation import graphs_compiled
+
         print(f"--compile: {graphs_compiled()} graphs compiled")
 
 
@@ -220,7 +197,11 @@ def build_model_and_weights(
         # A class that the ground truth lacks cannot be evaluated.
         postprocessors["panoptic"].is_thing_map = read_things(args, ("val",))  # type: ignore[assignment]
     if source is not None:
+        from run.resume import warn_of_other_settings
+
         load_strictly(model, model_state(source.checkpoint), f"--resume {source.path}")
+        if is_main_process():
+            warn_of_other_settings(source, args, categories)
     elif args.finetune:
         from models.finetune import class_names, load_for_finetuning
 
@@ -229,6 +210,8 @@ def build_model_and_weights(
         report = load_for_finetuning(model, model_state(other), args.finetune, *names)
         if is_main_process():
             print(f"--finetune {args.finetune}: {report}")
+    elif args.eval and not args.ema and is_main_process():  # with --ema, evaluate_only raises
+        warn("--eval without --resume: the model has its initial values")
     if frozen is not None:
         from models.finetune import detector_state
 
@@ -238,7 +221,34 @@ def build_model_and_weights(
         from models.recomputation import enable_grad_checkpoint
 
         enable_grad_checkpoint(model)
-    return model.to(args.device), criterion, postprocessors
+    model.to(args.device)
+    if args.compile:
+        from models.compilation import compile_model
+
+        compile_model(model, torch.device(args.device))
+    return model, criterion, postprocessors
+
+
+def build_state(
+    args: argparse.Namespace,
+    model: nn.Module,
+    categories: dict[int, str],
+    loader: DataLoader,
+    precision: Precision,
+    source: Source | None,
+) -> tuple[RunState, Position]:
+    """What a training of the model carries along, and where it begins: anew, or as `--resume` says."""
+    position = position_of(source, args, steps_per_epoch(loader, args))
+    groups = None
+    if args.query_groups > 1:
+        from models.query_groups import QueryGroups
+
+        starts_trained = source is not None or bool(args.finetune)
+        groups = QueryGroups(model, args.query_groups, args.seed, starts_trained)
+    optimizer = build_optimizer(groups or model, args)
+    is_thing = getattr(loader.dataset, "is_thing", None)  # of panoptic data
+    state = RunState(args, categories, is_thing, model, groups, optimizer, precision.scaler, source)
+    return state, position
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.AdamW:
@@ -250,39 +260,6 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.A
     ]
     fused = {p.device.type for _, p in trained} <= {"cuda", "cpu"}
     return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
-
-
-def build_report(
-    evaluation: Evaluation,
-    records: RunRecords,
-    categories: dict[int, str],
-    train_loader: DataLoader | None = None,
-) -> RunReport | None:
-    """What writes report.html, for an evaluation alone eval.html; None where nothing is to be written."""
-    args = evaluation.args
-    if records.folder is None or not args.report:
-        return None
-    dataset = evaluation.loader.dataset
-    if not hasattr(dataset, "image_path"):
-        warn("no report: this data set does not tell where its pictures lie (`image_path`)")
-        return None
-    from report import RunReport
-    from report.source import ReportSource
-
-    loaders = [("val", evaluation.loader)]
-    if train_loader is not None:
-        loaders.insert(0, ("train", train_loader))
-    panoptic = records.folder / "panoptic_eval" if "panoptic" in evaluation.postprocessors else None
-    return RunReport(
-        records.folder,
-        ReportSource(dataset, panoptic),
-        categories,
-        splits_of(loaders),
-        vars(args),
-        vars(get_args_parser().parse_args([])),
-        records.board,
-        "eval.html" if args.eval else "report.html",
-    )
 
 
 # --- The command -------------------------------------------------------------------------------------

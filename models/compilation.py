@@ -10,8 +10,6 @@ kernels of the run that it continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,7 +80,8 @@ def warm_up(
     height, width = WARM_UP_SIZE
     detector: Any = getattr(model, "detr", model)
     model.train()
-    with random_state_kept(), _buffers_kept(model):
+    before = [buffer.clone() for buffer in model.buffers()]
+    with random_state_kept():
         images = torch.zeros(batch_size, 3, height, width, device=precision.device)
         images = images.contiguous(memory_format=torch.channels_last)
         mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=precision.device)
@@ -93,13 +92,5 @@ def warm_up(
         if loss.requires_grad:
             loss.backward()
     model.zero_grad()
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    before = [buffer.clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)

@@ -11,7 +11,7 @@ override it, for one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,10 @@ from util.distributed import get_world_size
 from util.metrics import accuracy
 from util.originals import is_original, original
 
-from .losses import MatchedPairs, cardinality_error, classification_loss
-from .selection import MatchedQueries, Matches, Select, flat_index, masks_of
+from .losses import MatchedPairs, Matches, cardinality_error, classification_loss, flat_index
+
+if TYPE_CHECKING:
+    from .selection import MatchedQueries, Select
 
 Outputs = dict[str, Any]
 Targets = list[dict[str, Tensor]]
@@ -156,12 +158,15 @@ class SetCriterion(nn.Module):
         num_boxes: Tensor | float,
         layer: int,
     ) -> Losses:
-        """One loss of a layer (0 is the last) by `get_loss`, as the mean over groups."""
+        """One loss of a layer (0 is the last) by `get_loss`, as the mean over the groups that have it."""
         found = []
         for group, (outputs, matched) in enumerate(zip(of_groups, matches, strict=True)):
             options = {"log": False} if loss == "labels" and (layer > 0 or group > 0) else {}
             found.append(self.get_loss(loss, outputs, targets, matched, num_boxes, **options))
-        return found[0] if len(found) == 1 else _means(found)
+        if len(found) == 1:
+            return found[0]
+        values = {name: [losses[name] for losses in found if name in losses] for name in found[0]}
+        return {name: sum(each[1:], start=each[0]) / len(each) for name, each in values.items()}
 
     def match(self, outputs: Outputs, targets: Targets) -> list[Matches]:
         """The matches of every layer: the last one's, then those of `aux_outputs`; then the next group's."""
@@ -179,6 +184,8 @@ class SetCriterion(nn.Module):
             targets: of the batch that the model is about to see.
             also: a further selection to add.
         """
+        from .selection import MatchedQueries
+
         reads = ("forward", "get_loss", "loss_masks", "_get_src_permutation_idx")
         return MatchedQueries(self.match, targets, also) if _all_original(self, *reads) else None
 
@@ -313,6 +320,7 @@ class SetCriterion(nn.Module):
         from .mask_losses import at_one_size, mask_losses
         from .mask_sampling import covered
         from .segmentation import dice_loss, sigmoid_focal_loss
+        from .selection import masks_of
 
         if "selected" in outputs:
             masks = masks_of(outputs, [queries for queries, _ in indices])  # [N, h, w]
@@ -392,12 +400,6 @@ def _layers(outputs: Outputs) -> list[Outputs]:
     last = {name: x for name, x in outputs.items() if name not in ("aux_outputs", "group_outputs")}
     others = [layer for group in outputs.get("group_outputs", []) for layer in _layers(group)]
     return [last, *outputs.get("aux_outputs", []), *others]
-
-
-def _means(of_groups: list[Losses]) -> Losses:
-    """Each loss of the first group as the mean over the groups that have it."""
-    values = {name: [group[name] for group in of_groups if name in group] for name in of_groups[0]}
-    return {name: sum(each[1:], start=each[0]) / len(each) for name, each in values.items()}
 
 
 def _all_original(owner: Any, *names: str) -> bool:

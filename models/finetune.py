@@ -18,6 +18,7 @@ from util.coco_names import COCO_NUM_CLASSES, COCO_PANOPTIC, COCO_THINGS, plain_
 from util.errors import UserError
 
 NO_OBJECT = "(no object)"
+TABLES = ("query_embed.weight", "row_embed.weight", "col_embed.weight")
 _ROWS_SHOWN = 40  # classes of each kind that the report lists
 # Rows of the published heads, that of no-object included -> names of their classes. The published panoptic
 # models have 250 classes, merely more than the highest id; 201 is what fits.
@@ -62,14 +63,10 @@ class FineTuneReport:
         lines += [f"  fresh    {name}: {why}" for name, why in self.fresh.items()]
         if self.unused:
             lines.append(f"  unused   {len(self.unused)} tensors of the checkpoint, first {self.unused[0]}")
-        return "\n".join([*lines, *self._head_lines()])
-
-    def _head_lines(self) -> list[str]:
-        """The table of classes, carried ones first."""
-        if not self.head:
-            return []
-        width = max(len(row.name) for row in self.head)
-        lines = [f"  {'class':{width}}  old id  new id"]
+        # The table of classes, carried ones first
+        width = max((len(row.name) for row in self.head), default=0)
+        if self.head:
+            lines.append(f"  {'class':{width}}  old id  new id")
         for carried in (True, False):
             rows = [row for row in self.head if (row.old_id is not None) == carried]
             for name, new_id, old_id in rows[:_ROWS_SHOWN]:
@@ -78,7 +75,7 @@ class FineTuneReport:
             if len(rows) > _ROWS_SHOWN:
                 what = "carried" if carried else "initialised"
                 lines.append(f"  … and {len(rows) - _ROWS_SHOWN} more {what}")
-        return lines
+        return "\n".join(lines)
 
 
 def detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,14 +171,16 @@ def load_for_finetuning(
                 if not name.endswith("num_batches_tracked"):
                     report.fresh[name] = "not in the checkpoint"
             elif report.head and _is_head(name):
-                _carry(tensor, state[name], report.head)
+                for _, row, old_row in report.head:
+                    if old_row is not None:
+                        tensor[row].copy_(state[name][old_row])
                 report.partly[name] = how
             elif misfit and _is_head(name):
                 report.fresh[name] = misfit
             elif state[name].shape == tensor.shape:
                 tensor.copy_(state[name])
                 report.loaded.append(name)
-            elif _is_table(name) and state[name].shape[1:] == tensor.shape[1:]:
+            elif name.endswith(TABLES) and state[name].shape[1:] == tensor.shape[1:]:
                 rows = min(len(tensor), len(state[name]))
                 tensor[:rows].copy_(state[name][:rows])
                 report.partly[name] = f"the first {rows} of {len(tensor)} rows"
@@ -207,19 +206,8 @@ def _plan_head(
     return rows, f"{count} of {new_classes + 1} rows, by the name of the class"
 
 
-def _carry(tensor: Tensor, old: Tensor, rows: list[HeadRow]) -> None:
-    """Copy rows [C + 1, …] of the old head into the new one."""
-    for row in rows:
-        if row.old_id is not None:
-            tensor[row.new_id].copy_(old[row.old_id])
-
-
 def _is_head(name: str) -> bool:
     return name.endswith(("class_embed.weight", "class_embed.bias"))
-
-
-def _is_table(name: str) -> bool:
-    return name.endswith(("query_embed.weight", "row_embed.weight", "col_embed.weight"))
 
 
 def _with_matching_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

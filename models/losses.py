@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Matches = list[tuple[Tensor, Tensor]]
+"""For each image the matched queries and, in the same order, their objects: int64 vectors on the host."""
+
 
 @dataclass
 class MatchedPairs:
@@ -31,7 +34,7 @@ class MatchedPairs:
     @classmethod
     def from_matches(
         cls,
-        matches: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        matches: Sequence[Matches],
         counts: Sequence[int],
         device: torch.device,
     ) -> MatchedPairs:
@@ -52,15 +55,32 @@ class MatchedPairs:
             )
             rows.append(torch.stack([image, query, row]))
         packed = torch.stack(rows, dim=1)  # [3, L, N]
-        if device.type == "cuda" and not packed.is_cuda:
-            packed = packed.pin_memory()
-        return cls(*packed.to(device, non_blocking=True))
+        return cls(*to_device(packed, device))
 
     @property
     def index(self) -> tuple[Tensor, Tensor, Tensor]:
         """(layer, image, query), to index predictions [L, B, Q, ...] with."""
         layer = torch.arange(len(self.query), device=self.query.device)[:, None]  # [L, 1]
         return layer, self.image, self.query
+
+
+def flat_index(selection: Sequence[Tensor], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(image, query) of queries chosen in each image, two vectors [N], to index [B, Q, ...] with.
+
+    With a device they are brought there, in one copy that nothing waits for.
+    """
+    image = torch.cat([torch.full_like(queries, i) for i, queries in enumerate(selection)])
+    index = torch.stack([image, torch.cat(list(selection))])
+    if device is not None:
+        index = to_device(index, device)
+    return index[0], index[1]
+
+
+def to_device(index: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device, without waiting for the device."""
+    if device.type == "cuda" and not index.is_cuda:
+        index = index.pin_memory()
+    return index.to(device, non_blocking=True)
 
 
 def classification_loss(

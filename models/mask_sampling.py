@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .selection import Outputs, masks_of, to_device
+from .losses import to_device
+from .selection import Outputs, masks_of
 
 Size = tuple[int, int]  # height, width
 STRIDE = 4  # of the masks

@@ -20,7 +20,7 @@ from util.amp import at_least_float32
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from util.originals import is_original, original
 
-from .selection import Matches
+from .losses import Matches
 
 
 class HungarianMatcher(nn.Module):

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .losses import to_device
 from .mask_sampling import Resampler, resampled
-from .selection import Outputs, Selection, confident_queries, to_device
+from .selection import Outputs, Selection, confident_queries
 
 SMALLEST = 4  # pixels; segments up to this size are left out of panoptic maps
 CLASSES_AT_ONCE = 16

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
+from .losses import flat_index
+
 # The losses are imported from here by users of the published code, and replaced here (models/criterion.py).
 from .mask_head import MaskHeadSmallConv, MHAttentionMap
 from .mask_losses import dice_loss, sigmoid_focal_loss
 from .mask_sampling import resampled
 from .segment_maps import logit, panoptic_maps, panoptic_queries
-from .selection import Outputs, Selection, flat_index
+from .selection import Outputs, Selection
 
 __all__ = [
     "DETRsegm",

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .losses import flat_index, to_device
+
 Outputs = dict[str, Any]
 Selection = list[Tensor]
 Select = Callable[[Outputs], Selection]
-Matches = list[tuple[Tensor, Tensor]]
-"""For each image the matched queries and, in the same order, their objects: int64 vectors on the host."""
 
 
 class MatchedQueries:
@@ -57,25 +57,6 @@ def confident_queries(outputs: Outputs, threshold: float) -> Selection:
     """The queries whose most probable class other than "no object" has a probability above `threshold`."""
     scores = outputs["pred_logits"].float().softmax(-1)[..., :-1].amax(-1)  # [B, Q]
     return [row.nonzero()[:, 0] for row in (scores > threshold).cpu()]
-
-
-def flat_index(selection: Sequence[Tensor], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """(image, query) of all chosen queries, two vectors [N], to index [B, Q, ...] with.
-
-    With a device they are brought there, in one copy that nothing waits for.
-    """
-    image = torch.cat([torch.full_like(queries, i) for i, queries in enumerate(selection)])
-    index = torch.stack([image, torch.cat(list(selection))])
-    if device is not None:
-        index = to_device(index, device)
-    return index[0], index[1]
-
-
-def to_device(index: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on a device, without waiting for the device."""
-    if device.type == "cuda" and not index.is_cuda:
-        index = index.pin_memory()
-    return index.to(device, non_blocking=True)
 
 
 def masks_of(outputs: Outputs, wanted: Sequence[Tensor]) -> Tensor:

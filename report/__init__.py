@@ -7,10 +7,13 @@ random numbers or talks to other processes, and a fault is a warning: no run end
 from __future__ import annotations
 
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from report.curves import curves, headline
 from report.html import tag
@@ -20,9 +23,11 @@ from report.pictures import EmbeddedPicture, read_picture
 from report.sections import Shown, mistakes_section, pictures_section
 from report.source import Region, ReportSource
 from report.tables import class_table, data_table, flag_tables
-from run.summary import Split
-from util.errors import UserError
+from run.records import RunRecords
+from run.summary import Split, splits_of
+from util.errors import UserError, warn
 from util.files import write_whole
+from util.flags import get_args_parser
 from util.machine import get_sha, package_versions
 from util.random_state import random_state_kept
 from util.run_log import read_log
@@ -135,3 +140,32 @@ class RunReport:
         """To which images figures of single detections are limited."""
         limited = self.splits[-1].images > MOST_IMAGES
         return f" They are counted in the first {MOST_IMAGES:,} images." if limited else ""
+
+
+def build_report(
+    args: Namespace,
+    records: RunRecords,
+    categories: dict[int, str],
+    train_loader: DataLoader | None,
+    val_loader: DataLoader,
+) -> RunReport | None:
+    """What writes a run's report.html, for an evaluation alone eval.html; None where pictures are unknown.
+
+    Args:
+        args: every flag.
+        records: of a process that writes.
+        categories: id -> name.
+        train_loader, val_loader: of the splits; the former None for an evaluation alone.
+    """
+    assert records.folder is not None
+    dataset = val_loader.dataset
+    if not hasattr(dataset, "image_path"):
+        warn("no report: this data set does not tell where its pictures lie (`image_path`)")
+        return None
+    panoptic = args.masks and args.dataset_file == "coco_panoptic"
+    source = ReportSource(dataset, records.folder / "panoptic_eval" if panoptic else None)
+    name = "eval.html" if args.eval else "report.html"
+    defaults = vars(get_args_parser().parse_args([]))
+    loaders = [] if train_loader is None else [("train", train_loader)]
+    splits = splits_of([*loaders, ("val", val_loader)])
+    return RunReport(records.folder, source, categories, splits, vars(args), defaults, records.board, name)

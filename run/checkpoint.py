@@ -28,34 +28,40 @@ from __future__ import annotations
 import dataclasses
 import operator
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, StepLR
 
-from run.resume import Source
-from run.state import Best, WeightAverage, override_lr, warn_of_other_rates
+from run.state import Best, build_schedules, override_lr, warn_of_other_rates
 from util.checkpoint_file import stored_flags
 from util.distributed import get_rank, get_world_size, is_main_process
 from util.errors import UserError, warn
-from util.random_state import random_state
 
 if TYPE_CHECKING:
     from models.query_groups import QueryGroups
+    from run.ema import WeightAverage
 
 # What to do with a file whose training cannot go on.
 ONLY_ITS_WEIGHTS = "pass --finetune in place of --resume to start from its weights"
 
 
-@dataclasses.dataclass
+class Source(NamedTuple):
+    """A checkpoint to go on from: what it holds and where it was found."""
+
+    checkpoint: dict[str, Any]
+    path: str
+
+
 class RunState:
     """All that changes while a run trains, with what a checkpoint says of the run.
 
-    Attributes:
+    It begins anew, or where `source` left off; the model has its weights already. `--override_lr` gives the
+    optimizer new rates.
+
+    Args:
         args: the run's flags.
         categories: of the data, id -> name.
         is_thing: of panoptic data, id -> bool; None for others.
@@ -63,23 +69,46 @@ class RunState:
         groups: further groups of queries, with `--query_groups`. Of these no average is kept: the averaged
             model is evaluated, with its own queries, and never trains.
         optimizer: AdamW.
-        drops, warmup: schedules by epoch and by step; the latter may be None.
-        average: of the weights, with `--ema`.
         scaler: of the loss, under fp16.
+        source: the checkpoint of `--resume`; it may be let go of afterwards.
+
+    Attributes:
+        drops, warmup: schedules by epoch and by step; the latter may be None. Of a warm-up that the
+            checkpoint is in the middle of, it has the length; one that is over there does not come again.
+        average: of the weights, with `--ema`.
         best: the best epoch so far.
+
+    Raises:
+        UserError: an entry of the checkpoint is not what this run has.
     """
 
-    args: Namespace
-    categories: dict[int, str]
-    is_thing: dict[int, bool] | None
-    model: nn.Module
-    groups: QueryGroups | None
-    optimizer: Optimizer
-    drops: StepLR
-    warmup: LinearLR | None
-    average: WeightAverage | None
-    scaler: torch.amp.GradScaler | None
-    best: Best
+    def __init__(
+        self,
+        args: Namespace,
+        categories: dict[int, str],
+        is_thing: dict[int, bool] | None,
+        model: nn.Module,
+        groups: QueryGroups | None,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        source: Source | None,
+    ):
+        self.args, self.categories, self.is_thing = args, categories, is_thing
+        self.model, self.groups, self.optimizer, self.scaler = model, groups, optimizer, scaler
+        self.average: WeightAverage | None = None
+        if args.ema:
+            from run.ema import WeightAverage
+
+            self.average = WeightAverage(model, args.ema)
+        self.best = Best() if source is None else Best(**source.checkpoint.get("best", {}))
+        warmup_steps = args.warmup_steps
+        if resumes(source):
+            warmup = source.checkpoint.get("warmup")
+            unfinished = warmup is not None and warmup["last_epoch"] < warmup["total_iters"]
+            warmup_steps = warmup["total_iters"] if unfinished else 0
+        self.drops, self.warmup = build_schedules(optimizer, args.lr_drop, warmup_steps)
+        if resumes(source):
+            self._restore(*source)
 
     def entries(self) -> dict[str, Any]:
         """What a checkpoint holds besides the position; the tensors are those of the run, not copies."""
@@ -97,18 +126,25 @@ class RunState:
             **({} if self.average is None else self.average.state_dict()),
         }
 
-    def restore(self, source: Source) -> None:
-        """Continue from a checkpoint that `can_resume`; the model has its weights already.
+    def _restore(self, checkpoint: dict[str, Any], path: str) -> None:
+        from run.optimizer_state import load_adamw
 
-        `--override_lr` gives the optimizer new rates.
-
-        Raises:
-            UserError: an entry is not what this run has.
-        """
-        checkpoint, path = source
-        _load_groups(self.groups, checkpoint.get("query_groups"), path)
+        queries = checkpoint.get("query_groups")
+        before = 1 if queries is None else 1 + len(queries)
+        now = 1 if self.groups is None else 1 + len(self.groups.queries)
+        if before != now:
+            raise UserError(
+                f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass "
+                f"--query_groups {before}, or {ONLY_ITS_WEIGHTS}"
+            )
+        if self.groups is not None:
+            with torch.no_grad():
+                self.groups.queries.copy_(queries)
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
-        _load_optimizer(self.optimizer, checkpoint["optimizer"], path)
+        try:
+            load_adamw(self.optimizer, checkpoint["optimizer"])
+        except ValueError as error:
+            raise UserError(f"--resume {path}: {error}: {ONLY_ITS_WEIGHTS}") from error
         if not isinstance(checkpoint["lr_scheduler"], dict):
             raise UserError(f"--resume {path}: its entry `lr_scheduler` is not a state: {ONLY_ITS_WEIGHTS}")
         self.drops.load_state_dict(checkpoint["lr_scheduler"])
@@ -127,45 +163,9 @@ class RunState:
             self.scaler.load_state_dict(checkpoint["scaler"])
 
 
-def can_resume(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds what a run goes on with, and not weights alone."""
-    return {"optimizer", "lr_scheduler", "epoch"} <= checkpoint.keys()
-
-
-def best_so_far(source: Source | None) -> Best:
-    """The best epoch of the run that goes on; none yet for a new one."""
-    return Best() if source is None else Best(**source.checkpoint.get("best", {}))
-
-
-def warmup_length(source: Source | None, asked_for: int) -> int:
-    """Whole length of the warm-up: the checkpoint's if it is unfinished there, 0 if it is over or had none.
-
-    Args:
-        source: the checkpoint of `--resume`, None for a new run.
-        asked_for: `--warmup_steps`, for a new run.
-    """
-    if source is None or not can_resume(source.checkpoint):
-        return asked_for
-    state = source.checkpoint.get("warmup")
-    return state["total_iters"] if state is not None and state["last_epoch"] < state["total_iters"] else 0
-
-
-@torch.no_grad()
-def _load_groups(groups: QueryGroups | None, saved: Tensor | None, path: str) -> None:
-    """Continue the further groups of queries.
-
-    Raises:
-        UserError: the checkpoint has another number of them.
-    """
-    before = 1 if saved is None else 1 + len(saved)
-    now = 1 if groups is None else 1 + len(groups.queries)
-    if before != now:
-        raise UserError(
-            f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass "
-            f"--query_groups {before}, or {ONLY_ITS_WEIGHTS}"
-        )
-    if groups is not None and saved is not None:
-        groups.queries.copy_(saved)
+def resumes(source: Source | None) -> TypeGuard[Source]:
+    """Whether there is a checkpoint that training goes on from: one that holds more than weights."""
+    return source is not None and {"optimizer", "lr_scheduler", "epoch"} <= source.checkpoint.keys()
 
 
 # --- The position --------------------------------------------------------------------------------------
@@ -181,6 +181,7 @@ class Position:
         meters: this process's meters inside that epoch.
         train_stats: averages of the last finished epoch, which may not have been evaluated yet.
         random: this process's random number generators.
+        resumed_from: the checkpoint that says so; None in a new run.
     """
 
     epoch: int
@@ -188,11 +189,7 @@ class Position:
     meters: dict | None = None
     train_stats: dict | None = None
     random: dict | None = None
-
-
-def rank_state(meters: dict | None) -> dict[str, Any]:
-    """A process's own part of a checkpoint, its element of `ranks`."""
-    return {"random": random_state(), "meters": meters}
+    resumed_from: str | None = None
 
 
 def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
@@ -205,10 +202,11 @@ def position_of(source: Source | None, args: Namespace, steps: int) -> Position:
     Raises:
         UserError: the run is over, or the checkpoint does not say where it stands.
     """
-    if source is None or not can_resume(source.checkpoint):
+    if not resumes(source):
         return Position(args.start_epoch - 1)
     checkpoint, path = source
-    position = Position(_whole_number(source, "epoch", -1), _whole_number(source, "step", 0))
+    epoch, step = _whole_number(source, "epoch", -1), _whole_number(source, "step", 0)
+    position = Position(epoch, step, resumed_from=path)
     if position.epoch + 1 >= args.epochs and args.resume != "auto":
         raise UserError(
             f"--resume {path}: it has finished {position.epoch + 1} epochs, and --epochs "
@@ -249,67 +247,3 @@ def _whole_number(source: Source, name: str, least: int) -> int:
             f"on: {ONLY_ITS_WEIGHTS}"
         )
     return value
-
-
-# --- The optimizer -------------------------------------------------------------------------------------
-
-
-def _load_optimizer(optimizer: Optimizer, saved: Any, path: str) -> None:
-    """Continue AdamW's moments and rates.
-
-    Raises:
-        UserError: what is saved is not AdamW's state, or that of other parameters.
-    """
-    if not _is_adamw(saved):
-        raise UserError(f"--resume {path}: its optimizer is not AdamW: {ONLY_ITS_WEIGHTS}")
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in saved["param_groups"]] != sizes:
-        raise UserError(
-            f"--resume {path}: its optimizer trains other parameters than this run (is --lr_backbone "
-            "0 in one of them, or --frozen_weights?); pass the flags it was trained with, or --finetune"
-        )
-    if not _moments_fit(saved, optimizer):
-        raise UserError(
-            f"--resume {path}: its optimizer's moments are not those that AdamW has of this model's "
-            f"parameters: {ONLY_ITS_WEIGHTS}"
-        )
-    # How a step is computed is this run's choice, not the old one's.
-    groups = [
-        {**group, "fused": ours["fused"]} if "fused" in ours else group
-        for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({**saved, "param_groups": groups})
-
-
-def _is_adamw(saved: Any) -> bool:
-    """Whether a state is laid out as AdamW's, whatever it trains."""
-    if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
-        return False
-    groups = saved.get("param_groups")
-    return isinstance(groups, list) and all(
-        isinstance(group, Mapping)
-        and isinstance(group.get("params"), list)
-        and {"lr", "betas", "eps", "weight_decay"} <= group.keys()
-        for group in groups
-    )
-
-
-def _moments_fit(saved: Mapping[str, Any], optimizer: Optimizer) -> bool:
-    """Whether every stored state belongs to the parameter in its place.
-
-    The optimizer does not look: it reads and writes beyond the end of moments that are too short.
-    """
-    for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        moments = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group.get("amsgrad") else ()))
-        for key, parameter in zip(group["params"], ours["params"], strict=True):
-            state = saved["state"].get(key, {})  # none of a parameter that had no gradient yet
-            if not isinstance(state, Mapping):
-                return False
-            if not state:
-                continue
-            step = state.get("step")
-            if not (isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)):
-                return False
-            if any(getattr(state.get(name), "shape", None) != parameter.shape for name in moments):
-                return False
-    return True

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 import engine
 from datasets.coco_eval import CocoEvaluator
+from run.checkpoint import Source
 from run.records import RunRecords, per_class_table
-from run.resume import Source
-from run.state import WeightAverage
 from run.summary import describe
 from util.amp import Precision
 from util.distributed import is_main_process
@@ -22,6 +21,7 @@ from util.errors import UserError
 
 if TYPE_CHECKING:
     from report import RunReport
+    from run.ema import WeightAverage
 
 
 def options_for(loop: Callable, **options: tuple[Any, str]) -> dict[str, Any]:
@@ -98,11 +98,13 @@ def evaluate_only(
     args = evaluation.args
     if is_main_process():
         print(describe(args, model, [("val", evaluation.loader)], categories, range(0)))
-    average = WeightAverage(model, args.ema) if args.ema else None
-    if average is not None and (source is None or not average.load_state_dict(*source)):
-        raise UserError(
-            "--eval --ema: there are no averaged weights; pass --resume a checkpoint that has some"
-        )
+    average = None
+    if args.ema:
+        from run.ema import WeightAverage
+
+        average = WeightAverage(model, args.ema)
+        if source is None or not average.load_state_dict(*source):
+            raise UserError("--eval --ema: no averaged weights; pass --resume a checkpoint that has some")
     line, evaluator = evaluation(model, average)
     if evaluator is not None:
         if is_main_process():

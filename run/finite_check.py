@@ -91,7 +91,9 @@ class StepGuard:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, FloatingPointError):  # the matcher sees it first: its costs are on the host
             raise self._not_finite(str(error), self.now, None) from error
-        if error is not None and _is_out_of_memory(error):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        ):
             shapes = ", ".join(str(tuple(getattr(x, "shape", ()))) for x in self.now["samples"])
             raise UserError(
                 f"out of memory at epoch {self.epoch}, step {self.now['step']}, with a batch of shape "
@@ -157,9 +159,3 @@ def _image_ids(step: Mapping[str, Any]) -> list[int]:
 def _list(ids: Sequence[int]) -> str:
     more = f" and {len(ids) - IMAGES_NAMED} more" if len(ids) > IMAGES_NAMED else ""
     return f"image ids {', '.join(map(str, ids[:IMAGES_NAMED]))}{more}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )

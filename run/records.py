@@ -72,27 +72,23 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(handle, folder)
+        deadline, said = time.monotonic() + WAIT_SECONDS, False
+        while not _locked(handle):
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"--output_dir {folder}: another run writes there; end that one, or pass another folder"
+                )
+            if not said:
+                warn(f"another run writes to {folder}: waiting up to {WAIT_SECONDS} s for its end")
+                said = True
+            time.sleep(POLL_SECONDS)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    said = False
-    while not _locked(handle):
-        if time.monotonic() >= deadline:
-            raise UserError(
-                f"--output_dir {folder}: another run writes there; end that one, or pass another folder"
-            )
-        if not said:
-            warn(f"another run writes to {folder}: waiting up to {WAIT_SECONDS} s for its end")
-            said = True
-        time.sleep(POLL_SECONDS)
-
-
 def _locked(handle: int) -> bool:
+    """Take the lock, unless another process has it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -117,16 +113,6 @@ def _set_aside(folder: Path, names: Sequence[str]) -> None:
     )
 
 
-def _append(path: Path, line: str) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())  # the next checkpoint may not outlive a line that belongs before it
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check --output_dir") from error
-
-
 class RunRecords:
     """Writes the records of one run; without a folder it does nothing.
 
@@ -140,7 +126,17 @@ class RunRecords:
 
     def __init__(self, folder: Path | None, tensorboard: bool = False):
         self.folder = folder
-        self.board = _open_board(folder) if tensorboard else None
+        self.board: Any = None
+        if tensorboard:
+            if folder is None:
+                raise UserError("--tensorboard needs --output_dir: its files go to OUTPUT_DIR/tensorboard")
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError(
+                    "--tensorboard: TensorBoard is not installed; run pip install tensorboard"
+                ) from error
+            self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def write_args(self, args: Mapping[str, Any], **facts: Any) -> None:
         """args.json: every flag, package versions, git state, and further facts."""
@@ -181,7 +177,16 @@ class RunRecords:
             UserError: the log cannot be written.
         """
         if self.folder is not None:
-            _append(self.folder / "log.txt", json.dumps(_without_nan(line)) + "\n")
+            path = self.folder / "log.txt"
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(_without_nan(line)) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())  # before the next checkpoint is
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot be written ({error.strerror}); check --output_dir"
+                ) from error
         if self.board is not None:
             for name, value in _scalars(line).items():
                 self.board.add_scalar(name, value, line["epoch"])
@@ -250,16 +255,6 @@ def per_class_table(evaluator: Any) -> str:
         )
         lines.append(f"{row['id']:>6}  {row['name'][:24]:<24}{figures}")
     return "\n".join(lines)
-
-
-def _open_board(folder: Path | None) -> Any:
-    if folder is None:
-        raise UserError("--tensorboard needs --output_dir: its files go to OUTPUT_DIR/tensorboard")
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard: TensorBoard is not installed; run pip install tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

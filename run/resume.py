@@ -6,20 +6,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from run.checkpoint import Source
 from util.checkpoint_file import load_checkpoint, predecessors, stored_categories, stored_flags
 from util.coco_names import plain_name
 from util.distributed import all_gather, is_main_process
 from util.errors import UserError, warn
 from util.files import link_whole
-
-
-class Source(NamedTuple):
-    """A checkpoint to go on from: what it holds and where it was found."""
-
-    checkpoint: dict[str, Any]
-    path: str
 
 
 def find_checkpoint(args: Namespace) -> Source | None:

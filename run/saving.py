@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from run.checkpoint import rank_state
 from util.checkpoint_file import save_checkpoint
 from util.distributed import StepVote, all_gather, barrier, is_main_process
 from util.files import link_whole
 from util.interruption import Interruption
 from util.meters import MetricLogger
+from util.random_state import random_state
 
 
 class Saver:
@@ -69,7 +69,7 @@ class Saver:
         self.saved_at = time.monotonic()
         if self.folder is None:
             return
-        ranks = all_gather(rank_state(meters))
+        ranks = all_gather({"random": random_state(), "meters": meters})
         if not is_main_process():
             return
         checkpoint = {**self.state(), "epoch": epoch, "step": step, "ranks": ranks, **more}

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from util.distributed import is_main_process
 from util.errors import UserError, warn
 from util.files import link_whole
-from util.harmless_objects import harmless_types, refusal
 
 # Parts of names that come from DataParallel and its like, torch.compile, Lightning Fabric, FSDP.
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-SAFETENSORS = ".safetensors"  # what reads them, or a URL, is imported where it is asked for
+SAFETENSORS = ".safetensors"  # what reads them, or a URL, or any file, is imported where it is asked for
 
 
 def is_url(location: str | os.PathLike) -> bool:
@@ -58,6 +57,8 @@ def load_checkpoint(location: str | os.PathLike) -> dict[str, Any]:
 
         _head(path)
         return _without_wrappers(read_safetensors(path), path)
+    from util.harmless_objects import harmless_types, refusal
+
     verify(path)
     try:
         with torch.serialization.safe_globals(harmless_types()):
@@ -230,10 +231,12 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike, keep
     except (OSError, RuntimeError) as error:
         if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):
             raise KeyboardInterrupt from error  # torch.save's own error hides it
+        # What the system said, where torch.save's own error hides it
+        said = [one.strerror for one in _chain(error) if isinstance(one, OSError) and one.strerror]
+        reason = (said or str(error).splitlines() or [type(error).__name__])[0]
         kept = "; the checkpoint written before is kept" if path.exists() else ""
         raise UserError(
-            f"{path}: cannot be written ({_reason(error)}){kept}: free some space or choose another "
-            "--output_dir"
+            f"{path}: cannot be written ({reason}){kept}: free some space or choose another --output_dir"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -244,14 +247,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said, where torch.save's own error hides it."""
-    for found in _chain(error):
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -1,10 +1,8 @@
-"""Millions of objects: no search for garbage where it only costs, and their memory given back afterwards."""
+"""Millions of objects: no search for garbage where it only costs."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,11 +26,3 @@ def leave_parents_objects() -> None:
     process that has imported torch.
     """
     gc.freeze()
-
-
-def return_freed_memory() -> None:
-    """Hand freed memory back to the system, where the C library can."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim is not None:
-            trim(0)

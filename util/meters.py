@@ -12,13 +12,13 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from util.distributed import all_gather
-from util.progress import Progress, last_step
+from util.progress import Progress, length
 
 T = TypeVar("T")
 
@@ -133,14 +133,6 @@ class SmoothedValue:
         )
 
 
-class _Update(NamedTuple):
-    """One update that nobody has read yet."""
-
-    names: Sequence[str]
-    values: Tensor  # [K], on any device
-    counts: Sequence[int]
-
-
 class MetricLogger:
     """Named meters, and a loop that shows them.
 
@@ -155,7 +147,7 @@ class MetricLogger:
     def __init__(self, delimiter: str = "\t", hidden: str = ""):
         self.delimiter = delimiter
         self.hidden = hidden
-        self._pending: list[_Update] = []
+        self._pending: list[tuple[Sequence[str], Tensor, list[int]]] = []  # names, values [K], counts
         self._meters: defaultdict[str, SmoothedValue] = defaultdict(self._new_meter)
 
     def update(self, weights: Mapping[str, int] | None = None, /, **values: float | Tensor) -> None:
@@ -165,7 +157,6 @@ class MetricLogger:
             weights: how often the value of a name counts, 1 where not given. With 0 it does not count: so
                 class_error, weighted by matched objects, leaves out batches without objects.
         """
-        weights = weights or {}
         by_device: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
         for name, value in values.items():
             self._meters[name]  # exists from now on, in the order of the names
@@ -173,26 +164,21 @@ class MetricLogger:
                 value = torch.tensor(float(value), dtype=torch.float64)
             by_device[value.device][name] = value.detach().reshape(())
         for group in by_device.values():
-            counts = [weights.get(name, 1) for name in group]
-            self._keep(_Update(list(group), torch.stack(list(group.values())), counts))
+            self.update_vector(list(group), torch.stack(list(group.values())), weights)
 
     def update_vector(
-        self, names: Sequence[str], values: Tensor, n: int = 1, weights: Mapping[str, int] | None = None
+        self, names: Sequence[str], values: Tensor, weights: Mapping[str, int] | None = None
     ) -> None:
         """Add values[k] to the meter names[k], with no work per value before somebody reads a meter.
 
         Args:
             values: [K] on any device; copied, so that the caller may overwrite it.
-            n: how often each value counts.
-            weights: the same for single names, in place of n; see `update`.
+            weights: as in `update`.
         """
         if values.shape != (len(names),):
             raise ValueError(f"{len(names)} names need a vector of as many values, not {list(values.shape)}")
-        weights = weights or {}
-        self._keep(_Update(names, values.detach().clone(), [weights.get(name, n) for name in names]))
-
-    def _keep(self, update: _Update) -> None:
-        self._pending.append(update)
+        counts = [(weights or {}).get(name, 1) for name in names]
+        self._pending.append((names, values.detach().clone(), counts))
         if len(self._pending) >= MAX_PENDING:
             self._flush()
 
@@ -200,8 +186,8 @@ class MetricLogger:
         """Read what is pending into the meters, in the order in which it came, with one transfer a device."""
         pending, self._pending = self._pending, []
         numbers: dict[torch.device, Iterator[float]] = {}
-        for device in {update.values.device for update in pending}:
-            vectors = [update.values for update in pending if update.values.device == device]
+        for device in {values.device for _, values, _ in pending}:
+            vectors = [values for _, values, _ in pending if values.device == device]
             numbers[device] = iter(torch.cat(vectors).cpu().tolist())
         for names, values, counts in pending:
             for name, count in zip(names, counts, strict=True):
@@ -277,8 +263,9 @@ class MetricLogger:
             start: steps done before the first one that iterable yields, for an epoch that was interrupted.
             total: steps of the whole epoch; by default start and the length of iterable, if it has one.
         """
-        if total is None:
-            total = last_step(iterable, start)
+        items = length(iterable)
+        if total is None and items is not None:
+            total = start + items
         progress = Progress(self, header or "", start, total)
         began = received = time.perf_counter()
         try:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections import deque
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,32 +14,20 @@ from util.distributed import get_world_size, is_main_process
 
 MEGABYTE = 1024 * 1024
 RECENT = 20  # steps over which speed is averaged
-BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
-NARROW_BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # leaves the room to the numbers
-BAR_WITHOUT_END = "{desc} {n_fmt}  {elapsed}{postfix}"
-
-
-class Meters(Protocol):
-    """What is shown beside the progress: meters by name, and all of them as the fields of a line."""
-
-    delimiter: str
-
-    def shown(self) -> dict[str, Any]: ...
-
-    def __str__(self) -> str: ...
+BAR = "{desc} {n_fmt}/{total_fmt} eta {remaining}{postfix}"  # without a bar: the numbers need its room
 
 
 class Progress:
     """How far a loop is and how fast; only the main process prints.
 
     Args:
-        meters: read whenever something is shown, and only then.
+        meters: a MetricLogger, read whenever something is shown, and only then.
         header: what opens each line.
         start: steps done before this loop.
         total: steps at its end, None if unknown.
     """
 
-    def __init__(self, meters: Meters, header: str, start: int, total: int | None):
+    def __init__(self, meters: Any, header: str, start: int, total: int | None):
         self.meters, self.header, self.start, self.total = meters, header, start, total
         self.done = self.last_shown = start
         self.seconds = 0.0
@@ -48,21 +35,12 @@ class Progress:
         self.recent_data_seconds: deque[float] = deque(maxlen=RECENT)
         self.recent_images: deque[int] = deque(maxlen=RECENT)
         self.prints = is_main_process()
-        self.bar = self._make_bar() if self.prints and sys.stdout.isatty() else None
+        self.bar: Any = None
+        if self.prints and sys.stdout.isatty():
+            from tqdm import tqdm
 
-    def _make_bar(self) -> Any:
-        from tqdm import tqdm
-
-        wide = shutil.get_terminal_size().columns >= 120
-        layout = (BAR if wide else NARROW_BAR) if self.total is not None else BAR_WITHOUT_END
-        return tqdm(
-            desc=self.header,
-            initial=self.start,
-            total=self.total,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            bar_format=layout,
-        )
+            options: dict[str, Any] = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR}
+            self.bar = tqdm(desc=header, initial=start, total=total, **options)
 
     def step_done(self, seconds: float, data_seconds: float, batch: Any) -> None:
         """Count a step that took so long in all, and so long until its batch was there."""
@@ -81,10 +59,29 @@ class Progress:
         if not self.prints or self.done == self.last_shown:
             return
         self.last_shown = self.done
+        # Over all processes, in the last steps; unknown where batch sizes are
+        rate = None
+        if self.recent_images and sum(self.recent_seconds):
+            rate = sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
+        data_seconds, megabytes = _mean(self.recent_data_seconds), _memory_megabytes()
         if self.bar is not None:
-            self.bar.set_postfix_str("  ".join(self._bar_fields()))
-        else:
-            print(self.meters.delimiter.join(filter(None, self._line_fields())), flush=True)
+            shown = self.meters.shown()
+            names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
+            values = [shown[name].value if name == "lr" else shown[name].median for name in names]
+            fields = [f"{name} {value:.4g}" for name, value in zip(names, values, strict=True)]
+            fields += [] if rate is None else [f"{rate:.1f} images/s"]
+            fields += [f"data {data_seconds:.3f} s", f"{megabytes:.0f} MB"]
+            self.bar.set_postfix_str("  ".join(fields))
+            return
+        count, eta = f"[{self.done}]", ""
+        if self.total is not None:
+            count = f"[{self.done:{len(str(self.total))}}/{self.total}]"
+            eta = f"eta: {_clock(self.seconds / (self.done - self.start) * (self.total - self.done))}"
+        fields = [self.header, count, eta, str(self.meters)]
+        fields += [] if rate is None else [f"images/s: {rate:.1f}"]
+        fields += [f"time: {_mean(self.recent_seconds):.4f}", f"data: {data_seconds:.4f}"]
+        fields += [f"max mem: {megabytes:.0f}"]
+        print(self.meters.delimiter.join(filter(None, fields)), flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
@@ -97,44 +94,11 @@ class Progress:
             per_step = seconds / max(self.done - self.start, 1)
             print(f"{self.header} Total time: {_clock(seconds)} ({per_step:.4f} s / it)".lstrip(), flush=True)
 
-    def _line_fields(self) -> list[str]:
-        count, eta = f"[{self.done}]", ""
-        if self.total is not None:
-            count = f"[{self.done:{len(str(self.total))}}/{self.total}]"
-            eta = f"eta: {_clock(self.seconds / (self.done - self.start) * (self.total - self.done))}"
-        rate = self._images_per_second()
-        return [
-            self.header,
-            count,
-            eta,
-            str(self.meters),
-            "" if rate is None else f"images/s: {rate:.1f}",
-            f"time: {_mean(self.recent_seconds):.4f}",
-            f"data: {_mean(self.recent_data_seconds):.4f}",
-            f"max mem: {_memory_megabytes():.0f}",
-        ]
 
-    def _bar_fields(self) -> list[str]:
-        shown = self.meters.shown()
-        names = [name for name in ("loss", "class_error", "lr") if name in shown] or list(shown)[:3]
-        fields = [f"{name} {shown[name].value if name == 'lr' else shown[name].median:.4g}" for name in names]
-        rate = self._images_per_second()
-        if rate is not None:
-            fields.append(f"{rate:.1f} images/s")
-        data_seconds = _mean(self.recent_data_seconds)
-        return [*fields, f"data {data_seconds:.3f} s", f"{_memory_megabytes():.0f} MB"]
-
-    def _images_per_second(self) -> float | None:
-        """Over all processes, in the last steps; None where batch sizes are not known."""
-        if not self.recent_images or not sum(self.recent_seconds):
-            return None
-        return sum(self.recent_images) / sum(self.recent_seconds) * get_world_size()
-
-
-def last_step(iterable: Any, start: int) -> int | None:
-    """Number of the last step of a loop over iterable after `start` steps; None where nobody knows."""
+def length(iterable: Any) -> int | None:
+    """How many items come; None where nobody knows."""
     try:
-        return start + len(iterable)
+        return len(iterable)
     except TypeError:  # a generator, or a loader over a stream
         return None
 

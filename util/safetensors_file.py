@@ -47,8 +47,13 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         )
     checkpoint: dict[str, Any] = {"model": tensors}
     for name in _WORDS:
-        if name in words:
-            checkpoint[name] = _from_json(words[name], name, path)
+        if name not in words:
+            continue
+        try:
+            value = json.loads(words[name])
+            checkpoint[name] = {int(k): v for k, v in value.items()} if name in _BY_ID else dict(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {path}: what it says of {name} is not readable ({error})") from error
     return checkpoint
 
 
@@ -84,14 +89,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes(), value)
     return f"{value:08x}"
-
-
-def _from_json(text: str, name: str, path: Path) -> dict:
-    try:
-        value = json.loads(text)
-        return {int(key): entry for key, entry in value.items()} if name in _BY_ID else dict(value)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {path}: what it says of {name} is not readable ({error})") from error
 
 
 def _library() -> ModuleType:

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,12 +123,6 @@ def test_resuming_keeps_the_curves(prepared: Prepared, tmp_path: Path) -> None:
     assert run(*again, "--output_dir", tmp_path) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "3 of 3 epochs are trained and evaluated; the newest is epoch 2." in html
-
-
-def test_only_the_process_that_records_writes_one() -> None:
-    args = main.get_args_parser().parse_args([])
-    evaluation = SimpleNamespace(args=args, loader=None, postprocessors={})
-    assert main.build_report(evaluation, SimpleNamespace(folder=None), {}) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

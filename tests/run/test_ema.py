@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from run.state import WeightAverage, score
+from run.ema import WeightAverage
+from run.state import score
 from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
 from tests.stand_in import weights_of
 from util.errors import UserError

@@ -15,6 +15,7 @@ import main
 from engine import evaluate
 from models import build_model
 from models.postprocess import PostProcess
+from run.data_parallel import broadcast_buffers, data_parallel, settle_buckets
 from run.resume import find_checkpoint
 from tests.helpers import CUSTOM_CATEGORIES, TINY, annotation, write_instances, write_pictures
 from tests.ranks import ranks
@@ -23,11 +24,8 @@ from tests.reference.streams import fill_state
 from util.distributed import (
     StepVote,
     all_gather,
-    broadcast_buffers,
-    data_parallel,
     get_rank,
     reduce_dict,
-    settle_buckets,
 )
 from util.errors import UserError
 
