@@ -104,7 +104,8 @@ class TimmBackbone(BackboneBase):
         train_backbone: let it train; otherwise nothing in it does.
         return_interm_layers: give the maps at strides 4, 8, 16 and 32, for the mask head, not the last alone.
         weights: `imagenet` (timm's pretrained ones, whatever they were trained on), `none`, or the path of a
-            state_dict for the model as timm builds it; a classifier in it is left out.
+            state_dict for the model as timm builds it, by its names or in its order, without a classifier or
+            with one, which is left out.
         norm: `frozen`, or `batch` for ordinary batch norm, with which all of it trains.
 
     Raises:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from util.checkpoint_file import load_checkpoint, model_state
 from util.errors import UserError
@@ -74,7 +74,10 @@ def create_with_weights(name: str, weights: str) -> nn.Module:
 
 
 def _from_file(timm: Any, name: str, path: str) -> nn.Module:
-    """The model with weights from a file: a state_dict, also as entry `model` or `state_dict`."""
+    """The model with weights from a file: a state_dict, also as entry `model` or `state_dict`.
+
+    Its names are timm's or those that timm can convert; or the tensors agree in order, under any names.
+    """
     checkpoint = load_checkpoint(path)
     state = model_state(checkpoint)
     classifier = timm.models.get_pretrained_cfg(name).classifier
@@ -82,21 +85,48 @@ def _from_file(timm: Any, name: str, path: str) -> nn.Module:
     # The classifier is dropped afterwards; of the right width it lets timm compare all names.
     heads = [len(state[f"{key}.weight"]) for key in names if f"{key}.weight" in state]
     classes = heads[0] if heads else 0
-    source = {"state_dict": state, "num_classes": classes, "classifier": None, "label_offset": 0}
+    source = {"state_dict": dict(state), "num_classes": classes, "classifier": None, "label_offset": 0}
     try:
         model = create(name, pretrained=True, pretrained_cfg_overlay=source, num_classes=classes)
+        del model.pretrained_cfg["state_dict"]  # type: ignore[operator,union-attr]
+        # Some architectures timm fills with whatever names fit. Sums survive the renaming and reshaping it
+        # does; those of vectors say little, as norms start at 0 and 1.
+        sums = {float(value.double().sum()) for value in state.values()}
+        own = [float(value.detach().double().sum()) in sums for value in model.parameters() if value.ndim > 1]
+        by_name = "few tensors fit" if 2 * sum(own) < len(own) else ""
     except Exception as error:  # timm's converters of foreign files fail in any way on a wrong one
-        raise UserError(
-            f"--backbone_weights {path}: not the weights of {PREFIX}{name} ({_first_line(error)})"
-        ) from error
-    # Some architectures timm fills with whatever names fit. Sums survive the renaming and reshaping it does;
-    # those of vectors say little, as norms start at 0 and 1.
-    sums = {float(value.double().sum()) for value in state.values()}
-    own = [float(value.detach().double().sum()) in sums for value in model.parameters() if value.ndim > 1]
-    if 2 * sum(own) < len(own):
-        raise UserError(f"--backbone_weights {path}: not the weights of {PREFIX}{name}, few tensors fit")
-    del model.pretrained_cfg["state_dict"]  # type: ignore[operator,union-attr]
+        by_name = _first_line(error)
+    if by_name:
+        model = create(name, num_classes=0)
+        in_order = _load_in_order(model, state)
+        if in_order:
+            raise UserError(
+                f"--backbone_weights {path}: not the weights of {PREFIX}{name}, by the names of its tensors "
+                f"({by_name}) or by their order ({in_order})"
+            )
     return model
+
+
+def _load_in_order(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """Fill a model without a classifier from a file that has its tensors in their order, under other names.
+
+    Shapes must agree, and the last part of each name, as `running_mean`. A classifier's weight and bias may
+    follow. The counters of batch norms are left out on both sides.
+
+    Returns:
+        The first difference in words; "" if there is none, and the model is filled.
+    """
+    own, theirs = (
+        {key: value for key, value in one.items() if not key.endswith("num_batches_tracked")}
+        for one in (model.state_dict(), state)
+    )
+    for (key, tensor), (other, value) in zip(own.items(), theirs.items(), strict=False):
+        if (key.split(".")[-1], tensor.shape) != (other.split(".")[-1], value.shape):
+            return f"{other} {tuple(value.shape)} stands where timm has {key} {tuple(tensor.shape)}"
+    if len(theirs) - len(own) not in (0, 2):
+        return f"it has {len(theirs)}, and timm {len(own)} without a classifier"
+    model.load_state_dict(dict(zip(own, theirs.values(), strict=False)), strict=False)
+    return ""
 
 
 def _tags(timm: Any, architecture: str) -> list[str]:

@@ -35,8 +35,9 @@ def resolve(args: argparse.Namespace, checkpoint: dict | None) -> tuple[argparse
         raise UserError("--query_groups trains a detector, and --frozen_weights freezes it: pass one of them")
     if args.compile and args.grad_checkpoint:
         raise UserError("--grad_checkpoint: compiled graphs choose what to keep; leave out --compile")
-    if checkpoint is not None or args.finetune or args.frozen_weights:
-        args.backbone_weights = "none"  # the checkpoint holds the backbone
+    fetched = args.backbone_weights == "imagenet"
+    if checkpoint is not None or args.frozen_weights or (args.finetune and fetched):
+        args.backbone_weights = "none"  # the checkpoint holds the backbone; --finetune's may hold another one
     categories = read_categories(args, ("val",) if args.eval else ("train", "val"))
     args.num_classes = args.num_classes or infer_num_classes(args, categories, checkpoint)
     return args, categories

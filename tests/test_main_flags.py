@@ -134,6 +134,15 @@ def test_nothing_is_fetched_where_a_checkpoint_holds_the_backbone(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_file_of_the_backbone_is_read_before_finetuning(
+    prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other model may have another backbone."""
+    words = ["--coco_path", prepared.root, "--epochs", 1, "--finetune", prepared.start]
+    assert run(*words, "--backbone_weights", prepared.start) == 2
+    assert_one_line(capsys, f"--backbone_weights {prepared.start}: not the weights of resnet18")
+
+
 def test_a_failed_download_says_how_to_go_on(
     coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

