@@ -191,9 +191,8 @@ def evaluate(
     segm = coco is not None and "segm" in kinds
     panoptic = None
     if "panoptic" in postprocessors:
-        dataset = data_loader.dataset
-        folder = [Path(output_dir) / "panoptic_eval"] if output_dir else []
-        panoptic = PanopticEvaluator(dataset.ann_file, dataset.ann_folder, *folder)
+        dataset, folder = data_loader.dataset, Path(output_dir) / "panoptic_eval" if output_dir else ""
+        panoptic = PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
     panoptic_select = getattr(postprocessors.get("panoptic"), "select", None)
     # A user-defined panoptic post-processor, which does not say which masks it reads, gets them all.
     every_mask = segm or (panoptic is not None and panoptic_select is None)

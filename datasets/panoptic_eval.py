@@ -42,7 +42,9 @@ class PanopticEvaluator:
         evaluation: on the main process, what was counted (after `summarize`).
     """
 
-    def __init__(self, ann_file: str | Path, ann_folder: str | Path, output_dir: str | Path = "") -> None:
+    def __init__(
+        self, ann_file: str | Path, ann_folder: str | Path, output_dir: str | Path = "panoptic_eval"
+    ) -> None:
         self.gt_json, self.gt_folder, self.output_dir = ann_file, ann_folder, output_dir
         self.predictions: dict[int, dict[str, Any]] = {}
         self.evaluation: Evaluation | None = None
