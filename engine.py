@@ -4,7 +4,6 @@ Both use of a model, a criterion, batches and targets only what the published lo
 dict of losses from `criterion(outputs, targets)`, `criterion.weight_dict`, and `.to(device)`.
 
 Longer than 300 lines: both loops and what they share are read together, and edited together, in one file.
-Each loop is longer than 60 lines because more than half of it says what goes in and what comes out.
 """
 
 from __future__ import annotations
@@ -50,6 +49,8 @@ def train_one_epoch(
     precision: Precision | None = None,
 ) -> dict[str, float]:
     """Train on every batch of a loader, (samples, targets), once.
+
+    Longer than 60 lines, because half of them say what goes in and what comes out.
 
     Args:
         epoch: its number, for the printed lines.
@@ -167,6 +168,8 @@ def evaluate(
     precision: Precision | None = None,
 ) -> tuple[dict[str, Any], CocoEvaluator | None]:
     """Evaluate on every batch of a loader; ranks communicate only at the end.
+
+    Longer than 60 lines, because half of them say what goes in and what comes out.
 
     Args:
         postprocessors: `bbox`, perhaps `segm` and `panoptic`; each adds its figures.

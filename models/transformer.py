@@ -6,6 +6,9 @@ last norm is applied to a copy of each layer's output, for the auxiliary losses.
 
 Shapes: B batch, D width, S = h * w cells of the feature map, Q queries, L decoder layers. Inside the
 transformer, sequences come first: [S, B, D], [Q, B, D].
+
+Longer than 300 lines: all names of the published file live here, each method with its published arguments,
+since forks override them one by one.
 """
 
 import argparse

@@ -103,9 +103,9 @@ class RunState:
         self.best = Best() if source is None else Best(**source.checkpoint.get("best", {}))
         warmup_steps = args.warmup_steps
         if resumes(source):
-            warmup = source.checkpoint.get("warmup")
-            unfinished = warmup is not None and warmup["last_epoch"] < warmup["total_iters"]
-            warmup_steps = warmup["total_iters"] if unfinished else 0
+            warmup, warmup_steps = source.checkpoint.get("warmup"), 0
+            if warmup is not None and warmup["last_epoch"] < warmup["total_iters"]:
+                warmup_steps = warmup["total_iters"]
         self.drops, self.warmup = build_schedules(optimizer, args.lr_drop, warmup_steps)
         if resumes(source):
             self._restore(*source)
@@ -137,7 +137,7 @@ class RunState:
                 f"--resume {path}: it was trained with --query_groups {before}, not {now}: pass "
                 f"--query_groups {before}, or {ONLY_ITS_WEIGHTS}"
             )
-        if self.groups is not None:
+        if self.groups is not None and queries is not None:
             with torch.no_grad():
                 self.groups.queries.copy_(queries)
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]

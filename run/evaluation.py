@@ -104,7 +104,9 @@ def evaluate_only(
 
         average = WeightAverage(model, args.ema)
         if source is None or not average.load_state_dict(*source):
-            raise UserError("--eval --ema: no averaged weights; pass --resume a checkpoint that has some")
+            raise UserError(
+                "--eval --ema: there are no averaged weights; pass --resume a checkpoint that has some"
+            )
     line, evaluator = evaluation(model, average)
     if evaluator is not None:
         if is_main_process():

@@ -27,10 +27,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-COCO_FIGURES = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
-)
 EVERY = 50  # epochs between evaluations that are kept under their own number
 WAIT_SECONDS = 30  # a run that was killed or requeued may still be ending, its data workers above all
 POLL_SECONDS = 0.5
@@ -128,15 +124,9 @@ class RunRecords:
         self.folder = folder
         self.board: Any = None
         if tensorboard:
-            if folder is None:
-                raise UserError("--tensorboard needs --output_dir: its files go to OUTPUT_DIR/tensorboard")
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "--tensorboard: TensorBoard is not installed; run pip install tensorboard"
-                ) from error
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            from run.tensorboard import open_board
+
+            self.board = open_board(folder)
 
     def write_args(self, args: Mapping[str, Any], **facts: Any) -> None:
         """args.json: every flag, package versions, git state, and further facts."""
@@ -188,9 +178,9 @@ class RunRecords:
                     f"{path}: cannot be written ({error.strerror}); check --output_dir"
                 ) from error
         if self.board is not None:
-            for name, value in _scalars(line).items():
-                self.board.add_scalar(name, value, line["epoch"])
-            self.board.flush()
+            from run.tensorboard import add_scalars
+
+            add_scalars(self.board, line)
 
     def write_stats(self, stats: Mapping[str, Any]) -> None:
         """eval.json: the figures of an evaluation alone."""
@@ -273,21 +263,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """An epoch's line as TensorBoard's scalars: train/loss, test/loss, test/bbox_AP50, ..."""
-    scalars: dict[str, float] = {}
-    for key, value in line.items():
-        split, _, name = key.partition("_")
-        if split not in ("train", "test"):
-            continue
-        averaged = "ema_" if name.startswith("ema_") else ""
-        if name.removeprefix(averaged).startswith("coco_eval_"):
-            kind = averaged + name.removeprefix(f"{averaged}coco_eval_")
-            scalars |= {f"{split}/{kind}_{figure}": v for figure, v in zip(COCO_FIGURES, value, strict=True)}
-        elif isinstance(value, Mapping):  # PQ_all and its like
-            scalars |= {f"{split}/{name}_{k}": v for k, v in value.items() if isinstance(v, (int, float))}
-        elif isinstance(value, (int, float)):
-            scalars[f"{split}/{name}"] = value
-    return scalars

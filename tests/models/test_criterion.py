@@ -1,7 +1,5 @@
 """The set loss in one pass against the same losses layer by layer, and what forks put in its place."""
 
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -72,52 +70,6 @@ def test_only_the_listed_losses_are_computed(losses):
     assert_same(make_criterion(losses=losses)(outputs, targets), expected)
 
 
-class Calls(SetCriterion):
-    """Overrides every loss and counts its calls; the values stay."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.calls = []
-
-    def loss_labels(self, outputs, targets, indices, num_boxes, log=True):
-        self.calls.append(("labels", log))
-        return super().loss_labels(outputs, targets, indices, num_boxes, log)
-
-    def loss_boxes(self, outputs, targets, indices, num_boxes):
-        self.calls.append(("boxes", num_boxes))
-        return super().loss_boxes(outputs, targets, indices, num_boxes)
-
-    def loss_cardinality(self, outputs, targets, indices, num_boxes):
-        self.calls.append(("cardinality", None))
-        return super().loss_cardinality(outputs, targets, indices, num_boxes)
-
-
-@pytest.mark.parametrize("name", BATCHES)
-def test_a_subclass_is_called_for_each_layer_and_gets_the_same_values(name):
-    targets = make_targets(BATCHES[name])
-    outputs, _ = make_outputs(len(targets))
-    criterion = make_criterion(Calls)
-    assert_same(criterion(outputs, targets), make_criterion()(outputs, targets))
-    assert [log for loss, log in criterion.calls if loss == "labels"] == [True] + [False] * (LAYERS - 1)
-    assert [n for loss, n in criterion.calls if loss == "boxes"] == [max(sum(BATCHES[name]), 1)] * LAYERS
-    assert sum(loss == "cardinality" for loss, _ in criterion.calls) == LAYERS
-
-
-class OneLoss(SetCriterion):
-    def loss_boxes(self, outputs, targets, indices, num_boxes):
-        return {"loss_bbox": outputs["pred_boxes"].sum() * num_boxes}
-
-
-def test_one_overridden_loss_leaves_the_others_in_one_pass():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
-    losses = make_criterion(OneLoss)(outputs, targets)
-    expected = make_criterion(losses=("labels", "cardinality"))(outputs, targets)
-    for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
-        expected["loss_bbox" + (f"_{i}" if i < LAYERS - 1 else "")] = layer["pred_boxes"].sum() * 6
-    assert_same(losses, expected)
-
-
 class NewLoss(SetCriterion):
     def get_loss(self, loss, outputs, targets, indices, num_boxes, **kwargs):
         if loss == "spread":
@@ -133,14 +85,6 @@ def test_a_subclass_may_add_a_loss_of_its_own():
     for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
         expected["loss_spread" + (f"_{i}" if i < LAYERS - 1 else "")] = layer["pred_boxes"].std()
     assert_same(losses, expected)
-
-
-def test_a_method_put_in_place_on_one_criterion_counts():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
-    criterion = make_criterion(losses=["boxes"])
-    criterion.loss_boxes = types.MethodType(OneLoss.loss_boxes, criterion)
-    assert set(criterion(outputs, targets)) == {"loss_bbox", "loss_bbox_0", "loss_bbox_1"}
 
 
 class Thrifty(nn.Module):
@@ -178,14 +122,6 @@ def test_a_hook_on_the_matcher_sees_all_layers_side_by_side():
     (((side_by_side, objects), found),) = seen
     assert side_by_side["pred_logits"].shape == (LAYERS * 2, QUERIES, 92)
     assert len(objects) == len(found) == LAYERS * 2
-
-
-def test_a_function_in_place_of_the_matchers_forward_is_called():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
-    criterion = make_criterion()
-    criterion.matcher.forward = InOrder().forward
-    assert_same(criterion(outputs, targets), layer_by_layer(outputs, targets, InOrder(), 6))
 
 
 def test_matches_found_before_are_used():

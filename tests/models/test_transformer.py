@@ -299,19 +299,6 @@ def test_a_plain_attention_is_asked_for_no_weights(monkeypatch):
     assert len(fused) == 3
 
 
-def test_a_function_in_place_of_an_attentions_forward_is_called_as_published():
-    (src,) = sequences(CELLS)
-    layer = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0))
-    expected = layer(src)
-    plain = layer.self_attn.forward
-
-    def forward(query, key, value, attn_mask=None, key_padding_mask=None):
-        return plain(query, key, -value)
-
-    layer.self_attn.forward = forward
-    assert not torch.allclose(layer(src), expected)
-
-
 def test_a_subclass_may_have_other_initial_values():
     class Zeros(Transformer):
         def _reset_parameters(self):

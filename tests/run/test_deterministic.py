@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from run.summary import describe
-from tests.helpers import assert_equal, assert_one_line, load, read_log, run
+from tests.helpers import assert_equal, load, read_log, run
 from util.machine import make_deterministic, set_tf32
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -91,11 +91,6 @@ def test_main_sets_it(coco_root: Path) -> None:
     assert torch.backends.cuda.matmul.allow_tf32
     assert run("--coco_path", coco_root, "--epochs", 1) == 0
     assert not torch.backends.cuda.matmul.allow_tf32
-
-
-def test_an_unknown_choice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--tf32", "perhaps") == 2
-    assert_one_line(capsys, "--tf32")
 
 
 @pytest.mark.parametrize(

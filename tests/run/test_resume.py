@@ -301,11 +301,6 @@ def test_auto_needs_a_folder(coco_root: Path, capsys: pytest.CaptureFixture[str]
     assert "--resume auto" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_there_yet_starts_a_run(coco_root: Path, tmp_path: Path) -> None:
-    assert start(coco_root, tmp_path / "new" / "run", "--epochs", 1) == 0
-    assert [line["epoch"] for line in read_log(tmp_path / "new" / "run")] == [0]
-
-
 def test_a_finished_run_named_by_its_path_asks_for_more_epochs(
     coco_root: Path, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

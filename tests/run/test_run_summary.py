@@ -51,11 +51,6 @@ def test_long_lists_of_classes_are_cut(hidden):
     assert lines[-1].strip().startswith(last)
 
 
-def test_an_empty_set_is_shown_as_empty():
-    text = run_summary([Split("train", 0, {})], {}, model(), {})
-    assert text.splitlines()[0].split() == ["train", "data", "0", "images,", "0", "objects"]
-
-
 # --- git ----------------------------------------------------------------------------------------------
 
 

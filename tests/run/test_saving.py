@@ -13,7 +13,6 @@ import run.saving
 from run.resume import make_newest, newest_whole
 from run.saving import Saver
 from util.checkpoint_file import keep_predecessors, predecessors, save_checkpoint
-from util.errors import UserError
 from util.interruption import Interruption
 from util.meters import MetricLogger
 
@@ -265,13 +264,6 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
         str(tmp_path / name) in line
         for name, line in zip(("checkpoint.pth", "checkpoint.1.pth"), said, strict=True)
     ] == [True, True]
-
-
-def test_none_of_several_is_readable(tmp_path: Path) -> None:
-    for name in ("checkpoint.pth", "checkpoint.1.pth"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint in .* is readable"):
-        newest_whole(tmp_path)
 
 
 def test_the_rotation_never_drops_the_only_whole_version(tmp_path: Path) -> None:

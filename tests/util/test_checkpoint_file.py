@@ -209,11 +209,6 @@ def test_a_bare_state_dict(tmp_path):
     assert_weights(load_checkpoint(str(written(tmp_path / "ordered.pth", module.state_dict()))))
 
 
-def test_tensors_arrive_on_the_cpu(tmp_path):
-    checkpoint = load_checkpoint(written(tmp_path / "checkpoint.pth", {"model": WEIGHTS}))
-    assert {value.device.type for value in model_state(checkpoint).values()} == {"cpu"}
-
-
 @pytest.mark.parametrize("content", [{}, {"epoch": 3, "args": {}}, {"model": {}}, {"model": 3}])
 def test_no_weights_where_they_are_looked_for(content):
     with pytest.raises(UserError, match=r"holds no weights: no entry `model`"):
@@ -322,16 +317,6 @@ def test_a_damaged_file_never_ends_in_a_traceback(tmp_path, zipped):
             load_checkpoint(path)
         except UserError as error:
             assert "damaged.pth" in str(error)
-
-
-def test_a_flipped_bit_in_a_weight_is_found(tmp_path):
-    path = written(tmp_path / "flipped.pth", {"model": {"weight": torch.full((1000,), 0.5)}})
-    raw = bytearray(path.read_bytes())
-    place = raw.index(np.float32(0.5).tobytes() * 9) + 3
-    raw[place] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(UserError, match=r"flipped\.pth: damaged"):
-        load_checkpoint(path)
 
 
 # --- Writing ------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-import util.checkpoint_file
 from inference.trained import load_trained
 from tests.file_server import serving
 from tests.helpers import (
@@ -22,7 +21,6 @@ from tests.helpers import (
     TINY,
     Prepared,
     assert_equal,
-    assert_one_line,
     load,
     read_log,
     run,
@@ -158,21 +156,6 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_what_writing_interrupts_is_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(CONTENT, path)
-    before = path.read_bytes()
-
-    def full(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(util.checkpoint_file.os, "fsync", full)
-    with pytest.raises(UserError, match=r"c\.safetensors: cannot be written \(No space left"):
-        save_checkpoint({"model": {}}, path)
-    assert path.read_bytes() == before
-    assert [found.name for found in tmp_path.iterdir()] == ["c.safetensors"]
-
-
 @pytest.mark.parametrize("name", ["class_labels_classifier.bias", "detr.class_labels_classifier.bias"])
 def test_weights_of_transformers_are_named_with_the_command(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
@@ -259,15 +242,6 @@ def test_a_trained_model_is_loaded_with_its_names(twin: Path, trained: Path) -> 
     assert_equal(found.model.state_dict(), expected.model.state_dict())
     kept = {name: value for name, value in vars(expected.args).items() if not isinstance(value, Path | tuple)}
     assert {name: vars(found.args)[name] for name in kept} == kept
-
-
-def test_a_damaged_file_ends_main_with_one_line(
-    twin: Path, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "half.safetensors"
-    path.write_bytes(twin.read_bytes()[:-100])
-    assert run("--coco_path", prepared.root, "--eval", "--resume", path) == 2
-    assert_one_line(capsys, "half.safetensors", "damaged, cut off")
 
 
 def test_it_may_come_from_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,12 +67,6 @@ def test_a_query_is_no_part_of_the_name(cache, shared):
         assert fetch(f"{server.url}/{name}?download=1") == cache / name
 
 
-def test_a_name_without_a_hash_is_not_verified(cache, shared):
-    written(shared / "checkpoint.pth", {"model": WEIGHTS})
-    with serving(shared) as server:
-        assert_weights(load_checkpoint(f"{server.url}/checkpoint.pth"))
-
-
 def test_two_places_with_one_file_name_are_two_files(cache, shared):
     """Every run calls its file checkpoint.pth: the weights of one must not stand in for those of another."""
     for run in ("first", "second"):
