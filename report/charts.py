@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from report.html import escape, tag
@@ -97,7 +98,7 @@ def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     low, high = min(values), max(values)
     if not from_zero and low > 0 and high / low > LOGARITHMIC_FROM:
         # From one to another of 1, 2 and 5 times a power of ten; beyond two decades only powers are written.
-        steps = LogLocator(subs=(1, 2, 5), numticks=1000).tick_values(low / 10, high * 10)
+        steps = np.asarray(LogLocator(subs=(1, 2, 5), numticks=1000).tick_values(low / 10, high * 10))
         low, high = steps[steps <= low * (1 + 1e-9)][-1], steps[steps >= high * (1 - 1e-9)][0]
         written = LogLocator(subs=(1, 2, 5) if high / low < 101 else (1,), numticks=1000)
         inside = [tick for tick in written.tick_values(low, high) if low <= tick <= high]
@@ -105,7 +106,7 @@ def value_axis(values: Sequence[float], from_zero: bool = False) -> Axis:
     low = min(low, 0) if from_zero else low
     if high == low:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0, 1)
-    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high).round(12).tolist()
+    ticks = np.round(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high), 12).tolist()
     return Axis(ticks[0], ticks[-1], ticks)
 
 
@@ -115,7 +116,7 @@ def epoch_axis(epochs: Sequence[float]) -> Axis:
     if low == high:
         return Axis(low - 1, high + 1, [low])
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True).tick_values(low, high)
-    return Axis(low, high, [tick for tick in ticks.tolist() if low <= tick <= high])
+    return Axis(low, high, [float(tick) for tick in ticks if low <= tick <= high])
 
 
 def _x(axis: Axis, value: float) -> float:

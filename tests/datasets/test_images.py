@@ -21,6 +21,7 @@ def picture(mode, height=37, width=53):
         ("RGB", "a.jpg"), ("L", "a.jpg"), ("CMYK", "a.jpg"),
         ("RGB", "a.png"), ("L", "a.png"), ("RGBA", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("1", "a.png"),
         ("RGB", "a.bmp"), ("P", "a.gif"), ("RGB", "a.webp"), ("RGB", "a.tiff"),
+        ("RGB", "a.ppm"), ("RGB", "a.tga"),
     ],
 )  # fmt: skip
 def test_every_format_gives_the_pixels_of_pil(tmp_path, mode, name):

@@ -11,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.coco import make_coco_transforms
-from datasets.images import read_image
 from inference.pictures import (
     View,
     find_pictures,
@@ -64,11 +62,7 @@ def test_a_name_with_brackets_is_no_pattern_where_it_exists(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "source, message",
-    [
-        ("nowhere.jpg", "there is no such picture"),
-        ("*.jpg", "no file fits"),
-        ("empty", "no pictures in"),
-    ],
+    [("nowhere.jpg", "there is no such picture"), ("*.jpg", "no file fits"), ("empty", "no pictures in")],
 )
 def test_nothing_found_is_reported(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -90,23 +84,6 @@ def test_ids_are_the_numbers_of_names_or_counted() -> None:
 
 
 # --- Read ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
-def test_rgb_is_read_as_it_is(suffix: str, tmp_path: Path) -> None:
-    assert (as_array(read_picture(write(tmp_path / f"a.{suffix}"))) == COLOURS).all()
-
-
-def test_a_jpeg_is_read_as_data_sets_read_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jpg")
-    assert torch.equal(read_picture(path), pil_to_tensor(read_image(path)))
-
-
-def test_grey_and_black_and_white(tmp_path: Path) -> None:
-    grey = COLOURS[..., 0]
-    assert (as_array(read_picture(write(tmp_path / "a.png", grey))) == grey[..., None]).all()
-    path = write(tmp_path / "b.png", grey > 127)
-    assert (as_array(read_picture(path)) == np.where(grey > 127, 255, 0)[..., None]).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -230,15 +230,6 @@ def test_contact_sheet_shrinks_large_pictures_only():
             side_by_side(rows)
 
 
-def test_a_png_holds_every_pixel(tmp_path):
-    image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    save_picture(image, tmp_path / "new" / "picture.png")
-    stored = np.asarray(Image.open(tmp_path / "new" / "picture.png"))
-    assert torch.equal(torch.from_numpy(stored.copy()).permute(2, 0, 1), image)
-    with pytest.raises(UserError, match=r"picture\.png"):
-        save_picture(image, tmp_path / "new" / "picture.png" / "below.png")
-
-
 def test_overlapping_masks_are_drawn_with_the_smaller_one_on_top():
     masks = torch.zeros(2, 100, 100, dtype=torch.bool)
     masks[0, 20:40, 20:40] = True
@@ -261,6 +252,8 @@ def test_pictures_are_saved_in_the_format_of_their_suffix(suffix, kind, tmp_path
     assert difference.max() == 0 if kind != "JPEG" else difference.mean() < 3
 
 
-def test_a_picture_of_an_unknown_format_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a\.what: cannot be written"):
-        save_picture(grey(20, 30), tmp_path / "a.what")
+@pytest.mark.parametrize("name", ["a.what", "file/a.png"])
+def test_a_file_that_cannot_be_written_is_named(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"{name}: cannot be written"):
+        save_picture(grey(20, 30), tmp_path / name)

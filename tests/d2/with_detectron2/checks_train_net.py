@@ -19,6 +19,7 @@ from tests.d2.with_detectron2.tiny import SMALL
 from util.errors import UserError, exit_status
 
 CONFIGS = Path(train_net.__file__).parent / "configs"
+TRAIN_BOXES = "instances_train2017.json"
 FILES = {"boxes": "detr_256", "masks": "detr_segm_256", "panoptic": "detr_panoptic_256"}
 
 
@@ -45,10 +46,14 @@ def registered(root: Path, kind: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_registered():
     yield
-    for name in ("train", "val"):
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    forget()
+
+
+def forget() -> None:
+    """Let the names be registered again."""
+    for name in {"train", "val", "mine"} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def options(root: Path, kind: str, out: Path) -> list[object]:
@@ -77,9 +82,7 @@ def train_or_evaluate(kind: str, shapes: Path, out: Path, *words: str, first: Se
     try:
         return train_net.main(train_net.get_parser().parse_args(command))
     finally:
-        for name in ("train", "val"):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+        forget()
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -170,10 +173,7 @@ def test_coco_panoptic_evaluator_of_detectron2_reads_the_same_metadata(shapes: P
 
 
 def test_mistakes_are_reported_in_one_line(
-    shapes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ["--config-file", CONFIGS / "detr_256_6_6_torchvision.yaml"]
     boxes = [*config, *registered(shapes, "boxes")]
@@ -181,11 +181,7 @@ def test_mistakes_are_reported_in_one_line(
     mistakes = {
         "write NAME=annotations.json:images": [*config, "--register", "mine=a.json"],
         "there is no file": [*config, "--register", "mine=a.json:b"],
-        "there is no folder": [
-            *config,
-            "--register",
-            f"mine={str(boxes[3]).split('=')[1].split(':')[0]}:none",
-        ],
+        "there is no folder": [*config, "--register", f"mine={shapes}/annotations/{TRAIN_BOXES}:none"],
         "registered already": [*boxes, "--register", boxes[3]],
         "no such file": ["--config-file", tmp_path / "none.yaml"],
         "both set": [*boxes, *small, "MODEL.WEIGHTS", "a.pth", "MODEL.DETR.FROZEN_WEIGHTS", "b.pth"],
@@ -193,10 +189,7 @@ def test_mistakes_are_reported_in_one_line(
         "NUM_CLASSES 1: too few, data set train has": [*boxes, *small, "MODEL.DETR.NUM_CLASSES", 1],
     }
     for message, words in mistakes.items():
-        for name in ("train", "val", "mine"):
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
+        forget()
         capsys.readouterr()
         assert called(monkeypatch, *words) == 2, message
         last = capsys.readouterr().err.strip().splitlines()[-1]
