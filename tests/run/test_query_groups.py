@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import export
-import predict
+from inference.trained import load_trained
 from models import build_model
-from tests.helpers import Prepared, assert_equal, assert_one_line, files, load, read_log, run, trained_flags
-from tools import convert_hf
+from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
 
 K = 3
 
@@ -60,28 +58,19 @@ def test_evaluation_knows_nothing_of_them(prepared: Prepared, grouped: Path, tmp
     assert "test_coco_eval_bbox" in figures
 
 
-def test_what_is_made_of_a_checkpoint_knows_nothing_of_them(
-    prepared: Prepared, grouped: Path, tmp_path: Path
-) -> None:
-    """Predictions, the ONNX file and what transformers gets are, byte for byte, those of the first group."""
-    for package in ("onnx", "onnxscript", "onnxruntime", "transformers", "safetensors", "timm"):
-        pytest.importorskip(package)
+def test_what_uses_a_checkpoint_knows_nothing_of_them(grouped: Path, tmp_path: Path) -> None:
+    """predict, export and the exchange with transformers begin with load_trained: the first group's model."""
     whole = load(grouped / "checkpoint.pth")
     alone = {name: whole[name] for name in ("model", "categories")}
-    alone["args"] = {**whole["args"], "query_groups": 1}
-    made: list[dict[str, bytes]] = []
-    for checkpoint in (whole, alone):
-        path, out = tmp_path / "checkpoint.pth", tmp_path / f"{len(made)}"
-        torch.save(checkpoint, path)
-        found = [prepared.root / "val2017", "--json", "--no_pictures", "--num_workers", 0, "--threshold", 0]
-        assert predict.run([*map(str, found), "--resume", str(path), "--output_dir", str(out)]) == 0
-        assert export.run(["--resume", str(path), "--format", "onnx", "--output", str(out / "x.onnx")]) == 0
-        assert convert_hf.run(["to-hf", str(path), str(out / "hf")]) == 0
-        made.append(files(out))
-    assert {"results.json", "x.onnx", "hf/model.safetensors"} <= made[0].keys()
-    assert made[0] == made[1]
-    assert convert_hf.run(["from-hf", str(tmp_path / "0" / "hf"), str(tmp_path / "back.pth")]) == 0
-    assert_equal(load(tmp_path / "back.pth")["model"], whole["model"])
+    torch.save({**alone, "args": {**whole["args"], "query_groups": 1}}, tmp_path / "alone.pth")
+    loaded = [load_trained(path) for path in (grouped / "checkpoint.pth", tmp_path / "alone.pth")]
+    for one in loaded:
+        assert_equal(dict(one.model.state_dict()), whole["model"])
+    images = [torch.rand(3, 64, 90, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        found, expected = (one.model(images) for one in loaded)
+    assert found.keys() == {"pred_logits", "pred_boxes"}
+    assert_equal(found, expected)
 
 
 def test_another_number_of_them_is_refused(
