@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import ROOT, TINY, write_coco
 from util.errors import escape_unprintable, exit_status
+from util.misc import MetricLogger
 
 NAMES = {1: "红色", 2: "naïve ☃", 5: "gear"}  # of the second, cp1252 knows some letters
 
@@ -80,6 +81,34 @@ def test_the_callers_choice_of_replacing_stays(monkeypatch: pytest.MonkeyPatch) 
         assert stream.buffer.getvalue() == {"replace": b"?", "strict": b"\\u7ea2"}[name]  # type: ignore[attr-defined]
     monkeypatch.setattr(sys, "stdout", None)  # of pythonw.exe
     escape_unprintable()
+
+
+class Tee:
+    """What scripts put in place of sys.stdout to keep a log."""
+
+    def __init__(self) -> None:
+        self.seen = ""
+
+    def write(self, text: str) -> None:
+        self.seen += text
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_loop_prints_where_there_is_no_output_or_a_simple_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tee = Tee()
+    for stream in (None, tee):
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert list(MetricLogger().log_every([1, 2], 1, "Test:")) == [1, 2]
+    assert "[2/2]" in tee.seen and "Total time" in tee.seen
+
+
+def test_a_command_without_any_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under pythonw.exe."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert exit_status(lambda: print(sys.stdout.isatty(), file=sys.stderr)) == 0
 
 
 def test_names_of_files_that_are_no_text_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,9 @@ def exit_status(command: Callable[[], int | None], debug: bool = False) -> int:
     Args:
         debug: let a UserError through, with its traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # under pythonw.exe, or closed: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     escape_unprintable()
     try:
         with files_named():

@@ -36,7 +36,8 @@ class Progress:
         self.recent_images: deque[int] = deque(maxlen=RECENT)
         self.prints = is_main_process()
         self.bar: Any = None
-        if self.prints and sys.stdout.isatty():
+        # There may be no output, or an object that has `write` and `flush` alone.
+        if self.prints and hasattr(sys.stdout, "isatty") and sys.stdout.isatty():
             from tqdm import tqdm
 
             options: dict[str, Any] = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR}
