@@ -102,7 +102,7 @@ def _write_all(folder: Path, settings: dict[str, Any], workers: int) -> None:
     (folder / "annotations").mkdir()
     write = partial(_write_pictures, folder, settings["seed"], settings["size"], settings["vary_size"])
     records: dict[str, list] = {split: [] for split in counts}
-    bar = tqdm(total=sum(counts.values()), desc="shapes", unit="picture", disable=not sys.stderr.isatty())
+    bar = tqdm(total=sum(counts.values()), desc="shapes", unit="picture", disable=None)  # shown in a terminal
     with bar, process_map(min(workers, len(tasks))) as map_tasks:
         splits, ranges = zip(*tasks, strict=True)
         for split, rows in zip(splits, map_tasks(write, splits, ranges), strict=True):

@@ -98,7 +98,7 @@ def learn(read: Callable[[Path], T], paths: Iterable[Path], known: dict[Path, T]
 
     new = [path for path in dict.fromkeys(paths) if path not in known]
     few = len(new) < _FEW
-    hidden = few or not sys.stderr.isatty()
+    hidden = few or None  # None: shown in a terminal
     with process_map(1 if few else usable_cores()) as mapper:
         found = tqdm(mapper(read, new), title, len(new), file=sys.stderr, leave=False, disable=hidden)
         known.update(zip(new, found, strict=True))
