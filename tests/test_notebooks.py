@@ -125,7 +125,7 @@ def test_detr_in_50_lines_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         "PICTURES, SIZE = 4000, 48": "PICTURES, SIZE = 8, 48",
         "val=200": "val=2",
-        "STEPS, BATCH, RATE = 2500, 16": "STEPS, BATCH, RATE = 20, 4",
+        "STEPS, BATCH, RATE = 6500, 16": "STEPS, BATCH, RATE = 20, 4",
     }
     cells = code_cells("detr_in_50_lines")
     text = "\n".join("".join(cell["source"]) for cell in cells).partition("\nmodel.eval()")[0]
@@ -139,7 +139,7 @@ def test_detr_in_50_lines_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     losses = names["losses"]
     assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
     ((found, total),) = re.findall(r"(\d+) of (\d+) objects found", printed(cells))
-    assert int(found) > int(total) / 3
+    assert int(found) > int(total) * 0.8
 
 
 @pytest.mark.slow
