@@ -252,10 +252,11 @@ def test_the_evaluator_without_a_folder(tmp_path, monkeypatch):
     files, scenes = write_files(tmp_path / "data")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    evaluator = PanopticEvaluator(files.gt_json, files.gt_folder)
+    evaluator = PanopticEvaluator(files.gt_json, files.gt_folder, output_dir="")
     evaluator.update(predictions_of(files))
     assert_same_figures(evaluator.summarize(), straightforward_figures(scenes))
     assert not list(Path().iterdir())
+    assert PanopticEvaluator(files.gt_json, files.gt_folder).output_dir == "panoptic_eval"  # as published
 
 
 def test_the_evaluator_misses_an_image_or_its_folder(tmp_path):
