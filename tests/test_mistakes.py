@@ -256,9 +256,10 @@ def test_an_unknown_flag_of_any_command_is_reported_in_one_line(module: str) -> 
         ("--epochs 1".encode("utf-16"), "no UTF-8 text"),
         ("# Wörter".encode("latin-1"), "no UTF-8 text"),
         (b"@{recipe}", "includes itself"),
+        (b"@recipes/no_such.args", "no recipe recipes/no_such.args"),
         ("--batch_size 0".encode("utf-8-sig"), "--batch_size"),  # what stands in front of it is left out
     ],
-    ids=["utf-16", "latin-1", "itself", "byte order mark"],
+    ids=["utf-16", "latin-1", "itself", "missing", "byte order mark"],
 )
 def test_recipes_that_cannot_be_read(
     content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -52,18 +54,26 @@ class RecipeParser(OneLineParser):
         import shlex
 
         try:
-            return shlex.split(arg_line.removeprefix("\ufeff"), comments=True)  # some editors begin with that
+            words = shlex.split(arg_line.removeprefix("\ufeff"), comments=True)  # a mark of some editors
         except ValueError as error:
             self.error(f"recipe line {arg_line!r}: {error}")
+        self._look_for_recipes(words)
+        return words
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does; a recipe that cannot be read is named."""
+        """As argparse does; a recipe that is missing or cannot be read is named."""
+        self._look_for_recipes(sys.argv[1:] if args is None else args)
         try:
             return super().parse_known_args(args, namespace)
         except UnicodeDecodeError as error:
             self.error(f"a recipe is no UTF-8 text ({error.reason}): save it as such")
         except RecursionError:
             self.error("a recipe includes itself")
+
+    def _look_for_recipes(self, words: Sequence[str]) -> None:
+        for word in words:
+            if word.startswith("@") and not Path(word[1:]).is_file():
+                self.error(f"there is no recipe {word[1:]}: those of this project lie in recipes/")
 
 
 def trained_model_flags(flag: Callable[..., Any]) -> None:
