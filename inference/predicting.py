@@ -97,14 +97,18 @@ def predict(
         UserError: the model cannot give that.
     """
     kind = kind_of(trained, kind)
+    threshold = default_threshold(kind) if threshold is None else threshold
+    choose = _choice(trained, threshold, kind)
     batch = ByteBatch(images)
     model: Any = trained.model
     samples = batch.to(trained.device)
     if kind == BOXES:
         outputs = (model.detr if trained.args.masks else model)(samples)
+        chosen = choose(outputs)
     else:
-        outputs = model(samples, select=_choice(trained, threshold, kind))
-    return read(trained, outputs, batch.sizes, sizes, threshold, kind)
+        outputs = model(samples, select=choose)
+        chosen = outputs["selected"]
+    return _of_chosen(trained, outputs, chosen, batch.sizes, sizes, threshold, kind)
 
 
 @torch.no_grad()
@@ -128,15 +132,28 @@ def read(
         ValueError: a mask is wanted that is not among those of the selected queries.
     """
     kind = kind_of(trained, kind)
+    threshold = default_threshold(kind) if threshold is None else threshold
     chosen = _choice(trained, threshold, kind)(outputs)
+    return _of_chosen(trained, outputs, chosen, image_sizes, sizes, threshold, kind)
+
+
+def _of_chosen(
+    trained: TrainedModel,
+    outputs: Outputs,
+    chosen: Selection,
+    image_sizes: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    threshold: float,
+    kind: str,
+) -> list[Found]:
+    """What the chosen queries of each picture have found."""
     results = trained.postprocessors["bbox"](outputs, torch.tensor([list(size) for size in sizes]))
     if kind == BOXES:
         return [_found(trained, *pair) for pair in zip(results, chosen, strict=True)]
     outputs = {**outputs, "selected": chosen, "pred_masks": masks_of(outputs, chosen)}
     if kind == PANOPTIC:
         things: Any = trained.postprocessors["panoptic"]
-        least = default_threshold(kind) if threshold is None else threshold
-        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, least, things.merge_always)
+        maps = panoptic_maps(outputs, things.is_thing_map, image_sizes, sizes, threshold, things.merge_always)
         return [
             _found(trained, result, queries, panoptic=PanopticMap(one.ids.cpu(), one.segments))
             for result, queries, one in zip(results, chosen, maps, strict=True)
@@ -151,15 +168,14 @@ def default_threshold(kind: str) -> float:
     return PANOPTIC_THRESHOLD if kind == PANOPTIC else THRESHOLD
 
 
-def _choice(trained: TrainedModel, threshold: float | None, kind: str) -> Callable[[Outputs], Selection]:
+def _choice(trained: TrainedModel, threshold: float, kind: str) -> Callable[[Outputs], Selection]:
     """Which queries of each picture are read, given the model's outputs."""
-    least = default_threshold(kind) if threshold is None else threshold
     if kind == PANOPTIC:
         is_thing: Any = trained.postprocessors["panoptic"].is_thing_map
-        return lambda outputs: panoptic_queries(outputs, is_thing, least)[0]
+        return lambda outputs: panoptic_queries(outputs, is_thing, threshold)[0]
 
     def things(outputs: Outputs) -> Selection:
-        chosen = confident_queries(outputs, least)
+        chosen = confident_queries(outputs, threshold)
         if trained.is_thing is None:
             return chosen
         labels = outputs["pred_logits"][..., :-1].argmax(-1).cpu()  # [B, Q]
