@@ -65,11 +65,11 @@ class TrainBatchSampler(Sampler[list[int]]):
             seed=seed,
         )
         self._dealt = slice(rank, None, num_replicas) if alone else slice(None)
+        # Of a whole epoch, wherever the next iteration starts
         self.batches_per_epoch = len(self._order) // batch_size
         if groups is not None:
             whole = sum(count // batch_size for count in Counter(groups).values())
             self.batches_per_epoch = whole // num_replicas
-        """Batches of a whole epoch, wherever the next iteration starts."""
         self.start_batch = 0
         if self.batches_per_epoch == 0:
             share = -(-len(dataset) // num_replicas)

@@ -21,7 +21,7 @@ def load_adamw(optimizer: Optimizer, saved: Any) -> None:
     if [len(group["params"]) for group in saved["param_groups"]] != sizes:
         raise ValueError(
             "its optimizer trains other parameters than this run (is --lr_backbone 0 in one of them, or "
-            "--frozen_weights?); pass the flags it was trained with, or"
+            "--frozen_weights?); unless the flags can be those that it was trained with"
         )
     if not _moments_fit(saved, optimizer):
         raise ValueError("its optimizer's moments are not those that AdamW has of this model's parameters")
