@@ -151,8 +151,8 @@ class Detr(nn.Module):
         targets = self.prepare_targets([record["instances"].to(self.device) for record in batched_inputs])
         options = {}
         if self.query_groups > 1:
-            table = self.other_queries.weight
-            options["other_queries"] = table.view(self.query_groups - 1, -1, table.shape[1])  # [K - 1, Q, D]
+            by_group = self.other_queries.weight.unflatten(0, (self.query_groups - 1, -1))  # [K - 1, Q, D]
+            options["other_queries"] = by_group
         select = None
         if self.mask_on:
             # Masks cover the padded batch, and so do those that they are compared with.
