@@ -1,7 +1,8 @@
 """Backbones of the timm library, by name: `--backbone timm/convnext_tiny`.
 
 Any model of timm serves that takes images of every size and has maps at stride 32, for masks also at strides
-4, 8 and 16. Which those are, and what trains, is read off one small forward and backward pass.
+4, 8 and 16; with fewer stages, at theirs. Which those are, and what trains, is read off one small forward and
+backward pass.
 
 Shapes: B batch, C channels, H W image, h w feature map.
 """
@@ -102,11 +103,12 @@ class TimmBackbone(BackboneBase):
     Args:
         name: timm's name, with or without the tag of its weights: `convnext_tiny`, `resnet50d.a1_in1k`.
         train_backbone: let it train; otherwise nothing in it does.
-        return_interm_layers: give the maps at strides 4, 8, 16 and 32, for the mask head, not the last alone.
+        return_interm_layers: give the map at every stride, for the mask head, not the last alone.
         weights: `imagenet` (timm's pretrained ones, whatever they were trained on), `none`, or the path of a
             state_dict for the model as timm builds it, by its names or in its order, without a classifier or
             with one, which is left out.
         norm: `frozen`, or `batch` for ordinary batch norm, with which all of it trains.
+        stages: stop after this many strides (4: at 32, 3: at 16).
 
     Raises:
         UserError: timm is missing; an unknown name; a model that does not fit; weights that cannot be had.
@@ -119,9 +121,10 @@ class TimmBackbone(BackboneBase):
         return_interm_layers: bool,
         weights: str = "imagenet",
         norm: str = "frozen",
+        stages: int = len(STRIDES),
     ):
         model = create(name)
-        levels = _levels(model, name, masks=return_interm_layers)
+        levels = _levels(model, name, STRIDES[:stages], masks=return_interm_layers)
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
         if norm == "batch" and not has_batch_norm:
             raise UserError(f"--backbone_norm batch: {PREFIX}{name} has no batch norm; leave the flag out")
@@ -159,19 +162,19 @@ def build_timm_backbone(
     """The backbone `timm/...`, from what a `Backbone` takes.
 
     Raises:
-        UserError: dilation or stages, which torchvision's ResNets alone have; and see TimmBackbone.
+        UserError: dilation, which torchvision's ResNets alone have; no such stages; and see TimmBackbone.
     """
     if dilation:
         raise UserError(f"--dilation: only torchvision's ResNets can be dilated, not {name}; leave it out")
-    if stages != len(STRIDES):
-        raise UserError(
-            f"--backbone_stages {stages}: only torchvision's ResNets can be cut, not {name}; leave it out"
-        )
-    return TimmBackbone(name.removeprefix(PREFIX), train_backbone, return_interm_layers, weights, norm)
+    if not 1 <= stages <= len(STRIDES):
+        raise UserError(f"--backbone_stages {stages}: there are {len(STRIDES)}, at strides 4 to 32")
+    return TimmBackbone(
+        name.removeprefix(PREFIX), train_backbone, return_interm_layers, weights, norm, stages
+    )
 
 
-def _levels(model: nn.Module, name: str, masks: bool) -> dict[int, tuple[int, int]]:
-    """What the model gives at a ResNet's strides: stride -> (number of the intermediate map, channels)."""
+def _levels(model: nn.Module, name: str, strides: tuple[int, ...], masks: bool) -> dict[int, tuple[int, int]]:
+    """What the model gives at these strides: stride -> (number of the intermediate map, channels)."""
     height, width = PROBE
     model.eval()
     try:
@@ -188,14 +191,15 @@ def _levels(model: nn.Module, name: str, masks: bool) -> dict[int, tuple[int, in
         stride = max(1, height // one.shape[-2])
         if one.shape[-2:] == (height // stride, width // stride):
             found[stride] = (index, one.shape[1])
-    missing = [stride for stride in (STRIDES if masks else STRIDES[-1:]) if stride not in found]
+    missing = [stride for stride in (strides if masks else strides[-1:]) if stride not in found]
     if missing:
+        every = f"masks need {', '.join(map(str, strides))}"
         raise UserError(
             f"--backbone {PREFIX}{name}: has no feature map at stride {' and '.join(map(str, missing))}, "
             f"only at {', '.join(map(str, found)) or 'none'}; "
-            + ("masks need 4, 8, 16 and 32" if masks else "DETR reads the one at 32")
+            + (every if masks else f"DETR reads the one at {strides[-1]}")
         )
-    return {stride: found[stride] for stride in STRIDES if stride in found}
+    return {stride: found[stride] for stride in strides if stride in found}
 
 
 def _limit_training(body: TimmBody, freeze_first_stage: bool) -> None:
