@@ -59,7 +59,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     flag("--backbone_norm", default="frozen", choices=("frozen", "batch"),
          help="frozen: statistics and affine maps are constants; batch: ordinary batch norm, and the whole "
          "backbone trains, for runs from scratch")
-    flag("--backbone_stages", default=4, type=count, help="stop after this stage of the backbone (3: at stride 16)")
+    flag("--backbone_stages", default=4, type=count, help="stop after this stage (3: at stride 16)")
 
     flag = parser.add_argument_group("transformer").add_argument
     flag("--enc_layers", default=6, type=whole, help="encoder layers")
