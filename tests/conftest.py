@@ -1,20 +1,22 @@
 """Fixtures that more than one test file uses; nobody may write into what the session's ones give."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
-from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, annotation, run, trained_flags, write_coco
+from tests import helpers
+from tests.file_server import forbid_network
+from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, Refused, annotation, trained_flags, write_coco
 from tests.reference.settings import build, parse
+from tests.reference.streams import fill_state
 
 PROCESS_LINES = 60  # the last ones that a failed process printed
 
@@ -79,5 +81,50 @@ def _seen_objects(model: torch.nn.Module, data: Any) -> Iterator[dict[str, Any]]
 def trained(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of three epochs, with a drop of the learning rate after the second."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    assert run(*trained_flags(prepared), "--resume", prepared.start, "--epochs", 3, "--output_dir", out) == 0
+    words = [*trained_flags(prepared), "--resume", prepared.start, "--epochs", 3, "--output_dir", out]
+    assert helpers.run(*words) == 0
     return out
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command, main.py's unless another is given, whose words are a mistake.
+
+    It ends with status 2, and says what is wrong in one line with every fragment in it.
+    """
+
+    def check(words: Sequence[object], *fragments: str, run: Callable[..., int] = helpers.run) -> None:
+        capsys.readouterr()
+        assert run(*words) == 2
+        helpers.assert_one_line(capsys, *fragments)
+
+    return check
+
+
+# --- Weights and the network ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every attempt to reach the network a failure of the test."""
+    forbid_network(monkeypatch)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's cache of checkpoints, empty; and no proxy stands before this machine's servers."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "*")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as torchvision publishes them: a whole ResNet-18 with ordinary norms, filled."""
+    network = torchvision.models.resnet18()
+    fill_state(network, 3)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path

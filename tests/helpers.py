@@ -1,12 +1,9 @@
 """What several tests need: a tiny data set in COCO's layout, and flags of a model that trains in a second."""
 
-from __future__ import annotations
-
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +31,15 @@ TINY_IMAGES = "--scales 64 --eval_scale 64 --max_size 128"
 TINY = f"{TINY_MODEL} --backbone_stages 2 {TINY_IMAGES} --device cpu --num_workers 0"
 
 
-def write_pictures(folder: Path, sizes: Sequence[tuple[int, int]], first_id: int) -> list[dict[str, Any]]:
+def write_pictures(
+    folder: Path, sizes: Sequence[tuple[int, int]], first_id: int, step: int = 1
+) -> list[dict[str, Any]]:
     """Write smooth coloured pictures of the given (width, height); return their entries for the JSON file."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(first_id)
     images = []
-    for image_id, (width, height) in enumerate(sizes, first_id):
+    for place, (width, height) in enumerate(sizes):
+        image_id = first_id + step * place
         colours = Image.fromarray(draw.integers(0, 255, (4, 5, 3)).astype(np.uint8))
         name = f"{image_id:012d}.jpg"
         colours.resize((width, height), Image.Resampling.BICUBIC).save(folder / name, quality=95)
@@ -106,16 +106,25 @@ def run(*words: object) -> int:
         return int(end.code or 0)
 
 
+def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a user types it in the project's folder; `options` are subprocess.run's."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600, **options}
+    return subprocess.run([sys.executable, *map(str, words)], **options)
+
+
+def torchrun(processes: int, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same under torch's launcher."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    return python(*launcher, *words, **options)
+
+
 def command(*words: object) -> subprocess.CompletedProcess[str]:
-    """The same as a user types it."""
-    return subprocess.run(
-        [sys.executable, "main.py", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    """main.py in a process of its own."""
+    return python("main.py", *words)
+
+
+Refused = Callable[..., None]
+"""Of the fixture `refused`."""
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

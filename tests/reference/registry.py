@@ -1,11 +1,13 @@
 """The cases by name, and the stored values of each."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from tests.reference import criterion, data, evaluation, model, panoptic, randomness, training
 from tests.reference.compare import Values
@@ -86,6 +88,14 @@ CASES: dict[str, Case] = {
         ),
     ),
 }
+
+
+def published_state(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a published file by the name of its torch.hub entry point, without their numbers."""
+    case = "hub_panoptic" if name.endswith("panoptic") else "hub"
+    lines = [str(line).split(" ", 1) for line in stored_values()[1][case][f"{case}/{name}/keys"]]
+    sizes = {key: [int(number) for number in re.findall(r"\d+", shape)] for key, shape in lines}
+    return {key: torch.empty(size, device="meta") for key, size in sizes.items()}
 
 
 @functools.cache
