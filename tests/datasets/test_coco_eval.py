@@ -16,8 +16,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco_eval import CocoEvaluator, convert_to_xywh, encode_masks
+from datasets.coco_eval import CocoEvaluator, encode_masks
 from tests.ranks import ranks
+from tests.reference.settings import quiet
 from util.errors import UserError
 
 BOTH = ("bbox", "segm")
@@ -27,7 +28,7 @@ HEIGHT, WIDTH = 180, 240  # boxes in it are small, medium and large
 def build_coco(dataset):
     coco = COCO()
     coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         coco.createIndex()
     return coco
 
@@ -133,7 +134,7 @@ def plain_evaluation(dataset, predicted, iou_type, max_dets=(1, 10, 100), params
     coco = build_coco(copy.deepcopy(dataset))
     results = results_of(predicted, iou_type)
     text = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), iou_type)
         evaluation.params.imgIds = list(predicted)
         evaluation.params.maxDets = list(max_dets)
@@ -159,6 +160,20 @@ def evaluate(dataset, predicted, iou_types, batch=4, max_dets=None, params=None)
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator, text.getvalue()
+
+
+def figures(evaluator):
+    """Accumulate and summarize, anew where it was done before, without printing."""
+    with quiet():
+        evaluator.accumulate()
+        evaluator.summarize()
+
+
+def assert_as_pycocotools(dataset, predicted, iou_type="bbox", **options):
+    """The evaluator's figures are pycocotools' -> the evaluator's result."""
+    result = evaluate(dataset, predicted, [iou_type], **options)[0].coco_eval[iou_type]
+    assert_same(result, plain_evaluation(dataset, predicted, iou_type)[0])
+    return result
 
 
 def assert_same(result, expected):
@@ -188,8 +203,7 @@ def test_figures_as_pycocotools(iou_types, seed):
 
 def test_many_masks_in_one_update():
     dataset, predicted = scene(5, images=4, predictions=70, masks=True)
-    evaluator, _ = evaluate(dataset, predicted, ("segm",), batch=4)  # 280 masks at once
-    assert_same(evaluator.coco_eval["segm"], plain_evaluation(dataset, predicted, "segm")[0])
+    assert_as_pycocotools(dataset, predicted, "segm", batch=4)  # 280 masks at once
 
 
 def test_masks_alone_need_no_boxes():
@@ -223,10 +237,7 @@ def test_large_ids_and_images_out_of_order():
     dataset, predicted = scene(3, ids=ids, categories=(2**24 + 1, 2**24 + 2, 2**50))
     for number, entry in enumerate(dataset["annotations"]):
         entry["id"] = 2**60 + number
-    assert_same(
-        evaluate(dataset, predicted, ["bbox"], batch=3)[0].coco_eval["bbox"],
-        plain_evaluation(dataset, predicted, "bbox")[0],
-    )
+    assert_as_pycocotools(dataset, predicted, batch=3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -238,8 +249,7 @@ def test_annotation_oddities_as_pycocotools():
         entry["ignore"] = number % 2
         entry["is_crowd"] = 1
         entry["segmentation"] = []
-    with_zero = evaluate(dataset, predicted, ["bbox"])[0].coco_eval["bbox"]
-    assert_same(with_zero, plain_evaluation(dataset, predicted, "bbox")[0])
+    with_zero = assert_as_pycocotools(dataset, predicted)
     for entry in dataset["annotations"]:
         entry["id"] += 1
     without = plain_evaluation(dataset, predicted, "bbox")[0]
@@ -267,9 +277,7 @@ def test_annotation_id_used_twice():
     entries[2]["id"] = entries[-1]["id"]
     some = dict(list(predicted.items())[:4])  # without the image of the last annotation
     assert entries[-1]["image_id"] not in some and entries[2]["image_id"] in some
-    assert_same(
-        evaluate(dataset, some, ["bbox"])[0].coco_eval["bbox"], plain_evaluation(dataset, some, "bbox")[0]
-    )
+    assert_as_pycocotools(dataset, some)
 
 
 def test_first_of_repeated_images_counts():
@@ -280,9 +288,7 @@ def test_first_of_repeated_images_counts():
     evaluator.update(worse)
     for _ in range(2):  # gathering twice changes nothing
         evaluator.synchronize_between_processes()
-    evaluator.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.summarize()
+    figures(evaluator)
     assert_same(evaluator.coco_eval["bbox"], plain_evaluation(dataset, predicted, "bbox")[0])
 
 
@@ -299,9 +305,7 @@ def test_no_image_and_no_ground_truth():
     dataset, predicted = scene(0)
     assert set(evaluate(dataset, {}, ["bbox"])[0].coco_eval["bbox"].stats) == {-1.0}
     dataset["annotations"] = []
-    result = evaluate(dataset, predicted, ["bbox"])[0].coco_eval["bbox"]
-    assert_same(result, plain_evaluation(dataset, predicted, "bbox")[0])
-    assert set(result.stats) == {-1.0}
+    assert set(assert_as_pycocotools(dataset, predicted).stats) == {-1.0}
 
 
 def test_inputs_stay_as_they_are():
@@ -403,9 +407,7 @@ def test_chosen_params_as_pycocotools(params, iou_type):
         assert list(getattr(result.eval["params"], name)) == list(getattr(expected.eval["params"], name))
     assert len(evaluator.per_class(iou_type)) == result.eval["counts"][2]
     stats = result.stats
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.accumulate()  # again
-        evaluator.summarize()
+    figures(evaluator)  # again
     assert np.array_equal(result.stats, stats)
 
 
@@ -416,9 +418,7 @@ def test_one_class_between_gathering_and_figures():
     for category_id in (90, 1):
         params = {"catIds": [category_id]}
         set_params(evaluator.coco_eval["bbox"], params)
-        evaluator.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator.summarize()
+        figures(evaluator)
         expected = plain_evaluation(dataset, predicted, "bbox", params=params)[0]
         assert_same(evaluator.coco_eval["bbox"], expected)
         assert [row["id"] for row in evaluator.per_class()] == [category_id]
@@ -429,9 +429,7 @@ def test_images_added_after_the_figures():
     some = dict(list(predicted.items())[:11])
     evaluator, _ = evaluate(dataset, some, ["bbox"])
     evaluator.update(predicted)
-    evaluator.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.summarize()
+    figures(evaluator)
     assert_same(evaluator.coco_eval["bbox"], plain_evaluation(dataset, predicted, "bbox")[0])
 
 
@@ -477,7 +475,7 @@ def test_matches_of_each_image_as_pycocotools(params):
         grid = evaluator.eval_imgs[iou_type]
         assert grid.shape == (*result.eval["counts"][2:4], len(result.params.imgIds))
         assert grid.ravel().tolist() == result.evalImgs
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             result.accumulate()  # pycocotools' own, over these
         np.testing.assert_allclose(result.eval["precision"], precision, atol=1e-12)
     assert dataset == before
@@ -525,17 +523,11 @@ def test_predictions_prepared_as_results(iou_type, tmp_path):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
     assert json.loads(file.read_text()) == expected
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         loaded = evaluator.coco_gt.loadRes(str(file))
     assert len(loaded.anns) == len(results)
     with pytest.raises(ValueError, match="'points'"):
         evaluator.prepare(predicted, "points")
-
-
-def test_convert_to_xywh():
-    boxes = torch.tensor([[1.0, 2, 4, 8], [0, 0.5, 0, 0.75]])
-    assert convert_to_xywh(boxes).tolist() == [[1, 2, 3, 6], [0, 0.5, 0, 0.25]]
-    assert convert_to_xywh(boxes[:0]).shape == (0, 4)
 
 
 def test_mistakes_are_named():

@@ -1,10 +1,6 @@
 """What users of the published evaluator do with it: keypoints, and its functions one by one."""
 
-from __future__ import annotations
-
-import contextlib
 import copy
-import io
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from datasets import coco_eval
 from datasets.coco_eval import CocoEvaluator
 from tests.datasets.test_coco_eval import build_coco, results_of, scene
+from tests.reference.settings import quiet
 from util.errors import UserError
 
 POINTS = 17
@@ -63,7 +60,7 @@ def test_keypoints_as_pycocotools(seed: int) -> None:
     for image_id, entry in predicted.items():
         evaluator.update({image_id: entry})
     evaluator.synchronize_between_processes()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         evaluator.accumulate()
         evaluator.summarize()
         expected = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "keypoints")
@@ -89,7 +86,7 @@ def test_an_annotation_without_keypoints_is_named() -> None:
 
 
 def evaluated(truth: COCO, predicted: dict, iou_type: str, image_ids: list[int]) -> tuple[COCOeval, Any]:
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         results = results_of({i: predicted[i] for i in image_ids}, iou_type)
         one = COCOeval(truth, truth.loadRes(results), iou_type)
     one.params.imgIds = list(image_ids)
@@ -101,7 +98,7 @@ def test_evaluate_gives_the_grid_of_its_images(use_cats: int, capsys: pytest.Cap
     dataset, predicted = scene(3)
     truth = build_coco(dataset)
     ids = [i for i in predicted if len(predicted[i]["scores"])][:6]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         one = COCOeval(truth, truth.loadRes(results_of({i: predicted[i] for i in ids}, "bbox")), "bbox")
         one.params.imgIds, one.params.useCats = ids[::-1], use_cats
         expected = copy.deepcopy(one)
@@ -126,7 +123,7 @@ def test_merged_batches_are_one_evaluation() -> None:
     together = parts[0][0]
     coco_eval.create_common_coco_eval(together, seen, grid)
     expected, _ = evaluated(truth, predicted, "bbox", ids)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         for one in (together, expected):
             one.accumulate()
             one.summarize()

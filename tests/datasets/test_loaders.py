@@ -1,7 +1,5 @@
 """Batches of the loader: those of one item after the other, for any number of workers, and errors named."""
 
-from __future__ import annotations
-
 import gc
 from pathlib import Path
 from typing import Any
@@ -66,7 +64,7 @@ def test_spawned_workers_give_the_same(root: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 1200])
 def test_a_damaged_picture_is_named(tmp_path: Path, kept: int, workers: int) -> None:
     root = write_coco(tmp_path, count=8)
-    damaged = root / "val2017" / "30.jpg"
+    damaged = root / "val2017" / "000000000030.jpg"
     Image.effect_noise((90, 80), 60).convert("RGB").save(damaged)
     damaged.write_bytes(damaged.read_bytes()[:kept])
     dataset = build_dataset("val", small(root), normalize_images=False)

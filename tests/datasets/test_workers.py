@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from datasets.workers import process_map, usable_cores
+from tests.helpers import ROOT
 from util.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def negative(number: int) -> int:
