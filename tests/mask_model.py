@@ -1,7 +1,5 @@
 """A small mask model, images and targets for it, and the comparison of gradients."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

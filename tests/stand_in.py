@@ -1,7 +1,5 @@
 """A detector that takes no time, with batches and a criterion, to watch the loops of engine.py with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,19 +3,15 @@
 A change here is a change that users of the published code notice.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import main
-from tests.reference.registry import STORED_FILE
 
 # --- Flags ---------------------------------------------------------------------------------------------
 
@@ -215,28 +211,7 @@ def test_an_object_is_the_same_under_each_of_its_import_paths() -> None:
     assert util.misc.NestedTensor is util.nested_tensor.NestedTensor
 
 
-# --- Names and order of parameters ---------------------------------------------------------------------
-
-HUB_MODELS = ("detr_resnet50", "detr_resnet50_dc5", "detr_resnet101", "detr_resnet101_dc5")
-PANOPTIC_HUB_MODELS = ("detr_resnet50_panoptic", "detr_resnet50_dc5_panoptic", "detr_resnet101_panoptic")
-
-
-def entry_point_state(name: str) -> dict[str, torch.Tensor]:
-    """state_dict of a torch.hub entry point, that takes no memory."""
-    import hubconf
-
-    with torch.device("meta"):
-        return getattr(hubconf, name)(pretrained=False, pretrained_backbone=False).state_dict()
-
-
-@pytest.mark.parametrize("name", [*HUB_MODELS, *PANOPTIC_HUB_MODELS])
-def test_state_dict_keys_of_hub_models(name: str) -> None:
-    case = "hub_panoptic" if name in PANOPTIC_HUB_MODELS else "hub"
-    with np.load(STORED_FILE) as stored:
-        published = stored[f"{case}/{name}/keys"].tolist()
-    state = entry_point_state(name)
-    here = [f"{k} {tuple(v.shape)}" for k, v in state.items() if not k.endswith("num_batches_tracked")]
-    assert sorted(here) == published
+# --- Order of parameters; their names and shapes are cases of test_reference.py --------------------------
 
 
 def pairs(*names: str) -> list[str]:

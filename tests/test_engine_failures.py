@@ -1,7 +1,5 @@
 """What training does where a loss, a gradient or a prediction is not finite."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

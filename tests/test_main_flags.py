@@ -1,7 +1,5 @@
 """What main.py makes of its flags: what it decides, loads, fetches and generates."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil
@@ -14,7 +12,7 @@ import torch
 
 import datasets.shapes
 import main
-from tests.helpers import TINY, VAL_SIZES, Prepared, assert_one_line, load, run, write_coco
+from tests.helpers import TINY, VAL_SIZES, Prepared, Refused, load, run, write_coco
 
 # --- What the flags do ---------------------------------------------------------------------------------
 
@@ -99,11 +97,10 @@ def test_number_of_classes_covers_both_splits(coco_root: Path, tmp_path: Path) -
 
 
 def test_a_checkpoint_that_has_fewer_categories_than_the_data_is_refused(
-    coco_root: Path, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, prepared: Prepared, tmp_path: Path, refused: Refused
 ) -> None:
     root = write_coco(tmp_path / "data", {1: "bolt", 9: "cog"})
-    assert run("--coco_path", root, "--eval", "--resume", prepared.start) == 2
-    assert_one_line(capsys, "category id 9", "--num_classes")
+    refused(["--coco_path", root, "--eval", "--resume", prepared.start], "category id 9", "--num_classes")
 
 
 def test_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,22 +131,13 @@ def test_nothing_is_fetched_where_a_checkpoint_holds_the_backbone(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_file_of_the_backbone_is_read_before_finetuning(
-    prepared: Prepared, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_the_backbone_is_read_before_finetuning(prepared: Prepared, refused: Refused) -> None:
     """The other model may have another backbone."""
     words = ["--coco_path", prepared.root, "--epochs", 1, "--finetune", prepared.start]
-    assert run(*words, "--backbone_weights", prepared.start) == 2
-    assert_one_line(capsys, f"--backbone_weights {prepared.start}: not the weights of resnet18")
-
-
-def test_a_failed_download_says_how_to_go_on(
-    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    assert run("--backbone_weights", "imagenet", "--coco_path", coco_root) == 2
-    assert_one_line(capsys, "--backbone_weights", "resnet18")
+    refused(
+        [*words, "--backbone_weights", prepared.start],
+        f"--backbone_weights {prepared.start}: not the weights of resnet18",
+    )
 
 
 SHAPES = ["--dataset_file", "shapes", "--epochs", 1, "--batch_size", 4]

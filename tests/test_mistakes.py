@@ -1,14 +1,11 @@
 """A user's mistakes on main.py's command line: one line on stderr, exit status 2, nothing half written."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,12 @@ import torch
 import main
 from tests.helpers import (
     FIRST_ID,
-    ROOT,
     TINY,
     TRAIN_SIZES,
-    Prepared,
-    assert_one_line,
     command,
     files,
     load,
+    python,
     run,
 )
 from util.errors import exit_status
@@ -64,79 +59,88 @@ def out(tmp_path: Path) -> Iterator[Path]:
     assert begun or after.keys() == before.keys(), "nothing is half written"
 
 
+# Words, and what the line must name; {tmp} is an empty folder but for flat/pictures, {start} a checkpoint.
 MISTAKES = {
-    "unknown data set": (["--dataset_file", "voc"], ["--dataset_file voc", "coco", "shapes"]),
-    "no folder named": (["--coco_path", ""], ["--coco_path", "annotations/"]),
-    "folder missing": (["--coco_path", "{tmp}/nowhere"], ["--coco_path", "nowhere"]),
-    "another layout": (["--coco_path", "{tmp}/flat"], ["train2017", "instances_train2017.json", "pictures"]),
-    "checkpoint missing": (["--resume", "{tmp}/none.pth"], ["none.pth"]),
-    "another width": (
-        ["--resume", "{start}", "--hidden_dim", "64"],
-        ["--resume", "(32,", "(64,", "transformer."],
+    "unknown data set": ("--dataset_file voc", "--dataset_file voc", "coco", "shapes"),
+    "no folder named": ("--coco_path=", "--coco_path", "annotations/"),
+    "folder missing": ("--coco_path {tmp}/nowhere", "--coco_path", "nowhere"),
+    "another layout": ("--coco_path {tmp}/flat", "train2017", "instances_train2017.json", "pictures"),
+    "checkpoint missing": ("--resume {tmp}/none.pth", "none.pth"),
+    "nothing to go on from": ("--resume auto --output_dir=", "--resume auto"),
+    "another width": ("--resume {start} --hidden_dim 64", "--resume", "(32,", "(64,", "transformer."),
+    "fewer layers": ("--resume {start} --dec_layers 1", "--resume", "transformer.decoder.layers.1."),
+    "more layers": ("--resume {start} --enc_layers 2", "transformer.encoder.layers.1."),
+    "too few classes": ("--num_classes 1", "category id ", "--num_classes 1,", "--num_classes 6"),
+    "unknown backbone": ("--backbone vgg16", "--backbone vgg16", "resnet50"),
+    "undilatable": ("--dilation --backbone_stages 4", "--dilation", "resnet18"),
+    "unknown device": ("--device gpu", "--device gpu", "cuda"),
+    "no width for masks": ("--masks --hidden_dim 64 --backbone_stages 4", "multiple of 128"),
+    "no evaluation batch": ("--eval_batch_size 0", "--eval_batch_size"),
+    "negative workers": ("--num_workers -1", "--num_workers"),
+    "heads that do not divide": ("--nheads 5", "--nheads"),
+    "no decoder": ("--dec_layers 0", "--dec_layers"),
+    "negative seed": ("--seed -1", "--seed"),
+}
+IN_TRAINING = {
+    "no batch": ("--batch_size 0", "--batch_size"),
+    "batch too large": ("--batch_size 6", "--batch_size", "5 images"),
+    "more batches a step than there are": ("--accum_steps 3", "--accum_steps"),
+    "no epoch to drop at": ("--lr_drop 0", "--lr_drop"),
+    "no size": ("--scales 0", "--scales"),
+    "an average of nothing": ("--ema 1", "--ema"),
+    "an average of the opposite": ("--ema -0.1", "--ema"),
+    "an average of no number": ("--ema nan", "--ema"),
+    "two starts": ("--resume {start} --finetune {start}", "--resume", "--finetune"),
+    "frozen boxes without masks": ("--frozen_weights x.pth", "pass --masks"),
+    "frozen boxes missing": ("--masks --frozen_weights x.pth", "x.pth"),
+    "groups of frozen queries": (
+        "--masks --frozen_weights {start} --query_groups 2",
+        "--query_groups trains a detector, and --frozen_weights freezes it",
     ),
-    "fewer layers": (
-        ["--resume", "{start}", "--dec_layers", "1"],
-        ["--resume", "transformer.decoder.layers.1."],
-    ),
-    "more layers": (["--resume", "{start}", "--enc_layers", "2"], ["transformer.encoder.layers.1."]),
-    "too few classes": (["--num_classes", "1"], ["category id ", "--num_classes 1,", "--num_classes 6"]),
-    "batch too large": (["--batch_size", "6"], ["--batch_size", "5 images"]),
-    "unknown backbone": (["--backbone", "vgg16"], ["--backbone vgg16", "resnet50"]),
-    "undilatable": (["--dilation", "--backbone_stages", "4"], ["--dilation", "resnet18"]),
-    "unknown device": (["--device", "gpu"], ["--device gpu", "cuda"]),
-    "output is a file": (["--output_dir", "{start}"], ["--output_dir"]),
+    "recomputed graphs": ("--compile --grad_checkpoint", "--grad_checkpoint", "--compile"),
+    "no folder for TensorBoard": ("--tensorboard --output_dir=", "--tensorboard", "--output_dir"),
 }
 
 
-# Evaluation takes a smaller batch, and without --resume it says another thing too.
-ONLY_IN_TRAINING = {"batch too large", "output is a file"}
-CASES = [*((name, "train") for name in MISTAKES)]
-CASES += [(name, "evaluate") for name in MISTAKES if name not in ONLY_IN_TRAINING]
+CASES = [*((name, "train") for name in [*MISTAKES, *IN_TRAINING]), *((name, "evaluate") for name in MISTAKES)]
 
 
 @pytest.mark.parametrize("name, how", CASES)
-def test_mistakes_are_reported_in_one_line(
-    name: str, how: str, prepared: Prepared, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words, fragments = MISTAKES[name]
-    if how == "evaluate":
-        words = [*words, "--eval"]
-        fragments = [fragment.replace("train2017", "val2017") for fragment in fragments]
+def test_mistakes_are_reported_in_one_line(name, how, prepared, out, tmp_path, refused):
+    words, *fragments = {**MISTAKES, **IN_TRAINING}[name]
     (tmp_path / "flat" / "pictures").mkdir(parents=True)
-    places = {"tmp": tmp_path, "start": prepared.start}
-    filled = [word.format(**places) for word in words]
-    assert run("--coco_path", prepared.root, "--output_dir", out, *filled) == 2
-    assert_one_line(capsys, *fragments)
+    given = words.format(tmp=tmp_path, start=prepared.start).split()
+    if how == "evaluate":
+        given.append("--eval")
+        fragments = [fragment.replace("train2017", "val2017") for fragment in fragments]
+    refused(["--coco_path", prepared.root, "--epochs", 1, "--output_dir", out, *given], *fragments)
+
+
+def test_a_line_end_in_a_name_makes_no_second_line(coco_root, refused):
+    refused(["--coco_path", coco_root, "--resume", "a\nb.pth"], "a b.pth")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_as_typed(coco_root: Path) -> None:
+def test_cuda_without_a_gpu_as_typed(coco_root):
     answer = command("--coco_path", coco_root, "--device", "cuda:1")
     assert answer.returncode == 2
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: --device cuda:1") and "--device cpu" in line
 
 
-def test_an_annotation_file_that_is_no_json(
-    coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(coco_root, tmp_path / "data")
-    (tmp_path / "data" / "annotations" / "instances_val2017.json").write_text('{"images": [')
-    assert run("--coco_path", tmp_path / "data", "--output_dir", out) == 2
-    assert_one_line(capsys, "instances_val2017.json", "line 1")
+def test_an_annotation_file_that_is_no_json(coco_root, tmp_path, out, refused):
+    root = edited(coco_root, tmp_path / "data", lambda content: None)
+    (root / "annotations" / "instances_val2017.json").write_text('{"images": [')
+    refused(["--coco_path", root, "--output_dir", out], "instances_val2017.json", "line 1")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_image_is_named(
-    workers: int, coco_root: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = tmp_path / "data"
-    shutil.copytree(coco_root, root)
+def test_a_missing_image_is_named(workers, coco_root, tmp_path, out, refused):
+    root = edited(coco_root, tmp_path / "data", lambda content: None)
     name = f"{FIRST_ID['train']:012d}.jpg"
     (root / "train2017" / name).unlink()
     flags = ["--coco_path", root, "--batch_size", len(TRAIN_SIZES), "--num_workers", workers]
-    assert run(*flags, "--output_dir", out) == 2
-    assert_one_line(capsys, name, f"image id {FIRST_ID['train']}")
+    refused([*flags, "--output_dir", out], name, f"image id {FIRST_ID['train']}")
 
 
 def of_category(category: int) -> Callable[[dict[str, Any]], None]:
@@ -165,87 +169,41 @@ NONE = ["instances_train2017.json", "no image has any object", "image_id"]
     ids=["undeclared", "no object", "negative", "huge", "negative, evaluated", "huge, evaluated"],
 )
 def test_annotations_that_no_model_learns_from_are_reported(
-    split: str,
-    edit: Callable[[dict[str, Any]], Any],
-    flags: list[object],
-    fragments: list[str],
-    coco_root: Path,
-    tmp_path: Path,
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    split, edit, flags, fragments, coco_root, tmp_path, out, refused
+):
     root = edited(coco_root, tmp_path / "data", edit, split)
     how = ["--eval"] if split == "val" else []
-    assert run("--coco_path", root, "--output_dir", out, *flags, *how) == 2
-    assert_one_line(capsys, *fragments)
+    refused(["--coco_path", root, "--output_dir", out, *flags, *how], *fragments)
 
 
-def test_evaluating_weights_that_are_not_finite_is_reported(
-    prepared: Prepared, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluating_weights_that_are_not_finite_is_reported(prepared, tmp_path, out, refused):
     state = load(prepared.start)["model"]
     state["bbox_embed.layers.2.bias"].fill_(math.nan)
     torch.save({"model": state}, tmp_path / "nan.pth")
-    assert (
-        run("--coco_path", prepared.root, "--eval", "--resume", tmp_path / "nan.pth", "--output_dir", out)
-        == 2
-    )
-    assert_one_line(capsys, "not finite")
+    words = ["--coco_path", prepared.root, "--eval", "--resume", tmp_path / "nan.pth", "--output_dir", out]
+    refused(words, "not finite")
 
 
-@pytest.mark.parametrize(
-    "flag, value",
-    [
-        *(("--batch_size", 0), ("--eval_batch_size", 0), ("--lr_drop", 0), ("--num_workers", -1)),
-        *(("--nheads", 5), ("--scales", 0), ("--dec_layers", 0), ("--seed", -1)),
-        ("--accum_steps", 3),  # more than an epoch has batches
-        ("--resume", "a\nb.pth"),  # a line end in a name makes no second line
-    ],
-)
-def test_values_out_of_range_are_reported(
-    flag: str, value: object, coco_root: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", out, flag, value) == 2
-    assert_one_line(capsys, "a b.pth" if flag == "--resume" else flag)
-
-
-def test_evaluating_the_newest_checkpoint_where_there_is_none_is_reported(
-    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--coco_path", coco_root, "--eval", "--output_dir", tmp_path]
-    assert run(*flags, "--resume", "auto") == 2
-    assert_one_line(capsys, "--resume auto")
-
-
-def test_resuming_with_another_set_of_trained_parameters_is_reported(
-    prepared: Prepared, trained: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_with_another_set_of_trained_parameters_is_reported(prepared, trained, out, refused):
     flags = ["--coco_path", prepared.root, "--epochs", 4, "--lr_backbone", 0, "--output_dir", out]
-    assert run(*flags, "--resume", trained / "checkpoint.pth") == 2
-    assert_one_line(capsys, "--lr_backbone")
+    refused([*flags, "--resume", trained / "checkpoint.pth"], "--lr_backbone")
 
 
-def test_unknown_flags_and_recipes_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_and_recipes_end_with_status_2(capsys):
     for word in ("--learning_rate", "@no/such.args"):
         assert run(word) == 2
         assert word.strip("@") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "doctor",
-        "doctor.convert",
-        "datasets.check",
-        "datasets.convert",
-        "datasets.panoptic_eval",
-        "datasets.shapes",
-        "util.plot_utils",
-    ],
+COMMANDS = (
+    "doctor doctor.convert datasets.check datasets.convert datasets.panoptic_eval datasets.shapes"
+    " util.plot_utils"
 )
-def test_an_unknown_flag_of_any_command_is_reported_in_one_line(module: str) -> None:
-    words = [sys.executable, "-m", module, "some", "thing", "--no_such_flag"]
-    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", COMMANDS.split())
+def test_an_unknown_flag_of_any_command_is_reported_in_one_line(module):
+    answer = python("-m", module, "some", "thing", "--no_such_flag")
     (line,) = answer.stderr.splitlines()
     assert answer.returncode == 2 and line.startswith("error: ") and line.endswith("; see --help")
 
@@ -261,45 +219,32 @@ def test_an_unknown_flag_of_any_command_is_reported_in_one_line(module: str) -> 
     ],
     ids=["utf-16", "latin-1", "itself", "missing", "byte order mark"],
 )
-def test_recipes_that_cannot_be_read(
-    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipes_that_cannot_be_read(content, message, tmp_path, refused):
     recipe = tmp_path / "a.args"
     recipe.write_bytes(content.replace(b"{recipe}", str(recipe).encode()))
-    assert run(f"@{recipe}") == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.splitlines()) == 1 and "Traceback" not in said
+    refused([f"@{recipe}"], message)
 
 
-def test_what_the_system_says_of_a_file_is_reported(
-    coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_system_says_of_a_file_is_reported(coco_root, monkeypatch, refused):
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "some/file")
 
     monkeypatch.setattr("run.settings.read_categories", denied)
-    assert run("--coco_path", coco_root) == 2
-    assert_one_line(capsys, "some/file: permission denied")
-    assert exit_status(lambda: denied()) == 2
-    assert_one_line(capsys, "some/file: permission denied")
+    refused(["--coco_path", coco_root], "some/file: permission denied")
+    refused([], "some/file: permission denied", run=lambda: exit_status(denied))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which Linux has")
 @pytest.mark.parametrize("program", [["main.py", *TINY.split(), "--eval", "--coco_path"], ["-m", "doctor"]])
-def test_what_cannot_be_printed_is_reported(program: list[str], coco_root: Path) -> None:
+def test_what_cannot_be_printed_is_reported(program, coco_root):
     with open("/dev/full", "w") as full:
-        answer = subprocess.run(
-            [sys.executable, *program, str(coco_root)],
-            cwd=ROOT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        streams: dict[str, Any] = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+        answer = python(*program, coco_root, **streams)
     assert answer.returncode == 2
     assert answer.stderr.splitlines()[-1] == "error: standard output: no space left on device"
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(main.UserError, match="nowhere"):
         run("--coco_path", tmp_path / "nowhere", "--debug")
 
@@ -307,9 +252,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 # --- What goes wrong on the way --------------------------------------------------------------------------
 
 
-def test_a_model_that_is_used_otherwise_than_trained_is_reported(
-    prepared: Prepared, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_is_used_otherwise_than_trained_is_reported(prepared, trained, tmp_path, capsys):
     def permuted(content: dict[str, Any]) -> None:
         for category, name in zip(content["categories"], ("B OLT", "gear", "nut"), strict=True):
             category["name"] = name
@@ -329,26 +272,19 @@ def test_a_model_that_is_used_otherwise_than_trained_is_reported(
     assert "--eval without --resume" in capsys.readouterr().err
 
 
-def test_a_finished_checkpoint_asks_for_more_epochs(
-    prepared: Prepared, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_checkpoint_asks_for_more_epochs(prepared, trained, refused):
     before = files(trained)
-    checkpoint = trained / "checkpoint.pth"
-    assert (
-        run("--coco_path", prepared.root, "--resume", checkpoint, "--epochs", 3, "--output_dir", trained) == 2
-    )
-    assert_one_line(capsys, "3 epochs", "--epochs", "--eval")
+    words = ["--coco_path", prepared.root, "--resume", trained / "checkpoint.pth", "--output_dir", trained]
+    refused([*words, "--epochs", 3], "3 epochs", "--epochs", "--eval")
     assert files(trained) == before
 
 
-def test_a_loss_that_is_not_finite_keeps_its_batch(
-    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    flags = ["--coco_path", prepared.root, "--batch_size", 2, "--epochs", 3, "--output_dir", out]
-    assert run(*flags, "--lr", 1e30, "--lr_backbone", 1e30) == 2
-    assert_one_line(capsys, "not finite", "image ids 10", "--lr", str(out / "crash_rank0.pth"))
-    report = torch.load(out / "crash_rank0.pth", weights_only=True)
+def test_a_loss_that_is_not_finite_keeps_its_batch(prepared, tmp_path, refused):
+    kept = tmp_path / "run" / "crash_rank0.pth"
+    flags = ["--coco_path", prepared.root, "--batch_size", 2, "--epochs", 3, "--output_dir", kept.parent]
+    words = [*flags, "--lr", 1e30, "--lr_backbone", 1e30]
+    refused(words, "not finite", "image ids 10", "--lr", str(kept))
+    report = load(kept)
     assert len(report["image_ids"]) == 2 and report["learning_rates"] == [1e30, 1e30]
     assert report["samples"][0].shape[:2] == (2, 3) and len(report["targets"]) == 2
     assert "gradient_norm" in report
@@ -361,22 +297,16 @@ def test_a_loss_that_is_not_finite_keeps_its_batch(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
     ],
 )
-def test_out_of_memory_names_shape_and_images(
-    error: Exception,
-    coco_root: Path,
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_out_of_memory_names_shape_and_images(error, coco_root, out, refused, monkeypatch):
     def full(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("models.detr.DETR.forward", full)
-    assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--output_dir", out) == 2
-    assert_one_line(capsys, "out of memory", "(2, 3, ", "image ids 10", "--batch_size", "--max_size")
+    words = ["--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--output_dir", out]
+    refused(words, "out of memory", "(2, 3, ", "image ids 10", "--batch_size", "--max_size")
 
 
-def test_other_errors_keep_their_traceback(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_keep_their_traceback(coco_root, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
@@ -385,9 +315,7 @@ def test_other_errors_keep_their_traceback(coco_root: Path, monkeypatch: pytest.
         run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1)
 
 
-def test_few_steps_from_scratch_are_advised_against(
-    prepared: Prepared, coco_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_steps_from_scratch_are_advised_against(prepared, coco_root, capsys):
     flags = ["--coco_path", coco_root, "--batch_size", 2, "--epochs", 1]
     assert run(*flags) == 0
     assert "consider --finetune" in capsys.readouterr().out
@@ -395,6 +323,6 @@ def test_few_steps_from_scratch_are_advised_against(
     assert "consider --finetune" not in capsys.readouterr().out
 
 
-def test_more_objects_than_queries_are_warned_of(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_objects_than_queries_are_warned_of(coco_root, capsys):
     assert run("--coco_path", coco_root, "--batch_size", 2, "--epochs", 1, "--num_queries", 2) == 0
     assert "an image holds 3 objects, the model can find 2: raise --num_queries" in capsys.readouterr().err

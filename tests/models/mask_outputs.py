@@ -1,7 +1,5 @@
 """Outputs of a mask model made by hand, and what the published code makes of masks in full."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

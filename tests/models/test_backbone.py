@@ -106,12 +106,7 @@ def test_a_bottleneck_equals_that_of_torchvision(stride, dilation):
 
 
 def test_the_whole_body_equals_that_of_torchvision():
-    ours = backbone().body.double()
-    fill_state(ours, 0)
-    theirs = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d).double()
-    result = theirs.load_state_dict(ours.state_dict(), strict=False)
-    assert result.missing_keys == ["fc.weight", "fc.bias"] and not result.unexpected_keys
-    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    ours, theirs, x = with_torchvisions()
     trained = [name for name, p in ours.named_parameters() if p.requires_grad]
     assert len(trained) == 15
     assert_equal_with_gradients(ours, theirs, [ours(x)["0"], layer4_of(theirs, x)], trained)
@@ -221,13 +216,6 @@ def test_the_mask_follows_the_features():
             assert feature_map.mask.tolist() == batch.mask[:, ::stride, ::stride].tolist()
 
 
-def test_masks_of_sizes_that_strides_do_not_divide_equal_nearest_neighbours():
-    batch = image_batch((61, 90), (33, 57))
-    features = backbone(stages=3).eval()(batch)["0"]
-    nearest = nn.functional.interpolate(batch.mask[:, None].float(), size=features.tensors.shape[-2:])
-    assert torch.equal(features.mask, nearest[:, 0].bool())
-
-
 def test_a_batch_may_come_in_either_memory_layout():
     module = backbone(stages=2).eval()
     batch = image_batch((32, 48))
@@ -292,16 +280,11 @@ def test_what_cannot_be_built_is_refused(options, message):
 def test_base_takes_stages_out_of_a_plain_resnet():
     plain = torchvision.models.resnet18(weights=None).eval()
     batch = image_batch((32, 64))
-    expected = plain.layer4(
-        plain.layer3(
-            plain.layer2(plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(batch.tensors))))))
-        )
-    )
+    expected = layer4_of(plain, batch.tensors)
     base = BackboneBase(plain, True, 512, False).eval()
     out = base(batch)
     assert list(out) == ["0"] and torch.allclose(out["0"].tensors, expected, rtol=1e-4, atol=1e-5)
-    trains = {name.split(".")[1] for name, p in base.named_parameters() if p.requires_grad}
-    assert trains == {"layer2", "layer3", "layer4"}
+    assert trained_stages(base) == {"layer2", "layer3", "layer4"}
     assert list(BackboneBase(plain, True, 512, True)(batch)) == ["0", "1", "2", "3"]
 
 
@@ -313,7 +296,8 @@ def with_torchvisions(name="resnet18"):
     ours = backbone(name).body.double()
     fill_state(ours, 0)
     theirs = torchvision.models.get_model(name, norm_layer=torchvision.ops.FrozenBatchNorm2d).double()
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    result = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert result.missing_keys == ["fc.weight", "fc.bias"] and not result.unexpected_keys
     return ours, theirs, torch.randn(2, 3, 64, 64, dtype=torch.float64)
 
 

@@ -8,28 +8,12 @@ import torchvision
 
 from models.backbone import Backbone
 from models.resnet import RESNETS
-from tests.file_server import forbid_network, url_without_server
-from tests.reference.streams import fill_state
+from tests.file_server import url_without_server
 from util.errors import UserError
 
 
 def backbone(name="resnet18", **options):
     return Backbone(name, True, False, False, **options)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    forbid_network(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def resnet18_file(tmp_path_factory):
-    """A file as torchvision publishes them: the state_dict of the whole network, ordinary norms."""
-    network = torchvision.models.resnet18()
-    fill_state(network, 3)
-    path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 def assert_holds(body, path):
@@ -95,18 +79,14 @@ def test_files_without_weights_are_refused(tmp_path, content):
 
 
 @pytest.fixture
-def imagenet(monkeypatch, tmp_path):
-    """Lets torchvision believe that its ResNet-18 weights lie at a URL; gives torch.hub's cache folder."""
-    cache = tmp_path / "torch"
-    monkeypatch.setenv("TORCH_HOME", str(cache))
-    monkeypatch.setenv("no_proxy", "*")
+def imagenet(monkeypatch, hub_cache):
+    """Lets torchvision believe that its ResNet-18 weights lie at a URL."""
 
     def publish(url):
         class Published(torchvision.models.WeightsEnum):
             IMAGENET1K_V1 = torchvision.models.Weights(url=url, transforms=torch.nn.Identity, meta={})
 
         monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Published)
-        return cache / "hub" / "checkpoints"
 
     return publish
 
@@ -122,11 +102,10 @@ def test_imagenet_weights_lie_where_torchvision_says():
         assert weights.url.startswith(f"https://download.pytorch.org/models/{name}-"), name
 
 
-def test_imagenet_weights_come_from_the_cache(imagenet, resnet18_file, no_network):
+def test_imagenet_weights_come_from_the_cache(imagenet, resnet18_file, hub_cache, no_network):
     name = named_by_hash(resnet18_file)
-    folder = imagenet(f"https://weights.invalid/{name}")
-    folder.mkdir(parents=True)
-    (folder / name).write_bytes(resnet18_file.read_bytes())
+    imagenet(f"https://weights.invalid/{name}")
+    (hub_cache / name).write_bytes(resnet18_file.read_bytes())
     assert_holds(backbone(weights="imagenet", stages=1).body, resnet18_file)
 
 

@@ -11,6 +11,7 @@ from tests.models.losses_by_layer import (
     LAYERS,
     LOSSES,
     QUERIES,
+    InOrder,
     assert_same,
     layer_by_layer,
     make_criterion,
@@ -18,14 +19,6 @@ from tests.models.losses_by_layer import (
     make_targets,
     total,
 )
-
-
-class InOrder(nn.Module):
-    """A foreign matcher: the first object takes the last query, and so on, as far as queries go."""
-
-    def forward(self, outputs, targets):
-        counts = [min(QUERIES, len(each["labels"])) for each in targets]
-        return [(torch.arange(QUERIES - n, QUERIES).flip(0), torch.arange(n)) for n in counts]
 
 
 @pytest.mark.parametrize("matcher", [HungarianMatcher(1, 5, 2), InOrder()])
@@ -51,18 +44,16 @@ def test_a_model_without_auxiliary_outputs():
     assert_same(make_criterion()(outputs, targets), expected)
 
 
-def test_what_the_caller_passed_is_left_alone():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_what_the_caller_passed_is_left_alone(batch):
+    outputs, targets = batch
     keys = set(outputs), [set(each) for each in targets]
     make_criterion()(outputs, targets)
     assert (set(outputs), [set(each) for each in targets]) == keys
 
 
 @pytest.mark.parametrize("losses", [("boxes",), ("labels",), ("cardinality", "labels")])
-def test_only_the_listed_losses_are_computed(losses):
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_only_the_listed_losses_are_computed(losses, batch):
+    outputs, targets = batch
     prefixes = {"boxes": ["loss_bbox", "loss_giou"], "labels": ["loss_ce", "class_error"]}
     wanted = [prefix for loss in losses for prefix in prefixes.get(loss, ["cardinality_error"])]
     everything = make_criterion()(outputs, targets)
@@ -77,12 +68,10 @@ class NewLoss(SetCriterion):
         return super().get_loss(loss, outputs, targets, indices, num_boxes, **kwargs)
 
 
-def test_a_subclass_may_add_a_loss_of_its_own():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
-    losses = make_criterion(NewLoss, losses=(*LOSSES, "spread"))(outputs, targets)
-    expected = make_criterion()(outputs, targets)
-    for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
+def test_a_subclass_may_add_a_loss_of_its_own(batch):
+    losses = make_criterion(NewLoss, losses=(*LOSSES, "spread"))(*batch)
+    expected = make_criterion()(*batch)
+    for i, layer in enumerate([*batch[0]["aux_outputs"], batch[0]]):
         expected["loss_spread" + (f"_{i}" if i < LAYERS - 1 else "")] = layer["pred_boxes"].std()
     assert_same(losses, expected)
 
@@ -101,19 +90,17 @@ class Thrifty(nn.Module):
         return [(q[1:], o[1:]) for q, o in pairs] if self.calls % LAYERS == 1 else pairs
 
 
-def test_a_matcher_may_find_other_numbers_of_pairs_in_each_layer():
+def test_a_matcher_may_find_other_numbers_of_pairs_in_each_layer(batch):
     """The last layer is matched first, as published."""
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+    outputs, targets = batch
     matcher = Thrifty()
     losses = make_criterion(matcher=matcher)(outputs, targets)
     assert matcher.calls == LAYERS
     assert_same(losses, layer_by_layer(outputs, targets, Thrifty(), 6))
 
 
-def test_a_hook_on_the_matcher_sees_all_layers_side_by_side():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_a_hook_on_the_matcher_sees_all_layers_side_by_side(batch):
+    outputs, targets = batch
     criterion = make_criterion()
     expected = criterion(outputs, targets)
     seen = []
@@ -124,9 +111,8 @@ def test_a_hook_on_the_matcher_sees_all_layers_side_by_side():
     assert len(objects) == len(found) == LAYERS * 2
 
 
-def test_matches_found_before_are_used():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_matches_found_before_are_used(batch):
+    outputs, targets = batch
     criterion = make_criterion()
     matches = criterion.match(outputs, targets)
     assert len(matches) == LAYERS
@@ -135,9 +121,8 @@ def test_matches_found_before_are_used():
     assert_same(criterion(outputs, targets, matches=matches), expected)
 
 
-def test_half_precision_outputs_give_float32_losses():
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_half_precision_outputs_give_float32_losses(batch):
+    outputs, targets = batch
     half = {k: v.bfloat16() for k, v in outputs.items() if k != "aux_outputs"}
     losses = make_criterion()(half, targets)
     full = make_criterion()({k: v.float() for k, v in half.items()}, targets)

@@ -30,9 +30,8 @@ def second_rank(monkeypatch):
     return theirs
 
 
-def test_training_divides_by_the_mean_number_of_boxes_over_ranks(second_rank):
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_training_divides_by_the_mean_number_of_boxes_over_ranks(second_rank, batch):
+    outputs, targets = batch
     second_rank[:] = [10.0]
     losses = make_criterion().train()(outputs, targets)
     assert_same(losses, layer_by_layer(outputs, targets, HungarianMatcher(1, 5, 2), 8))
@@ -42,13 +41,12 @@ def test_training_divides_by_the_mean_number_of_boxes_over_ranks(second_rank):
     assert_same(losses, layer_by_layer(outputs, targets, HungarianMatcher(1, 5, 2), 1))
 
 
-def test_evaluation_divides_by_its_own_boxes_and_asks_no_other_rank(second_rank, monkeypatch):
+def test_evaluation_divides_by_its_own_boxes_and_asks_no_other_rank(second_rank, batch, monkeypatch):
     def asked(tensor):
         raise AssertionError("a collective in evaluation")
 
     monkeypatch.setattr(torch.distributed, "all_reduce", asked)
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+    outputs, targets = batch
     losses = make_criterion(sync_ce=True).eval()(outputs, targets)
     assert_same(losses, layer_by_layer(outputs, targets, HungarianMatcher(1, 5, 2), 6))
     with pytest.raises(AssertionError, match="a collective in evaluation"):
@@ -85,9 +83,8 @@ def test_a_step_of_several_batches_is_the_step_of_their_union(kind):
 
 
 @pytest.mark.parametrize("kind", [SetCriterion, LayerByLayer])
-def test_sync_ce_divides_the_classification_loss_by_the_mean_over_ranks(second_rank, kind):
-    targets = make_targets((2, 4))
-    outputs, _ = make_outputs(2)
+def test_sync_ce_divides_the_classification_loss_by_the_mean_over_ranks(second_rank, kind, batch):
+    outputs, targets = batch
     own = 6 + EOS * (2 * QUERIES - 6)
     second_rank[:] = [10.0, 3.0]
     criterion = make_criterion(kind, sync_ce=True).train()

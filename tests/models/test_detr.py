@@ -8,16 +8,12 @@ from models import build_model
 from models.criterion import SetCriterion
 from models.detr import DETR, MLP
 from models.postprocess import PostProcess
-from models.transformer import Transformer
-from tests.helpers import needs_scripting
+from tests.helpers import TINY_MODEL, needs_scripting
 from tests.reference.settings import parse
 from util.coco_names import default_num_classes
 from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
-TINY = (
-    "--backbone resnet18 --hidden_dim 32 --nheads 4 --dim_feedforward 48 --enc_layers 1 --dec_layers 3"
-    " --num_queries 5 --dropout 0"
-)
+TINY = f"{TINY_MODEL} --dec_layers 3 --num_queries 5 --dropout 0"
 SIZES = ((64, 96), (30, 60))
 
 
@@ -110,20 +106,6 @@ def test_everything_that_trains_gets_a_gradient(flags):
     torch.stack([losses[name] * factor for name, factor in criterion.weight_dict.items()]).sum().backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
-
-
-def test_parameters_keep_the_order_of_old_optimizer_states(model):
-    tops = list(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
-    assert tops == ["transformer", "class_embed", "bbox_embed", "query_embed", "input_proj", "backbone"]
-
-
-def test_query_embeddings_start_normal():
-    torch.manual_seed(0)
-    backbone = nn.Conv2d(3, 8, 1)
-    backbone.num_channels = 8  # type: ignore[assignment]
-    weight = DETR(backbone, Transformer(64, 8, 0, 1), 3, 500).query_embed.weight
-    assert weight.shape == (500, 64)
-    assert abs(weight.mean()) < 0.02 and abs(weight.std() - 1) < 0.02
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])

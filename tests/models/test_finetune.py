@@ -1,7 +1,5 @@
 """Starting from other weights: what fits is loaded, the rest is reported."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from models.finetune import (
     load_for_finetuning,
     match_classes,
 )
-from tests.helpers import TINY_MODEL, Prepared, assert_one_line, load, run
+from tests.helpers import TINY_MODEL, Prepared, load, run
 from tests.reference.settings import build
 from util.errors import UserError
 
@@ -205,11 +203,3 @@ def test_classes_keep_their_rows_from_the_command_line(
     old, new = start["model"]["class_embed.weight"], load(tmp_path / "run" / "checkpoint.pth")["model"]
     assert torch.equal(new["class_embed.weight"][[1, 2, 6]], old[[4, 2, 6]])
     assert not torch.equal(new["class_embed.weight"][5], old[5])
-
-
-def test_resume_and_finetune_contradict_each_other(
-    prepared: Prepared, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--coco_path", prepared.root, "--resume", prepared.start, "--finetune", prepared.start]
-    assert run(*flags) == 2
-    assert_one_line(capsys, "--resume", "--finetune")

@@ -1,7 +1,5 @@
 """What forks and scripts do with the model and its parts, as they do it with the published one."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -15,23 +13,20 @@ import models.detr
 from models.backbone import Joiner
 from models.detr import DETR
 from models.segmentation import DETRsegm
-from models.transformer import TransformerEncoder, TransformerEncoderLayer
+from models.transformer import Transformer, TransformerEncoder, TransformerEncoderLayer
 from tests import helpers
+from tests.mask_model import images
 from tests.reference.settings import build, parse
 from util.misc import NestedTensor, nested_tensor_from_tensor_list
 
 TINY = f"{helpers.TINY} --backbone_stages 4"  # whole ResNets, and masks
+SIZES = ((64, 96), (80, 50))  # height, width
 MASKS = f"{TINY} --hidden_dim 128 --nheads 8 --masks"
 
 
 @pytest.fixture
 def model() -> Any:
     return build(TINY, seed=0)[0].eval()
-
-
-def images() -> list[Tensor]:
-    draw = torch.Generator().manual_seed(2)
-    return [torch.randn(3, *size, generator=draw) for size in ((64, 96), (80, 50))]
 
 
 def flat(outputs: dict[str, Any]) -> list[Tensor]:
@@ -48,9 +43,9 @@ def test_modules_are_torchs_own_and_weights_are_contiguous(model: Any) -> None:
         assert kind in ours
         assert not any(issubclass(each, kind) and each.__module__.startswith("models") for each in ours)
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
-    before = flat(model(images()))
+    before = flat(model(images(SIZES)))
     vector_to_parameters(parameters_to_vector(model.parameters()) * 1.0, model.parameters())
-    torch.testing.assert_close(flat(model(images())), before)
+    torch.testing.assert_close(flat(model(images(SIZES))), before)
 
 
 def test_the_body_is_a_dict_of_named_stages(model: Any) -> None:
@@ -62,6 +57,14 @@ def test_the_body_is_a_dict_of_named_stages(model: Any) -> None:
 
 
 # --- Parts that are replaced --------------------------------------------------------------------------
+
+
+class OwnTransformer(Transformer):
+    """Reads its mask without asking, and gives more than two things."""
+
+    def forward(self, src, mask, query_embed, pos_embed):
+        assert mask.flatten(1).shape == (len(src), src[0, 0].numel())
+        return *super().forward(src, mask, query_embed, pos_embed), "attention"
 
 
 class Encoder(TransformerEncoder):
@@ -78,9 +81,10 @@ class Layer(TransformerEncoderLayer):
         return super().forward(src, src_mask, src_key_padding_mask, pos)
 
 
-def test_an_encoder_and_a_layer_of_ones_own_always_get_the_padding(model: Any) -> None:
+def test_a_transformer_and_its_parts_always_get_the_padding(model: Any) -> None:
     batch = torch.randn(1, 3, 64, 64)
     expected = flat(model(batch))
+    model.transformer.__class__ = OwnTransformer
     model.transformer.encoder.__class__ = Encoder
     model.transformer.encoder.layers[0].__class__ = Layer
     torch.testing.assert_close(flat(model(batch)), expected)
@@ -100,7 +104,7 @@ def test_set_aux_loss_may_be_overridden(model: Any) -> None:
     stacked = torch.zeros(3, 1, 2, 4), torch.zeros(3, 1, 2, 4)
     assert len(model._set_aux_loss(*stacked)) == 2
     for each in (model, with_masks):
-        assert all("mark" in layer for layer in each(images())["aux_outputs"])
+        assert all("mark" in layer for layer in each(images(SIZES))["aux_outputs"])
 
 
 @pytest.mark.parametrize("name", ["build_backbone", "build_transformer", "build_matcher", "PostProcess"])
@@ -126,16 +130,16 @@ class Negated(nn.Conv2d):
 def test_a_layer_of_the_mask_head_may_be_replaced_and_hooked(name: str) -> None:
     model = build(MASKS, seed=0)[0].eval()
     with torch.no_grad():
-        expected = model(images())["pred_masks"]
+        expected = model(images(SIZES))["pred_masks"]
         seen: list[Tensor] = []
         handle = getattr(model.mask_head, name).register_forward_hook(lambda *given: seen.append(given[-1]))
-        torch.testing.assert_close(model(images())["pred_masks"], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(images(SIZES))["pred_masks"], expected, rtol=1e-4, atol=1e-4)
         handle.remove()
         assert len(seen) == 1
         other = copy.deepcopy(getattr(model.mask_head, name))
         other.__class__ = Negated
         setattr(model.mask_head, name, other)
-        assert not torch.allclose(model(images())["pred_masks"], expected)
+        assert not torch.allclose(model(images(SIZES))["pred_masks"], expected)
 
 
 class Pictures:
@@ -155,23 +159,28 @@ class Unpacking(nn.Module):
         return self.backbone(NestedTensor(pictures.tensor, mask))
 
 
-def test_a_mask_model_takes_what_its_backbone_takes() -> None:
-    model = build(MASKS, seed=0)[0].eval()
+@pytest.mark.parametrize("flags", [TINY, MASKS])
+def test_a_model_takes_what_its_backbone_takes(flags: str) -> None:
+    """The width of a backbone of one's own may be set late."""
+    model = build(flags, seed=0)[0].eval()
+    detector = model.detr if flags == MASKS else model
     batch = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(batch)
-        assert all(isinstance(value, Tensor) for name, value in expected.items() if name != "aux_outputs")
-        joiner = model.detr.backbone
-        model.detr.backbone = Joiner(Unpacking(joiner[0]), joiner[1])
+        joiner = detector.backbone
+        detector.backbone = Joiner(Unpacking(joiner[0]), joiner[1])
+        detector.backbone.num_channels = joiner.num_channels
         found = model(Pictures(batch))
-    torch.testing.assert_close(found["pred_masks"], expected["pred_masks"], rtol=1e-4, atol=1e-4)
+    for name, value in expected.items():
+        if name != "aux_outputs":
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
 
 
 # --- Masks and positions ------------------------------------------------------------------------------
 
 
 def test_positions_are_a_list_and_stay_as_they_were_computed(model: Any) -> None:
-    features, positions = model.backbone(nested_tensor_from_tensor_list(images()))
+    features, positions = model.backbone(nested_tensor_from_tensor_list(images(SIZES)))
     before = positions[-1].clone()
     features[-1].mask = torch.zeros_like(features[-1].mask)
     assert positions[-1] is positions[-1] and torch.equal(positions[-1], before)
@@ -216,11 +225,11 @@ def test_pruned_convolutions_and_attentions_are_used(model: Any) -> None:
     )
     for module, name in places:
         prune.l1_unstructured(module, name, 0.5)
-    found = flat(pruned(images()))
-    assert not torch.allclose(found[0], flat(model(images()))[0])
+    found = flat(pruned(images(SIZES)))
+    assert not torch.allclose(found[0], flat(model(images(SIZES)))[0])
     for module, name in places:
         prune.remove(module, name)
-    torch.testing.assert_close(flat(pruned(images())), found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(flat(pruned(images(SIZES))), found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
@@ -229,12 +238,12 @@ def test_linear_layers_are_quantised(model: Any) -> None:
     expected = sum(type(module) is nn.Linear for module in model.modules())
     found = sum("quantized" in type(module).__module__ for module in quantised.modules())
     assert found >= expected > 0
-    assert quantised(images())["pred_boxes"].isfinite().all()
+    assert quantised(images(SIZES))["pred_boxes"].isfinite().all()
 
 
 def test_a_model_in_double_precision_gives_gradients_of_the_image(model: Any) -> None:
     model.double()
-    batch = nested_tensor_from_tensor_list([image.double() for image in images()])
+    batch = nested_tensor_from_tensor_list([image.double() for image in images(SIZES)])
     batch.tensors.requires_grad_(True)
     model(batch)["pred_logits"].softmax(-1)[..., 3].sum().backward()
     assert batch.tensors.grad is not None and batch.tensors.grad.dtype == torch.float64
@@ -256,18 +265,18 @@ def test_scripting_leaves_the_model_as_it_was(flags: str) -> None:
     wrapped = Wrapped(build(flags, seed=0)[0]).eval()
     kinds = {name: type(module) for name, module in wrapped.named_modules()}
     names = list(wrapped.state_dict())
-    before = wrapped(images())
+    before = wrapped(images(SIZES))
     scripted = torch.jit.script(wrapped)
     assert {name: type(module) for name, module in wrapped.named_modules()} == kinds
     assert list(wrapped.state_dict()) == names == list(scripted.state_dict())
-    for outputs in (scripted(images()), wrapped(images())):
+    for outputs in (scripted(images(SIZES)), wrapped(images(SIZES))):
         assert all(torch.equal(outputs[name], before[name]) for name in before)
     optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
-    wrapped.train()(images())["pred_boxes"].sum().backward()
+    wrapped.train()(images(SIZES))["pred_boxes"].sum().backward()
     optimizer.step()
-    after = wrapped.eval()(images())["pred_logits"]
+    after = wrapped.eval()(images(SIZES))["pred_logits"]
     assert not torch.equal(after, before["pred_logits"])
-    torch.testing.assert_close(scripted(images())["pred_logits"], after)  # with the same parameters
+    torch.testing.assert_close(scripted(images(SIZES))["pred_logits"], after)  # with the same parameters
 
 
 def test_masks_are_drawn_by_a_detector_of_a_subclass() -> None:
@@ -276,7 +285,7 @@ def test_masks_are_drawn_by_a_detector_of_a_subclass() -> None:
             return {**super().forward(samples), "own": torch.ones(1)}
 
     model = build(MASKS, seed=0)[0].eval()
-    expected = model(images())["pred_masks"]
+    expected = model(images(SIZES))["pred_masks"]
     model.detr.__class__ = Own
-    assert isinstance(model, DETRsegm) and "own" in model.detr(images())
-    torch.testing.assert_close(model(images())["pred_masks"], expected)
+    assert isinstance(model, DETRsegm) and "own" in model.detr(images(SIZES))
+    torch.testing.assert_close(model(images(SIZES))["pred_masks"], expected)

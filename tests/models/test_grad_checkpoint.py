@@ -1,7 +1,5 @@
 """--grad_checkpoint: the same bits with less kept, whatever trains."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from models.recomputation import RecomputedStage, enable_grad_checkpoint, recomputed
 from tests import helpers
+from tests.mask_model import images
 from tests.reference.settings import build
 from util.errors import UserError
 
@@ -31,11 +30,6 @@ def with_and_without(flags: str) -> tuple[nn.Module, nn.Module]:
     recomputing = copy.deepcopy(model)
     enable_grad_checkpoint(recomputing)
     return model, recomputing
-
-
-def images() -> list[Tensor]:
-    draw = torch.Generator().manual_seed(1)
-    return [torch.randn(3, *size, generator=draw) for size in ((64, 96), (96, 64))]
 
 
 def step(model: nn.Module, kind: str = "off") -> dict[str, Any]:

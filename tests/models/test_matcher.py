@@ -81,23 +81,6 @@ def test_other_images_of_the_batch_do_not_matter():
         assert [x.tolist() for x in together[i]] == [x.tolist() for x in alone]
 
 
-def test_predictions_equal_to_the_objects_are_found():
-    objects = target("exact", 5, 10, 10, 0)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    logits = torch.zeros(1, 7, CLASSES + 1)
-    boxes = torch.full((1, 7, 4), 0.5)
-    logits[0, torch.arange(5), objects["labels"][order]] = 9.0
-    boxes[0, :5] = objects["boxes"][order]
-    ((query, matched),) = HungarianMatcher(**WEIGHTS)({"pred_logits": logits, "pred_boxes": boxes}, [objects])
-    assert query.tolist() == [0, 1, 2, 3, 4] and matched.tolist() == order.tolist()
-
-
-def test_a_batch_without_objects_has_no_pairs():
-    logits, boxes = predictions(3, 4)
-    matches = match(HungarianMatcher(), logits, boxes, [target("none", 0, 10, 10, 0)] * 3)
-    assert [(query.tolist(), matched.tolist()) for query, matched in matches] == [([], [])] * 3
-
-
 def test_half_precision_is_matched_in_float32():
     logits, boxes = (x.bfloat16() for x in predictions(1, 6))
     targets = [target("half", 4, 10, 10, 0)]

@@ -27,13 +27,6 @@ def test_detections_equal_the_formula():
     assert torch.equal(logits, kept[0]) and torch.equal(boxes, kept[1])
 
 
-def test_no_object_is_never_the_label():
-    logits = torch.tensor([[[1.0, 0.0, 9.0]]])
-    ((result),) = PostProcess()({"pred_logits": logits, "pred_boxes": torch.rand(1, 1, 4)}, torch.ones(1, 2))
-    assert result["labels"].tolist() == [0]
-    assert result["scores"].item() == pytest.approx(logits.softmax(-1)[0, 0, 0].item())
-
-
 def test_half_precision_comes_out_as_float32():
     outputs = {"pred_logits": torch.randn(1, 3, 4).bfloat16(), "pred_boxes": torch.rand(1, 3, 4).bfloat16()}
     (result,) = PostProcess()(outputs, torch.tensor([[480, 640]]))

@@ -1,7 +1,5 @@
 """Masks on their way to users: resized without stretching, as instances and as panoptic pictures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Groups of queries: K models in one that share all but their queries, and none of it in the model itself."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -12,17 +10,13 @@ from torch import Tensor, nn
 import main
 from models.criterion import SetCriterion
 from models.query_groups import QueryGroups
+from tests.helpers import TINY_MODEL
 from tests.reference.settings import build, parse
 from util.errors import UserError
 
 K = 3
-TINY = (
-    "--backbone resnet18 --backbone_stages 2 --hidden_dim 32 --nheads 4 --dim_feedforward 48 --enc_layers 1"
-    " --dec_layers 3 --num_queries 5 --num_classes 5 --dropout 0"
-)
-MASKS = (
-    TINY.replace("--backbone_stages 2 --hidden_dim 32 --nheads 4", "--hidden_dim 128 --nheads 8") + " --masks"
-)
+TINY = f"{TINY_MODEL} --backbone_stages 2 --dec_layers 3 --num_queries 5 --num_classes 5 --dropout 0"
+MASKS = f"{TINY} --masks --backbone_stages 3 --hidden_dim 128 --nheads 8"
 IMAGES = [torch.randn(3, *size, generator=torch.Generator().manual_seed(1)) for size in ((64, 96), (40, 60))]
 TARGETS = [
     {

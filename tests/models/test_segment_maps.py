@@ -1,7 +1,5 @@
 """Semantic, instance and panoptic maps of hand-made masks."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
@@ -38,13 +36,10 @@ def test_semantic_map_equals_brute_force() -> None:
 def test_instance_maps_equal_brute_force() -> None:
     outputs = random_outputs(seed=3)
     processed, wanted = [(40, 50), (31, 56)], [(81, 99), (20, 33)]
-    results = instance_maps(outputs, processed, wanted, threshold=0.6, mask_threshold=0.4)
-    again = instance_maps(
-        selected(outputs, confident_queries(outputs, 0.6)),
-        processed,
-        wanted,
-        threshold=0.6,
-        mask_threshold=0.4,
+    of_selection = selected(outputs, confident_queries(outputs, 0.6))
+    results, again = (
+        instance_maps(each, processed, wanted, threshold=0.6, mask_threshold=0.4)
+        for each in (outputs, of_selection)
     )
     for i, result in enumerate(results):
         scores, labels = outputs["pred_logits"][i].softmax(-1)[:, :-1].max(-1)

@@ -1,19 +1,15 @@
 """The mask model: its head, what it stands on, freezing, errors, and training in two stages."""
 
-from __future__ import annotations
-
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-import main
 from engine import train_one_epoch
 from models.mask_head import MaskHeadSmallConv, MHAttentionMap
 from models.segmentation import DETRsegm
-from tests.helpers import needs_scripting
-from tests.mask_model import SMALL, build, images, targets
+from tests.helpers import load, read_log, run
+from tests.mask_model import build, images, targets
 from util.nested_tensor import nested_tensor_from_tensor_list
 
 # --- The head --------------------------------------------------------------------------------------------
@@ -61,16 +57,6 @@ def test_head_fits_every_backbone(flags: str) -> None:
         masks = model.eval()([torch.randn(3, 57, 83)])["pred_masks"]
     assert masks.shape == (1, 9, 15, 21)  # a quarter, rounded up twice
     assert masks.isfinite().all()
-
-
-def test_scripted_model_gives_the_same() -> None:
-    needs_scripting()
-    model, _, _ = build("--no_aux_loss")
-    batch = nested_tensor_from_tensor_list(images())
-    with torch.no_grad():
-        plain, scripted = model.eval()(batch), torch.jit.script(model)(batch)
-    for key in ("pred_logits", "pred_boxes", "pred_masks"):
-        torch.testing.assert_close(scripted[key], plain[key])
 
 
 def test_frozen_detector_does_not_train() -> None:
@@ -122,59 +108,25 @@ def test_backbone_without_inner_maps() -> None:
 # --- Through main.py -------------------------------------------------------------------------------------
 
 
-def run_main(root: Path, folder: Path, *flags: str) -> int:
-    small = SMALL.replace("--masks", "").split()
-    paths = ["--coco_path", str(root), "--output_dir", str(folder)]
-    sizes = [
-        "--scales",
-        "64",
-        "--eval_scale",
-        "64",
-        "--max_size",
-        "128",
-        "--num_workers",
-        "0",
-        "--epochs",
-        "1",
-    ]
-    return main.run([*small, *sizes, *paths, *flags])
-
-
 def test_two_stages(coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Boxes first; then the mask head alone over the frozen detector; then evaluation."""
-    boxes, masks = tmp_path / "boxes", tmp_path / "masks"
-    assert run_main(coco_root, boxes) == 0
-    detector = torch.load(boxes / "checkpoint.pth", weights_only=False)["model"]
+    boxes, masks, again, alone = (tmp_path / name for name in ("boxes", "masks", "again", "alone"))
+    wide = "--hidden_dim 128 --nheads 8 --backbone_stages 3 --epochs 1"
+    words = ["--coco_path", coco_root, *wide.split(), "--output_dir"]
+    assert run(*words, boxes) == 0
+    detector = load(boxes / "checkpoint.pth")["model"]
     capsys.readouterr()
-    assert run_main(coco_root, masks, "--masks", "--frozen_weights", str(boxes / "checkpoint.pth")) == 0
+    assert run(*words, masks, "--masks", "--frozen_weights", boxes / "checkpoint.pth") == 0
     assert "bbox_attention 33,024, mask_head 291,449\n" in capsys.readouterr().out  # all that trains
-    trained = torch.load(masks / "checkpoint.pth", weights_only=False)["model"]
+    trained = load(masks / "checkpoint.pth")["model"]
     for name, value in detector.items():
         assert torch.equal(trained[f"detr.{name}"], value), name
-    line = json.loads((masks / "log.txt").read_text().splitlines()[-1])
+    line = read_log(masks)[-1]
     assert len(line["test_coco_eval_bbox"]) == len(line["test_coco_eval_masks"]) == 12
     assert line["n_parameters"] == 33_024 + 291_449
     curves = [torch.load(masks / "eval" / f"latest{k}.pth", weights_only=False) for k in ("", "_segm")]
     assert curves[0]["precision"].shape == curves[1]["precision"].shape
     # A mask model's checkpoint serves as a frozen detector as well.
-    again = tmp_path / "again"
-    assert run_main(coco_root, again, "--masks", "--frozen_weights", str(masks / "checkpoint.pth")) == 0
-    alone = tmp_path / "alone"
-    assert run_main(coco_root, alone, "--masks", "--eval", "--resume", str(masks / "checkpoint.pth")) == 0
+    assert run(*words, again, "--masks", "--frozen_weights", masks / "checkpoint.pth") == 0
+    assert run(*words, alone, "--masks", "--eval", "--resume", masks / "checkpoint.pth") == 0
     assert (alone / "eval.pth").exists() and (alone / "eval_segm.pth").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--frozen_weights", "x.pth"], "pass --masks"),
-        (["--masks", "--frozen_weights", "x.pth"], "x.pth"),
-        (["--masks", "--hidden_dim", "64"], "multiple of 128"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(
-    flags: list[str], message: str, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_main(coco_root, tmp_path, *flags) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1

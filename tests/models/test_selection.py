@@ -1,7 +1,5 @@
 """Masks of the queries that are used: the same values, gradients and losses as with all masks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

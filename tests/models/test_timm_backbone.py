@@ -1,22 +1,18 @@
 """Backbones of the timm library: their maps, what trains, their weights, refusals, and whole runs."""
 
-from __future__ import annotations
-
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import export
 import main
 from models.backbone import Backbone
 from tests import helpers
-from tests.helpers import ROOT, assert_equal, assert_one_line, load
+from tests.helpers import Refused, assert_equal, assert_one_line, load, python
 from tests.reference.settings import build
 from tests.reference.streams import fill_state
 from util.errors import UserError
@@ -44,16 +40,6 @@ def backbone(name: str, masks: bool = True, train: bool = True, **options: Any) 
 def batch(*sizes: tuple[int, int]) -> Any:
     torch.manual_seed(0)
     return nested_tensor_from_tensor_list([torch.randn(3, height, width) for height, width in sizes])
-
-
-@pytest.fixture(scope="module")
-def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torchvision's whole ResNet-18, with ordinary norms, filled; timm's has the same names."""
-    network = torchvision.models.resnet18()
-    fill_state(network, 3)
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 # --- Feature maps --------------------------------------------------------------------------------------
@@ -192,33 +178,6 @@ def test_all_trains_or_nothing(name: str, options: dict[str, Any], trains: bool)
     assert {p.requires_grad for p in backbone(name, **options).parameters()} == {trains}
 
 
-def test_with_batch_norms_stem_and_first_stage_are_frozen() -> None:
-    module = backbone(RESNET)
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    early = {
-        name
-        for name, _ in module.named_parameters()
-        if name.startswith(("body.model.conv1", "body.model.layer1"))
-    }
-    assert frozen == early and early
-
-
-def test_frozen_norms_are_constants() -> None:
-    module = backbone(RESNET).train()
-    before = {name: value.clone() for name, value in module.named_buffers()}
-    module(batch((64, 64)))["3"].tensors.sum().backward()
-    assert_equal(dict(module.named_buffers()), before)
-    assert "body.model.bn1.weight" in before or "body.model.layer1.0.bn1.weight" in before
-    assert not [name for name, _ in module.named_parameters() if ".bn" in name]
-
-
-def test_backbone_norm_batch_moves_the_statistics() -> None:
-    module = backbone(RESNET, norm="batch").train()
-    before = module.body.model.layer1[0].bn1.running_mean.clone()
-    module(batch((64, 64)))
-    assert not torch.equal(before, module.body.model.layer1[0].bn1.running_mean)
-
-
 # --- Weights -------------------------------------------------------------------------------------------
 
 
@@ -287,14 +246,8 @@ def test_other_ranks_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failed_download_says_how_to_go_on(tmp_path: Path, coco_root: Path) -> None:
     """In a process of its own, as Hugging Face's client reads its settings once."""
     words = [*TINY.split(), "--backbone", "timm/convnext_atto", "--backbone_weights", "imagenet"]
-    ended = subprocess.run(
-        [sys.executable, "main.py", *words, "--coco_path", str(coco_root)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-    )
+    env = {"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    ended = python("main.py", *words, "--coco_path", coco_root, env=env)
     (line,) = ended.stderr.strip().splitlines()
     assert ended.returncode == 2 and line.startswith("error: weights of timm/convnext_atto")
     assert "--backbone_weights PATH" in line and "none" in line
@@ -322,18 +275,16 @@ def test_a_failed_download_says_how_to_go_on(tmp_path: Path, coco_root: Path) ->
     ],
 )
 def test_what_does_not_fit_is_refused(
-    words: str, fragments: tuple[str, ...], coco_root: Path, capsys: pytest.CaptureFixture[str]
+    words: str, fragments: tuple[str, ...], coco_root: Path, refused: Refused
 ) -> None:
-    assert run("--coco_path", coco_root, *words.split()) == 2
-    assert_one_line(capsys, *fragments)
+    refused(["--coco_path", coco_root, *words.split()], *fragments, run=run)
 
 
 def test_a_missing_timm_is_named_with_the_command_that_installs_it(
-    coco_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert run("--coco_path", coco_root, "--backbone", "timm/resnet18") == 2
-    assert_one_line(capsys, "pip install timm")
+    refused(["--coco_path", coco_root, "--backbone", "timm/resnet18"], "pip install timm", run=run)
 
 
 def test_torchvisions_resnets_need_no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,17 +321,6 @@ def test_runs_are_saved_resumed_and_used(name: str, masks: bool, coco_root: Path
     assert (found.masks is not None and found.masks.shape == (10, 64, 90)) if masks else found.masks is None
     evaluated = ["--eval", "--resume", tmp_path / "whole" / "checkpoint.pth"]
     assert run(*flags, *evaluated) == 0
-
-
-def test_a_mask_head_goes_on_a_trained_detector(coco_root: Path, tmp_path: Path) -> None:
-    """`--frozen_weights` takes the checkpoint of boxes: names of the backbone do not depend on masks."""
-    flags = ["--backbone", f"timm/{CONVNEXT}", "--coco_path", coco_root, "--epochs", 1]
-    wide = ["--hidden_dim", 128, "--nheads", 8]
-    assert run(*flags, *wide, "--output_dir", tmp_path / "boxes") == 0
-    boxes = tmp_path / "boxes" / "checkpoint.pth"
-    assert run(*flags, *MASKS.split(), "--frozen_weights", boxes, "--output_dir", tmp_path / "masks") == 0
-    before, after = load(boxes)["model"], load(tmp_path / "masks" / "checkpoint.pth")["model"]
-    assert_equal({name: after[f"detr.{name}"] for name in before}, before)
 
 
 # --- Export --------------------------------------------------------------------------------------------

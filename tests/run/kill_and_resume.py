@@ -9,8 +9,6 @@ A run that is over before it was killed often enough is compared, and another on
 if weights, optimizer and log.txt are equal bit for bit, 1 if anything differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

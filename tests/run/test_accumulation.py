@@ -1,7 +1,5 @@
 """One step's losses and gradient, however its images are spread over batches and processes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,15 +9,13 @@ from torch import Tensor, nn
 
 from engine import train_one_epoch
 from models.query_groups import QueryGroups
+from tests.helpers import TINY_MODEL
 from tests.ranks import ranks
 from tests.reference.settings import build
 from util.distributed import get_rank, get_world_size, is_dist_avail_and_initialized
 from util.nested_tensor import nested_tensor_from_tensor_list
 
-FLAGS = (
-    "--backbone resnet18 --hidden_dim 32 --nheads 4 --dim_feedforward 64 --enc_layers 1 --dec_layers 2"
-    " --num_queries 6 --num_classes 5 --dropout 0"
-)
+FLAGS = f"{TINY_MODEL} --num_queries 6 --num_classes 5 --dropout 0"
 OBJECTS = (1, 4, 0, 2)  # in each image: every way to split them gives parts of other sizes
 HEIGHT, WIDTH = 64, 96  # of all images: no batch is padded
 
@@ -130,14 +126,7 @@ def test_batches_that_do_not_fill_a_step_are_dropped() -> None:
     ]
     seen: list[int] = []
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    train_one_epoch(
-        model,
-        criterion,
-        batches[:3],
-        optimizer,
-        torch.device("cpu"),
-        0,
-        accum_steps=2,
-        after_step=lambda step, logger: seen.append(logger.meters["loss"].count),
-    )
+    count = lambda step, logger: seen.append(logger.meters["loss"].count)  # noqa: E731
+    words = (model, criterion, batches[:3], optimizer, torch.device("cpu"), 0)
+    train_one_epoch(*words, accum_steps=2, after_step=count)
     assert seen == [2]

@@ -1,14 +1,11 @@
 """Damaged checkpoints, full disks and folders that cannot be written: a clear message, and nothing lost."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import ROOT, assert_one_line, load, read_log, run
+from tests.helpers import load, python, read_log, run
 from tests.run.kill_and_resume import COMPARED, equal
 from util.checkpoint_file import load_checkpoint, save_checkpoint
 from util.errors import UserError
@@ -71,22 +68,16 @@ DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_nothing_is_touched(
-    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
+def test_a_damaged_file_is_named_and_nothing_is_touched(coco_root, finished, tmp_path, refused, damage):
     path, marker = tmp_path / "broken.pth", tmp_path / "marker"
     path.write_bytes(DAMAGES[damage]((finished / "checkpoint.pth").read_bytes(), marker))
-    capsys.readouterr()
-    assert start(coco_root, tmp_path / "run", "--resume", path, "--epochs", 3) == 2
-    assert_one_line(capsys, str(path))
+    refused([coco_root, tmp_path / "run", "--resume", path, "--epochs", 3], str(path), run=start)
     assert not marker.exists(), "code has run"
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_auto_goes_on_from_the_version_before_a_damaged_one(
-    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
+def test_auto_goes_on_from_the_version_before_a_damaged_one(coco_root, finished, tmp_path, capsys, damage):
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(finished, folder)
     newest = folder / "checkpoint.pth"
@@ -103,9 +94,7 @@ def test_auto_goes_on_from_the_version_before_a_damaged_one(
     assert (folder / "checkpoint.damaged.pth").read_bytes() == broken
 
 
-def test_auto_refuses_where_every_version_is_damaged(
-    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_refuses_where_every_version_is_damaged(coco_root, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for name in ("checkpoint.pth", "checkpoint.1.pth"):
@@ -117,7 +106,7 @@ def test_auto_refuses_where_every_version_is_damaged(
     assert (folder / "log.txt").read_bytes() == log
 
 
-def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path):
     path, expected = (
         tmp_path / "small.pth",
         {"model": {"w": torch.randn(40, 8)}, "epoch": 3, "note": "x" * 99},
@@ -206,24 +195,26 @@ ENTRIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_training_does_not_go_on_from_an_entry_of_another_form(
-    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_training_does_not_go_on_from_an_entry_of_another_form(coco_root, finished, tmp_path, refused, name):
     edit, message = ENTRIES[name]
     checkpoint = load(finished / "checkpoint.pth")
     edit(checkpoint)
     path = tmp_path / "other.pth"
     torch.save(checkpoint, path)
-    capsys.readouterr()
-    assert start(coco_root, tmp_path / "run", "--resume", path, "--epochs", 3) == 2
-    assert_one_line(capsys, f"--resume {path}: ", message, "--finetune")
+    refused(
+        [coco_root, tmp_path / "run", "--resume", path, "--epochs", 3],
+        f"--resume {path}: ",
+        message,
+        "--finetune",
+        run=start,
+    )
     assert not (tmp_path / "run" / "log.txt").exists()
 
 
 @pytest.mark.parametrize("how", ["--resume", "--finetune"])
 def test_entries_of_another_form_are_none_where_they_are_not_needed(
-    coco_root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
-) -> None:
+    coco_root, finished, tmp_path, capsys, how
+):
     checkpoint = load(finished / "checkpoint.pth")
     for number, categories in enumerate((["bolt", "nut"], [{"id": 1, "name": "bolt"}], {"bolt": 1}, 5)):
         path = tmp_path / f"{number}.pth"
@@ -234,12 +225,8 @@ def test_entries_of_another_form_are_none_where_they_are_not_needed(
 
 
 def test_auto_does_not_take_a_denied_file_for_a_damaged_one(
-    coco_root: Path,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    coco_root, finished, tmp_path, monkeypatch, refused
+):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     newest = folder / "checkpoint.pth"
@@ -250,10 +237,13 @@ def test_auto_does_not_take_a_denied_file_for_a_damaged_one(
         return open(path, *more)
 
     monkeypatch.setattr("util.checkpoint_file.open", deny, raising=False)  # a mode binds no root
-    capsys.readouterr()
     for resume, advice in ((newest, ""), ("auto", "move it away")):
-        assert start(coco_root, folder, "--resume", resume, "--epochs", 3) == 2
-        assert_one_line(capsys, f"{newest}: cannot be read (Permission denied)", advice)
+        refused(
+            [coco_root, folder, "--resume", resume, "--epochs", 3],
+            f"{newest}: cannot be read (Permission denied)",
+            advice,
+            run=start,
+        )
     assert not (folder / "checkpoint.damaged.pth").exists()
 
 
@@ -280,14 +270,16 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_run_that_filled_its_disk_goes_on_when_there_is_room(
-    coco_root: Path, finished: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_filled_its_disk_goes_on_when_there_is_room(coco_root, finished, disk, refused):
     size = (finished / "checkpoint.pth").stat().st_size
     folder = disk(f"size={int(1.5 * size) // 1024}k")
-    capsys.readouterr()
-    assert start(coco_root, folder, "--epochs", 2) == 2
-    assert_one_line(capsys, str(folder / "checkpoint.pth"), "No space left on device", "is kept")
+    refused(
+        [coco_root, folder, "--epochs", 2],
+        str(folder / "checkpoint.pth"),
+        "No space left on device",
+        "is kept",
+        run=start,
+    )
     kept = load(folder / "checkpoint.pth")
     assert (kept["epoch"], kept["step"]) == (-1, 3)
     assert not list(folder.rglob("*.part"))
@@ -299,42 +291,25 @@ def test_a_run_that_filled_its_disk_goes_on_when_there_is_room(
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
-def test_a_disk_too_small_for_an_exported_model(
-    finished: Path, disk: Callable[[str], Path], kind: str
-) -> None:
+def test_a_disk_too_small_for_an_exported_model(finished, disk, kind):
     """As typed, since torch's own writer would end the process."""
     path = disk("size=512k") / "model.pt2"
-    words = ["--resume", str(finished / "checkpoint.pth"), "--format", kind, "--output", str(path)]
-    done = subprocess.run(
-        [sys.executable, "export.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    words = ["--resume", finished / "checkpoint.pth", "--format", kind, "--output", path]
+    done = python("export.py", *words)
     (line,) = done.stderr.splitlines()
     assert line == f"error: --output {path}: cannot be written (No space left on device)"
     assert done.returncode == 2 and not list(path.parent.iterdir())
 
 
-def test_a_disk_that_is_read_only(
-    coco_root: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_is_read_only(coco_root, disk, refused):
     folder = disk("size=1m,ro")
     for place in (folder, folder / "new"):
-        capsys.readouterr()
-        assert start(coco_root, place, "--epochs", 1) == 2
-        assert_one_line(capsys, f"--output_dir {place}")
+        refused([coco_root, place, "--epochs", 1], f"--output_dir {place}", run=start)
 
 
-def test_a_folder_below_a_file(
-    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_below_a_file(coco_root, tmp_path, monkeypatch, refused):
     monkeypatch.setattr("engine.train_one_epoch", lambda *_, **__: pytest.fail("trained all the same"))
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         for resume in ([], ["--resume", "auto"]):
-            capsys.readouterr()
-            assert start(coco_root, place, "--epochs", 1, *resume) == 2
-            assert_one_line(capsys, f"--output_dir {place}")
+            refused([coco_root, place, "--epochs", 1, *resume], f"--output_dir {place}", run=start)

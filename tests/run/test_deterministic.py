@@ -1,7 +1,5 @@
 """--deterministic and --tf32: what they set, once and for all of a run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +8,8 @@ import pytest
 import torch
 
 from run.summary import describe
-from tests.helpers import assert_equal, load, read_log, run
+from tests.helpers import assert_equal, load, python, read_log, run
+from tests.reference.settings import parse
 from util.machine import make_deterministic, set_tf32
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -78,12 +77,8 @@ def test_tf32_is_chosen_for_both_kinds_of_products(choice: str) -> None:
 
 def test_the_default_is_torchs_own() -> None:
     """Settings in a fresh process: what the published code gets today."""
-    import subprocess
-    import sys
-
     code = "import torch; print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == [str(value) for value in TF32["default"]]
+    assert python("-c", code, check=True).stdout.split() == [str(value) for value in TF32["default"]]
 
 
 def test_main_sets_it(coco_root: Path) -> None:
@@ -94,12 +89,14 @@ def test_main_sets_it(coco_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "words"),
-    [("cpu", "computes in  float32\n"), ("cuda", "computes in  float32; TF32 in convolutions\n")],
+    ("flags", "device", "words"),
+    [
+        ("", "cpu", "computes in  float32\n"),
+        ("", "cuda", "computes in  float32; TF32 in convolutions\n"),
+        ("--amp bf16", "cpu", "computes in  bfloat16, heads and losses in float32\n"),
+    ],
 )
-def test_a_run_says_whether_it_uses_tf32(device: str, words: str) -> None:
-    from tests.reference.settings import parse
-
-    args = parse("--eval --num_classes 3")
+def test_a_run_says_in_what_it_computes(flags: str, device: str, words: str) -> None:
+    args = parse(f"--eval --num_classes 3 {flags}")
     args.device = device
     assert words in describe(args, torch.nn.Linear(1, 1), [], {}, range(0))

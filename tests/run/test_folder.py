@@ -1,7 +1,5 @@
 """Two training runs in one folder: the second waits for the first to end, and then gives up."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from run.records import alone_in
-from tests.helpers import ROOT, assert_one_line, files, run
+from tests.helpers import ROOT, Refused, files, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
 
@@ -33,15 +31,17 @@ def other_run(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_run_is_refused_and_changes_nothing(
-    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr("run.records.WAIT_SECONDS", 0)
     (tmp_path / "log.txt").write_text("of the first run")
     before = files(tmp_path)
     first = other_run(tmp_path)
     try:
-        assert run("--coco_path", coco_root, "--epochs", 1, "--output_dir", tmp_path) == 2
-        assert_one_line(capsys, f"--output_dir {tmp_path}: another run writes there")
+        refused(
+            ["--coco_path", coco_root, "--epochs", 1, "--output_dir", tmp_path],
+            f"--output_dir {tmp_path}: another run writes there",
+        )
         assert files(tmp_path) == before
     finally:
         first.kill()

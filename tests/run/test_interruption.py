@@ -1,7 +1,5 @@
 """Signals are noted at once, obeyed later, and handed on to whoever listened before."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

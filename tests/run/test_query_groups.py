@@ -1,7 +1,5 @@
 """--query_groups in whole runs: what a checkpoint holds, exact resume, evaluation, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 
 from inference.trained import load_trained
 from models import build_model
-from tests.helpers import Prepared, assert_equal, assert_one_line, load, read_log, run, trained_flags
+from tests.helpers import Prepared, Refused, assert_equal, load, read_log, run, trained_flags
 
 K = 3
 
@@ -36,17 +34,6 @@ def test_a_checkpoint_holds_them_beside_the_model(trained: Path, grouped: Path) 
     assert sizes == [len(plain["optimizer"]["param_groups"][0]["params"]) + 1, sizes[1]]
     assert read_log(grouped)[-1].keys() >= read_log(trained)[-1].keys()
     assert read_log(grouped)[-1]["n_parameters"] == read_log(trained)[-1]["n_parameters"]
-
-
-def test_a_resumed_run_ends_as_if_it_had_been_left_alone(
-    prepared: Prepared, grouped: Path, tmp_path: Path
-) -> None:
-    words = [*trained_flags(prepared), "--output_dir", tmp_path, "--query_groups", K, "--ema", 0.8]
-    assert run(*words, "--resume", prepared.start, "--epochs", 1) == 0
-    assert run(*words, "--resume", "auto", "--epochs", 3) == 0
-    one, other = load(tmp_path / "checkpoint.pth"), load(grouped / "checkpoint.pth")
-    for key in ("model", "query_groups", "ema", "optimizer", "lr_scheduler"):
-        assert_equal(one[key], other[key])
 
 
 def test_evaluation_knows_nothing_of_them(prepared: Prepared, grouped: Path, tmp_path: Path) -> None:
@@ -74,15 +61,12 @@ def test_what_uses_a_checkpoint_knows_nothing_of_them(grouped: Path, tmp_path: P
 
 
 def test_another_number_of_them_is_refused(
-    prepared: Prepared, trained: Path, grouped: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Prepared, trained: Path, grouped: Path, refused: Refused
 ) -> None:
     words = [*trained_flags(prepared), "--epochs", 4, "--resume"]
     for folder, now, before in ((grouped, 1, K), (grouped, 2, K), (trained, 2, 1)):
-        assert run(*words, folder / "checkpoint.pth", "--query_groups", now) == 2
-        assert_one_line(capsys, "checkpoint.pth: it was trained with --query_groups", f"{before}, not {now}")
-
-
-def test_a_frozen_detector_has_none(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--masks", "--frozen_weights", prepared.start, "--query_groups", 2]
-    assert run("--coco_path", prepared.root, *words) == 2
-    assert_one_line(capsys, "--query_groups trains a detector, and --frozen_weights freezes it")
+        refused(
+            [*words, folder / "checkpoint.pth", "--query_groups", now],
+            "checkpoint.pth: it was trained with --query_groups",
+            f"{before}, not {now}",
+        )

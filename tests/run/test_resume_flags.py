@@ -1,7 +1,5 @@
 """A killed run goes on exactly with each of the flags that change how it computes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import util.amp
 from tests.helpers import load, read_log
 from tests.run.kill_and_resume import COMPARED, equal
-from tests.run.test_resume import Killed, after_step, kill, start
+from tests.run.test_resume import after_step, kill, kill_it, start
 
 EPOCHS = 2
 SETTINGS = {
@@ -21,6 +19,7 @@ SETTINGS = {
     "fp16": "--amp fp16",
     "averaged": "--ema 0.9",
     "recomputed": "--grad_checkpoint",
+    "groups of queries": "--query_groups 3 --ema 0.9",
     "grouped": "--group_by_aspect",
     "deterministic": "--deterministic",
     "all at once": "--amp bf16 --ema 0.9 --grad_checkpoint --group_by_aspect --deterministic",
@@ -45,14 +44,11 @@ def assert_goes_on_exactly(root: Path, folder: Path, monkeypatch: pytest.MonkeyP
     words = [*flags, "--epochs", EPOCHS, "--no_report"]
     assert start(root, folder / "whole", *words) == 0
     for epoch in range(EPOCHS):
-        with monkeypatch.context() as patch:
-            after_step(epoch, 3, kill)(patch)
-            with pytest.raises(Killed):
-                start(root, folder / "killed", *words)
+        kill_it(monkeypatch, after_step(epoch, 3, kill), root, folder / "killed", *words)
     assert start(root, folder / "killed", *words) == 0
     whole, killed = (load(folder / name / "checkpoint.pth") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
-    for key in {*COMPARED, "scaler", "ema", "ema_updates"} & whole.keys():
+    for key in {*COMPARED, "scaler", "ema", "ema_updates", "query_groups"} & whole.keys():
         assert equal(whole[key], killed[key]), key
     assert read_log(folder / "whole") == read_log(folder / "killed")
     return whole
@@ -79,9 +75,6 @@ def test_other_groups_start_the_interrupted_epoch_anew(
 ) -> None:
     """Its batches are not those of the checkpoint."""
     words = ["--epochs", 1, "--no_report"]
-    with monkeypatch.context() as patch:
-        after_step(0, 3, kill)(patch)
-        with pytest.raises(Killed):
-            start(coco_root, tmp_path, *words)
+    kill_it(monkeypatch, after_step(0, 3, kill), coco_root, tmp_path, *words)
     assert start(coco_root, tmp_path, *words, "--group_by_aspect") == 0
     assert "other batches" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """When a run saves itself, and the files that it keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,18 +51,18 @@ def steps_saved(folder: Path, run: Saver, steps: int, advance: Callable[[], None
     return found
 
 
-def test_saves_every_so_many_steps(tmp_path: Path) -> None:
+def test_saves_every_so_many_steps(tmp_path):
     assert steps_saved(tmp_path, saver(tmp_path, every_steps=3), 7) == [(3, 3), (3, 6)]
 
 
-def test_saves_every_so_many_minutes(tmp_path: Path, clock: Clock) -> None:
+def test_saves_every_so_many_minutes(tmp_path, clock):
     def half_a_minute() -> None:
         clock.now += 30
 
     assert steps_saved(tmp_path, saver(tmp_path, every_minutes=1), 5, half_a_minute) == [(3, 2), (3, 4)]
 
 
-def test_any_save_starts_the_minutes_anew(tmp_path: Path, clock: Clock) -> None:
+def test_any_save_starts_the_minutes_anew(tmp_path, clock):
     run = saver(tmp_path, every_minutes=1)
     clock.now += 59
     run.save(3)
@@ -75,16 +73,14 @@ def test_any_save_starts_the_minutes_anew(tmp_path: Path, clock: Clock) -> None:
     assert steps_saved(tmp_path, run, 1) == [(3, 1)]
 
 
-def test_zero_means_never_inside_an_epoch(tmp_path: Path, clock: Clock) -> None:
+def test_zero_means_never_inside_an_epoch(tmp_path, clock):
     def a_day() -> None:
         clock.now += 86400
 
     assert steps_saved(tmp_path, saver(tmp_path), 5, a_day) == []
 
 
-def test_without_a_folder_nothing_is_written_and_a_signal_still_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_folder_nothing_is_written_and_a_signal_still_ends(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = saver(None, every_steps=1)
     run.inside_epoch(0)(1, MetricLogger())
@@ -95,7 +91,7 @@ def test_without_a_folder_nothing_is_written_and_a_signal_still_ends(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_is_obeyed_after_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_obeyed_after_the_saving(tmp_path, monkeypatch):
     run = saver(tmp_path)
     seen = []
 
@@ -110,7 +106,7 @@ def test_a_signal_is_obeyed_after_the_saving(tmp_path: Path, monkeypatch: pytest
     assert seen == [(10, True)]
 
 
-def test_meters_and_random_numbers_of_the_process_are_in_the_checkpoint(tmp_path: Path) -> None:
+def test_meters_and_random_numbers_of_the_process_are_in_the_checkpoint(tmp_path):
     logger = MetricLogger()
     logger.update(loss=2.5)
     run = saver(tmp_path, every_steps=1)
@@ -139,7 +135,7 @@ def versions(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 12])
-def test_that_many_earlier_versions_are_kept(tmp_path: Path, keep: int) -> None:
+def test_that_many_earlier_versions_are_kept(tmp_path, keep):
     for number in range(15):
         save(tmp_path, number, keep)
     assert versions(tmp_path) == [float(14 - i) for i in range(keep + 1)]
@@ -147,16 +143,14 @@ def test_that_many_earlier_versions_are_kept(tmp_path: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize("fewer", [0, 1])
-def test_keeping_fewer_removes_the_others(tmp_path: Path, fewer: int) -> None:
+def test_keeping_fewer_removes_the_others(tmp_path, fewer):
     for number in range(5):
         save(tmp_path, number, 3)
     save(tmp_path, 5, fewer)
     assert versions(tmp_path) == [5.0, 4.0][: fewer + 1]
 
 
-def test_an_interruption_from_the_keyboard_is_no_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_from_the_keyboard_is_no_full_disk(tmp_path, monkeypatch):
     save(tmp_path, 1, keep=0)
 
     def interrupted(*_: Any) -> None:
@@ -171,7 +165,7 @@ def test_an_interruption_from_the_keyboard_is_no_full_disk(
     assert versions(tmp_path) == [1]
 
 
-def test_a_copy_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_copy_stays_what_it_was(tmp_path):
     """Copies share the file's bytes on disk: nothing may ever be written into them."""
     run = saver(tmp_path, keep=1)
     run.save(0)
@@ -185,7 +179,7 @@ def test_a_copy_stays_what_it_was(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoint_best.pth", weights_only=True)["epoch"] == 3
 
 
-def test_a_copy_made_twice_leaves_no_temporary_file(tmp_path: Path) -> None:
+def test_a_copy_made_twice_leaves_no_temporary_file(tmp_path):
     run = saver(tmp_path)
     run.save(0)
     for _ in range(2):
@@ -193,7 +187,7 @@ def test_a_copy_made_twice_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth", "checkpoint_best.pth"]
 
 
-def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_links_gets_copies(tmp_path, monkeypatch):
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -203,7 +197,7 @@ def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.Mo
     assert versions(tmp_path) == [2.0, 1.0]
 
 
-def test_a_kill_between_rotation_and_replacement_costs_no_version(tmp_path: Path) -> None:
+def test_a_kill_between_rotation_and_replacement_costs_no_version(tmp_path):
     for number in range(3):
         save(tmp_path, number, 2)
     keep_predecessors(tmp_path / "checkpoint.pth", 2)  # ... and killed
@@ -212,9 +206,7 @@ def test_a_kill_between_rotation_and_replacement_costs_no_version(tmp_path: Path
     assert versions(tmp_path) == [3.0, 2.0, 1.0]
 
 
-def test_at_every_moment_of_saving_the_newest_version_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_every_moment_of_saving_the_newest_version_has_its_name(tmp_path, monkeypatch):
     import os
     from pathlib import Path as AnyPath
 
@@ -244,14 +236,12 @@ def test_at_every_moment_of_saving_the_newest_version_has_its_name(
 # --- The newest whole one ------------------------------------------------------------------------------
 
 
-def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+def test_no_checkpoint_at_all(tmp_path):
     assert newest_whole(tmp_path) is None
     assert newest_whole(tmp_path / "absent") is None
 
 
-def test_a_damaged_one_is_named_and_the_one_before_it_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path, capsys):
     for number in range(4):
         save(tmp_path, number, 3)
     for name in ("checkpoint.pth", "checkpoint.1.pth"):
@@ -266,7 +256,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     ] == [True, True]
 
 
-def test_the_rotation_never_drops_the_only_whole_version(tmp_path: Path) -> None:
+def test_the_rotation_never_drops_the_only_whole_version(tmp_path):
     save(tmp_path, 0, 1)
     save(tmp_path, 1, 1)
     (tmp_path / "checkpoint.pth").write_bytes(b"damaged")
@@ -277,7 +267,7 @@ def test_the_rotation_never_drops_the_only_whole_version(tmp_path: Path) -> None
     assert versions(tmp_path) == [2.0, 0.0]
 
 
-def test_making_the_newest_the_newest_changes_nothing(tmp_path: Path) -> None:
+def test_making_the_newest_the_newest_changes_nothing(tmp_path):
     save(tmp_path, 0, 1)
     make_newest(tmp_path / "checkpoint.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]

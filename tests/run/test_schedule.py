@@ -1,7 +1,5 @@
 """Learning rates that a resumed run goes on with, and those that it is given anew."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -4,8 +4,6 @@ There is never an assertion on a device, a traceback, or a loss without objects.
 first step; pictures whose end is missing, and panoptic PNGs, by the step that meets them.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

@@ -1,12 +1,10 @@
 """TensorBoard's files, read back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import Prepared, assert_one_line, read_log, run
+from tests.helpers import Prepared, read_log, run
 
 
 def test_scalars_are_those_of_the_log(prepared: Prepared, tmp_path: Path) -> None:
@@ -26,8 +24,3 @@ def test_scalars_are_those_of_the_log(prepared: Prepared, tmp_path: Path) -> Non
         assert [scalar.value for scalar in scalars] == pytest.approx([line[key] for line in log], rel=1e-5)
     precision = [scalar.value for scalar in events.Scalars("test/bbox_AP50")]
     assert precision == pytest.approx([line["test_coco_eval_bbox"][1] for line in log], rel=1e-5)
-
-
-def test_it_needs_a_folder(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--coco_path", coco_root, "--batch_size", 2, "--tensorboard") == 2
-    assert_one_line(capsys, "--tensorboard", "--output_dir")

@@ -1,7 +1,5 @@
 """What a run does to the things it is given: the flags, and the checkpoint that it starts from."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import weakref
