@@ -1,15 +1,5 @@
 """A headless Chromium for tests that look at pages as a user does.
 
-    @pytest.fixture(scope="module")
-    def browser() -> Iterator[Browser]:
-        with chromium() as opened:
-            yield opened
-
-    def test_page(browser: Browser, page_file: Path) -> None:
-        with visit(browser, page_file.as_uri()) as seen:
-            assert seen.page.title() == "..."
-        assert seen.errors == [] and seen.requests == []
-
 The browser and its driver cannot be opened twice at a time: no fixture of a wider scope than a module's.
 """
 
@@ -81,6 +71,13 @@ class Visit:
         """Images that are loaded and have no pixels."""
         broken = "() => [...document.images].filter(i => i.complete && !i.naturalWidth).length"
         return int(self.page.evaluate(broken))
+
+    def assert_sound(self) -> None:
+        """Nothing failed, was fetched, is broken, or is wider than the window."""
+        assert self.errors == []
+        assert self.requests == []
+        assert self.broken_images() == 0
+        assert self.overflow() == 0
 
 
 @contextlib.contextmanager

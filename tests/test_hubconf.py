@@ -11,9 +11,10 @@ import torch
 
 import hubconf
 from models.postprocess import PostProcess
-from tests.file_server import forbid_network, url_without_server
+from tests.file_server import forbid_network
 from util.checkpoint_file import load_checkpoint
 from util.errors import UserError
+from util.hub_models import HUB_MODELS
 from util.nested_tensor import NestedTensor
 
 ROOT = Path(hubconf.__file__).resolve().parent
@@ -21,27 +22,13 @@ DETECTION = ("detr_resnet50", "detr_resnet50_dc5", "detr_resnet101", "detr_resne
 
 
 @pytest.fixture
-def no_network(monkeypatch):
-    forbid_network(monkeypatch)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """torch.hub's cache of checkpoints, empty."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
-@pytest.fixture
 def small(monkeypatch):
-    """The entry points give R18 with one layer each in place of large ones, and note what was asked for."""
+    """The entry points give R18's first stage and one layer each, and note what was asked for."""
     asked = []
 
     def backbone(name, **options):
         asked.append((name, options))
-        return Backbone("resnet18", **{**options, "dilation": False})
+        return Backbone("resnet18", **{**options, "dilation": False, "stages": 1})
 
     def transformer(**options):
         return Transformer(**options, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=32)
@@ -171,44 +158,40 @@ def test_a_package_of_another_project_is_named(monkeypatch, name, place, known):
 # --- Weights ------------------------------------------------------------------------------------------
 
 
-def test_without_a_network_the_message_names_the_url_and_the_cache(small, cache, monkeypatch):
-    server = url_without_server()
-    monkeypatch.setattr(hubconf, "PUBLISHED", f"{server}/detr/")
-    monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(UserError, match=f"{server}/detr/detr-r50-e632da11.pth: .*{cache}"):
-        hubconf.detr_resnet50(pretrained=True)
+FILES = {
+    "detr_resnet50": "detr-r50-e632da11.pth",
+    "detr_resnet50_dc5": "detr-r50-dc5-f0fb7ef5.pth",
+    "detr_resnet101": "detr-r101-2c7b67e5.pth",
+    "detr_resnet101_dc5": "detr-r101-dc5-a2e86def.pth",
+    "detr_resnet50_panoptic": "detr-r50-panoptic-00ce5173.pth",
+    "detr_resnet50_dc5_panoptic": "detr-r50-dc5-panoptic-da08f1b1.pth",
+    "detr_resnet101_panoptic": "detr-r101-panoptic-40021d53.pth",
+}
 
 
-def test_a_file_in_the_cache_that_is_not_the_published_one_is_refused(small, cache, no_network):
-    torch.save({"model": {}}, cache / "detr-r50-e632da11.pth")
-    with pytest.raises(UserError, match=r"detr-r50-e632da11\.pth: its hash is not the one in its name"):
-        hubconf.detr_resnet50(pretrained=True)
-
-
-@pytest.mark.parametrize("name", DETECTION)
-def test_pretrained_weights_come_from_the_cache_and_nothing_else_is_fetched(
-    small, cache, monkeypatch, name, no_network
-):
-    """The published files cannot be had here: one of our own takes their place, under its own hash."""
-    stored = getattr(hubconf, name)(pretrained_backbone=False)
-    path = cache / "stored.pth"
-    torch.save({"model": stored.state_dict()}, path)
-    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    path.rename(cache / f"ours-{digits}.pth")
-    urls = []
-
+@pytest.mark.parametrize("name", FILES)
+def test_each_entry_point_has_its_published_file(monkeypatch, name):
     def load(url):
-        urls.append(url)
-        return load_checkpoint(f"https://host.invalid/ours-{digits}.pth")
+        raise UserError(f"asked for {url}")
 
     monkeypatch.setattr(hubconf, "load_checkpoint", load)
-    model = getattr(hubconf, name)(pretrained=True)
+    url = f"https://dl.fbaipublicfiles.com/detr/{FILES[name]}"
+    with torch.device("meta"), pytest.raises(UserError, match=f"asked for {url}$"):
+        getattr(hubconf, name)(pretrained=True)
+    assert HUB_MODELS[name].file == FILES[name]
+
+
+def test_pretrained_weights_come_from_the_cache_and_nothing_else_is_fetched(
+    small, hub_cache, monkeypatch, no_network
+):
+    """The published files cannot be had here: one of our own takes their place, under its own hash."""
+    stored = hubconf.detr_resnet50(pretrained_backbone=False)
+    path = hub_cache / "stored.pth"
+    torch.save({"model": stored.state_dict()}, path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    path.rename(hub_cache / f"ours-{digits}.pth")
+    ours = f"https://host.invalid/ours-{digits}.pth"
+    monkeypatch.setattr(hubconf, "load_checkpoint", lambda url: load_checkpoint(ours))
+    model = hubconf.detr_resnet50(pretrained=True)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in stored.state_dict().items())
-    published = {
-        "detr_resnet50": "detr-r50-e632da11.pth",
-        "detr_resnet50_dc5": "detr-r50-dc5-f0fb7ef5.pth",
-        "detr_resnet101": "detr-r101-2c7b67e5.pth",
-        "detr_resnet101_dc5": "detr-r101-dc5-a2e86def.pth",
-    }
-    assert urls == [f"https://dl.fbaipublicfiles.com/detr/{published[name]}"]
     assert small[-1][1]["weights"] == "none"

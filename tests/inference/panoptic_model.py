@@ -1,7 +1,5 @@
 """A checkpoint of a panoptic model that finds something, and pictures to show it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ def decide(model: Any, pictures: Sequence[Tensor]) -> None:
 
 def save_panoptic(path: Path, pictures: Sequence[Path], stuff: Collection[int]) -> Path:
     """Write a checkpoint of a small panoptic model that finds things and stuff in some pictures."""
-    words = f"{SMALL} --dataset_file coco_panoptic --num_classes 20 {SIZES}"
+    words = f"{SMALL} --backbone_stages 3 --dataset_file coco_panoptic --num_classes 20 {SIZES}"
     model = build(words, 0)[0].eval()
     decide(model, [read_picture(picture) for picture in pictures])
     content = {

@@ -1,7 +1,5 @@
 """Sheets of attention: bright where it is high, heads in two rows, places marked; panoptic segments."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

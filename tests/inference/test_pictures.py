@@ -1,7 +1,5 @@
 """A user's pictures: found, read in any format, prepared as evaluation does, damaged ones named."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a model finds: the post-processors' results above the threshold, whatever is asked for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

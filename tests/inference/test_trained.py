@@ -1,32 +1,28 @@
 """Loading trained models: from what main.py saves, from published files, and from bare weights."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-import hubconf
 import main
 from inference import trained
 from inference.architecture import fitting_resnets, settings_from_weights
 from inference.trained import load_trained
 from models.backbone import Backbone
 from models.resnet import RESNETS
-from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY_MODEL
+from tests.helpers import CUSTOM_CATEGORIES, TINY_MODEL
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.mask_model import images
-from tests.reference.registry import STORED_FILE
+from tests.reference.registry import published_state
 from tests.reference.settings import build
 from util.checkpoint_file import load_checkpoint
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS, default_num_classes
 from util.errors import UserError
-from util.hub_models import HUB_MODELS, PUBLISHED
+from util.hub_models import HUB_MODELS
 
 # Flags of small models -> what must be read from the weights alone.
 MODELS = {
@@ -120,34 +116,15 @@ def test_of_resnets_that_look_alike_the_stored_one_is_taken(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", HUB_MODELS)
-def test_the_names_are_the_entry_points_of_torch_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def note(url: str) -> dict:
-        asked.append(url)
-        raise UserError("enough")
-
-    monkeypatch.setattr(hubconf, "load_checkpoint", note)
-    with torch.device("meta"), pytest.raises(UserError, match="enough"):
-        getattr(hubconf, name)(pretrained=True)
-    assert asked == [PUBLISHED + HUB_MODELS[name].file]
-
-
-@pytest.mark.parametrize("name", HUB_MODELS)
 def test_published_weights_give_the_published_settings(name: str) -> None:
-    stored = np.load(STORED_FILE)
-    kind = "hub_panoptic" if name.endswith("panoptic") else "hub"
-    lines = [str(line).split(" ", 1) for line in stored[f"{kind}/{name}/keys"]]
-    shapes = {key: tuple(int(n) for n in shape.strip("()").split(",") if n.strip()) for key, shape in lines}
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    masks = kind == "hub_panoptic"
+    masks = name.endswith("panoptic")
     expected = {
         "backbone": "resnet101" if "101" in name else "resnet50", "backbone_norm": "frozen",
         "backbone_stages": 4, "num_classes": 250 if masks else 91, "num_queries": 100, "hidden_dim": 256,
         "enc_layers": 6, "dec_layers": 6, "dim_feedforward": 2048, "pre_norm": False, "masks": masks,
         "position_embedding": "sine", "dataset_file": "coco_panoptic" if masks else "coco",
     }  # fmt: skip
-    assert settings_from_weights(state, name) == expected | ({"nheads": 8} if masks else {})
+    assert settings_from_weights(published_state(name), name) == expected | ({"nheads": 8} if masks else {})
 
 
 def test_a_name_of_torch_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,22 +235,6 @@ def test_a_backbone_that_nobody_knows_is_refused_unless_it_is_named(tmp_path: Pa
     torch.save({"model": state}, path)
     with pytest.raises(UserError, match="its backbone is none of resnet18, "):
         load_trained(path)
-
-
-# --- What the demo trained -----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("run", ["demo/run", "demo-panoptic/run"])
-def test_the_demo_loads_with_and_without_its_flags(run: str, tmp_path: Path) -> None:
-    path = ROOT / run / "checkpoint.pth"
-    if not path.exists():
-        pytest.skip(f"{run}/checkpoint.pth is not there: `make demo` and `make demo-panoptic` train it")
-    full = load_trained(path)
-    torch.save({"model": full.model.state_dict()}, tmp_path / "bare.pth")
-    bare = load_trained(tmp_path / "bare.pth")
-    assert_same_function(bare.model, full.model)
-    assert ("panoptic" in full.postprocessors) == ("panoptic" in run)
 
 
 def test_averaged_weights_on_request(trained: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ MODELS = {
     "r18": "",
     "two stages of batch norm": "--backbone_stages 2 --backbone_norm batch",
     "r34": "--backbone resnet34 --enc_layers 2 --dec_layers 1",
-    "r50": "--backbone resnet50",
+    "r50": "--backbone resnet50 --backbone_stages 3",
     "r101": "--backbone resnet101 --backbone_stages 3",
     "learned positions": "--position_embedding learned --num_queries 7 --dim_feedforward 40",
     "masks": f"{WIDE} --num_classes 12",

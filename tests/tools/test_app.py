@@ -373,13 +373,8 @@ def served(checkpoint: Path, *words: str) -> Iterator[str]:
         pytest.skip(f"{checkpoint.relative_to(ROOT)} is not there: `make {checkpoint.parts[-3]}` trains it")
     port = str(free_port())
     command = [sys.executable, "-m", "tools.app", "--resume", str(checkpoint), "--device", "cpu"]
-    with subprocess.Popen(
-        [*command, "--port", port, *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    command += ["--port", port, *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -452,13 +447,6 @@ def keep_screenshot(seen: Visit, name: str) -> None:
         seen.page.screenshot(path=Path(folder) / name, full_page=True)
 
 
-def assert_sound(seen: Visit) -> None:
-    assert seen.errors == []
-    assert seen.requests == []
-    assert seen.broken_images() == 0
-    assert seen.overflow() == 0
-
-
 @pytest.mark.slow
 def test_boxes_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     checkpoint = ROOT / "demo" / "run" / "checkpoint.pth"
@@ -505,7 +493,7 @@ def test_boxes_in_a_browser(browser: Browser, tmp_path: Path) -> None:
         number.press_sequentially("0.99", delay=100)  # 0, which the slider does not have, is typed first
         surest = summary(find(look, Choice("boxes", 0.99)), trained.names)
         wait_for_words(seen, f"{surest}\n")
-        assert_sound(seen)
+        seen.assert_sound()
 
 
 def assert_shows(file: bytes, picture: torch.Tensor, folder: Path) -> None:
@@ -540,7 +528,7 @@ def test_panoptic_segments_in_a_browser(browser: Browser, tmp_path: Path) -> Non
         assert model_time(words) == model_time(first)
         name, content = downloaded(seen, "json")
         assert json.loads(content) == circles != []
-        assert_sound(seen)
+        seen.assert_sound()
 
 
 @pytest.mark.slow

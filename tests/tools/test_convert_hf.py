@@ -1,23 +1,18 @@
 """Models for transformers and back: the same tensors, the same function, the same names."""
 
-from __future__ import annotations
-
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from inference.architecture import settings_from_weights
 from inference.trained import load_trained
-from tests.helpers import ROOT, TINY_MODEL, assert_equal, files
-from tests.reference.registry import STORED_FILE
+from tests.helpers import TINY_MODEL, assert_equal, files, python
+from tests.reference.registry import published_state
 from tests.reference.settings import build, parse
 from tests.tools.exchange import MODELS, NAMES, Exported, convert, loaded, model_of, transformers, written
 from tools import hf_config, hf_names
@@ -217,14 +212,7 @@ def test_no_object_is_the_last_class_there_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HUB_MODELS)
 def test_published_models_fill_theirs_exactly(name: str) -> None:
     """By names and shapes of the tensors in the seven published files."""
-    stored = np.load(STORED_FILE)
-    panoptic = name.endswith("panoptic")
-    lines = stored[f"{'hub_panoptic' if panoptic else 'hub'}/{name}/keys"]
-    shapes = dict(str(line).split(" ", 1) for line in lines)
-    state = {
-        key: torch.empty([int(n) for n in re.findall(r"\d+", shape)], device="meta")
-        for key, shape in shapes.items()
-    }
+    state, panoptic = published_state(name), name.endswith("panoptic")
     settings = settings_from_weights(state, name) | {"dilation": "dc5" in name}
     config = hf_config.config_of(parse("", *words_of(settings)), {}, None, [])
     kind = transformers.DetrForSegmentation if panoptic else transformers.DetrForObjectDetection
@@ -297,40 +285,7 @@ def test_the_library_that_has_the_name_of_our_folder_is_not_looked_for(
 ) -> None:
     """transformers believes that our folder is it; what would import and ask it is its Trainer."""
     words = ["to-hf", str(exported.checkpoint), str(tmp_path / "there")]
-    answer = subprocess.run([sys.executable, "-c", WATCHED, *words], cwd=ROOT, capture_output=True, text=True)
+    answer = python("-c", WATCHED, *words)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == "loaded: torch transformers"
     assert files(tmp_path / "there") == files(exported.folder)
-
-
-# --- What the demos trained ----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("run", ["demo/run", "demo-panoptic/run"])
-def test_the_demo_there_and_back(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same figures as the demo's own, from main.py --eval with the flags that are printed."""
-    import main
-
-    path = ROOT / run / "checkpoint.pth"
-    data = ROOT / "data" / "shapes"
-    if not path.exists() or not data.exists():
-        pytest.skip(f"{run}/checkpoint.pth is not there: `make demo` and `make demo-panoptic` train it")
-    assert convert("to-hf", path, tmp_path / "there") == 0
-    assert convert("from-hf", tmp_path / "there", tmp_path / "back.pth") == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "back.pth"))
-    assert before["model"].keys() == after["model"].keys()
-    assert all(torch.equal(after["model"][key], value) for key, value in before["model"].items())
-    assert before["categories"] == after["categories"]
-    words = line.partition("main.py ")[2].partition(" --coco_path")[0].split()
-    if "panoptic" in run:
-        words += ["--coco_panoptic_path", str(data)]
-    words += ["--coco_path", str(data), "--device", "cpu", "--num_workers", "0", "--eval_batch_size", "20"]
-    figures = []
-    for checkpoint in (path, tmp_path / "back.pth"):
-        given = [str(checkpoint) if word == str(tmp_path / "back.pth") else word for word in words]
-        out = tmp_path / checkpoint.stem
-        assert main.run([*given, "--output_dir", str(out)]) == 0
-        figures.append(torch.load(out / "eval.pth", weights_only=False)["precision"])
-    assert (figures[0] == figures[1]).all() and figures[0].max() > 0.5

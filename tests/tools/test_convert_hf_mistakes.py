@@ -1,7 +1,5 @@
 """What cannot be exchanged with transformers: one line says so, and nothing is kept."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from inference.trained import load_trained
-from tests.helpers import assert_one_line, files
+from tests.helpers import files
 from tests.tools.exchange import MODELS, Exported, convert, transformers, written
 from tools import hf_config, hf_models, hf_names
 from util.errors import UserError
@@ -24,22 +22,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.mark.parametrize("direction", ["to-hf", "from-hf"])
-def test_models_that_differ_are_not_kept(
-    direction: str,
-    exported: Exported,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_models_that_differ_are_not_kept(direction, exported, tmp_path, monkeypatch, refused):
     """Keys and values in each other's place: every tensor finds one, of its shape."""
     target = tmp_path / "target"
     monkeypatch.setattr(hf_names, "_PARTS", ("q_proj", "v_proj", "k_proj"))
-    assert convert(direction, exported.checkpoint if direction == "to-hf" else exported.folder, target) == 2
-    assert_one_line(capsys, "target: not written, because both models differ: logits ", "boxes ")
+    refused(
+        [direction, exported.checkpoint if direction == "to-hf" else exported.folder, target],
+        "target: not written, because both models differ: logits ",
+        "boxes ",
+        run=convert,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_difference_that_is_no_number_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_that_is_no_number_is_one(monkeypatch):
     monkeypatch.setattr(hf_models, "differences", lambda *models: {"logits": 0.0, "boxes": float("nan")})
     with pytest.raises(UserError, match="boxes nan"):
         hf_models.checked(torch.nn.Identity(), None, "there")
@@ -55,13 +51,10 @@ OURS_ALONE = {
 
 
 @pytest.mark.parametrize("name", OURS_ALONE)
-def test_what_transformers_has_not_is_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_transformers_has_not_is_refused(name, tmp_path, refused):
     words, message = OURS_ALONE[name]
     _, path = written(tmp_path / "ours.pth", words)
-    assert convert("to-hf", path, tmp_path / "there") == 2
-    assert_one_line(capsys, message)
+    refused(["to-hf", path, tmp_path / "there"], message, run=convert)
     assert [found.name for found in tmp_path.iterdir()] == ["ours.pth"]
 
 
@@ -124,9 +117,7 @@ THEIRS_ALONE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", THEIRS_ALONE)
-def test_what_is_none_of_ours_is_refused(
-    name: str, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_none_of_ours_is_refused(name, exported, tmp_path, capsys):
     edit, message = THEIRS_ALONE[name]
     folder = exported.copied(tmp_path / "there")
     edit(folder)
@@ -137,37 +128,35 @@ def test_what_is_none_of_ours_is_refused(
     assert [found.name for found in tmp_path.iterdir()] == ["there"]
 
 
-def test_a_model_that_is_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert convert("from-hf", tmp_path / "nowhere", tmp_path / "back.pth") == 2
-    assert_one_line(capsys, "nowhere: neither a folder nor a name on the model hub (OWNER/NAME)")
+def test_a_model_that_is_nowhere(tmp_path, monkeypatch, refused):
+    refused(
+        ["from-hf", tmp_path / "nowhere", tmp_path / "back.pth"],
+        "nowhere: neither a folder nor a name on the model hub (OWNER/NAME)",
+        run=convert,
+    )
 
     def unreachable(*words: Any, **more: Any) -> None:
         raise OSError("no connection to the hub\nand a second line")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
-    assert convert("from-hf", "some/model", tmp_path / "back.pth") == 2
-    assert_one_line(capsys, "some/model: transformers cannot load it (no connection to the hub)")
+    refused(
+        ["from-hf", "some/model", tmp_path / "back.pth"],
+        "some/model: transformers cannot load it (no connection to the hub)",
+        run=convert,
+    )
 
 
 @pytest.mark.parametrize("target", ["nowhere/there", "file"])
-def test_a_target_that_cannot_be_written(
-    target: str, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_target_that_cannot_be_written(target, exported, tmp_path, refused):
     (tmp_path / "file").write_text("mine")
-    assert convert("to-hf", exported.checkpoint, tmp_path / target) == 2
-    assert_one_line(capsys, f"{target}: cannot be written (")
+    refused(["to-hf", exported.checkpoint, tmp_path / target], f"{target}: cannot be written (", run=convert)
     (tmp_path / "folder").mkdir()
     other = "folder" if target == "file" else target
-    assert convert("from-hf", exported.folder, tmp_path / other) == 2
-    assert_one_line(capsys, f"{other}: cannot be written (")
+    refused(["from-hf", exported.folder, tmp_path / other], f"{other}: cannot be written (", run=convert)
     assert files(tmp_path) == {"file": b"mine"}
 
 
-def test_images_that_are_prepared_differently_are_reported(
-    exported: Exported, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_are_prepared_differently_are_reported(exported, capsys):
     processor = transformers.DetrImageProcessor.from_pretrained(exported.folder)
     assert hf_config.image_settings_of(processor, "there") == {"eval_scale": 96, "max_size": 160}
     assert capsys.readouterr().err == ""
@@ -176,7 +165,7 @@ def test_images_that_are_prepared_differently_are_reported(
     assert "warning: there: preprocessor_config.json prepares images differently" in capsys.readouterr().err
 
 
-def test_without_a_preprocessor_the_sizes_are_the_defaults(exported: Exported, tmp_path: Path) -> None:
+def test_without_a_preprocessor_the_sizes_are_the_defaults(exported, tmp_path):
     folder = exported.copied(tmp_path / "there")
     (folder / "preprocessor_config.json").unlink()
     assert convert("from-hf", folder, tmp_path / "back.pth") == 0
@@ -184,7 +173,7 @@ def test_without_a_preprocessor_the_sizes_are_the_defaults(exported: Exported, t
     assert (args.eval_scale, args.max_size) == (800, 1333)
 
 
-def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_or_old(monkeypatch):
     with monkeypatch.context() as patch:
         module = sys.modules["transformers"]  # it replaces itself when it is first used
         patch.setattr(module, "__version__", "4.57.1")
@@ -199,10 +188,8 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
                 hf_models.import_transformers()
 
 
-def test_without_timm_the_models_that_need_it_say_so(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, path = written(tmp_path / "ours.pth", MODELS["timm: dc5"])
+def test_without_timm_the_models_that_need_it_say_so(exported, tmp_path, monkeypatch, refused):
+    _, path = written(tmp_path / "ours.pth", MODELS["timm: wide"])
     assert convert("to-hf", path, tmp_path / "there") == 0
     module = transformers.models.timm_backbone.modeling_timm_backbone
 
@@ -210,9 +197,8 @@ def test_without_timm_the_models_that_need_it_say_so(
         raise ImportError("TimmBackbone requires the timm library")
 
     monkeypatch.setattr(module, "requires_backends", lacking)
-    capsys.readouterr()
-    assert convert("to-hf", path, tmp_path / "other") == 2
-    assert_one_line(capsys, "pip install timm")
-    assert convert("from-hf", tmp_path / "there", tmp_path / "back.pth") == 2
-    assert_one_line(capsys, "there: ", "pip install timm")
+    refused(["to-hf", path, tmp_path / "other"], "pip install timm", run=convert)
+    refused(
+        ["from-hf", tmp_path / "there", tmp_path / "back.pth"], "there: ", "pip install timm", run=convert
+    )
     assert convert("from-hf", exported.folder, tmp_path / "r18.pth") == 0  # needs none

@@ -1,7 +1,5 @@
 """requirements-lowest.txt says what the other files say."""
 
-from __future__ import annotations
-
 import pytest
 
 from tools.lowest_requirements import ROOT, WRITTEN, content, lowest
