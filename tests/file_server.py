@@ -1,7 +1,5 @@
 """A web server on this machine that hands out the files of a folder, for tests of downloads."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import http.server

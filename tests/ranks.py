@@ -1,7 +1,5 @@
 """A few processes that stay, to run functions as the ranks of a gloo group: starting them is what costs."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import tempfile

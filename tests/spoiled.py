@@ -4,8 +4,6 @@ A spoiler gets the clean set and edits the contents of its files or the files th
 kind of finding it must lead to, and on which annotation and image.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

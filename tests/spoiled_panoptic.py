@@ -1,7 +1,5 @@
 """Panoptic sets with one fault each, made from a clean one, as tests.spoiled makes sets of instances."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Pages for readers: links lead somewhere, commands parse, README stays a front page."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

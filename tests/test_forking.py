@@ -1,7 +1,5 @@
 """The blocks of docs/forking.md run as they stand, and what they build trains a step."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

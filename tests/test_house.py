@@ -1,19 +1,14 @@
 """How the project is laid out: who may import whom, what must not be loaded for --help, documented names."""
 
-from __future__ import annotations
-
 import ast
 import functools
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import main
-
-ROOT = Path(main.__file__).resolve().parent
+from tests.helpers import ROOT, python
 
 # --- Who imports whom ----------------------------------------------------------------------------------
 
@@ -148,8 +143,7 @@ except SystemExit as end:
 )
 def test_help_loads_little(module: str, flag: str) -> None:
     """Nothing that has to be installed, and of the rest so little that the answer comes at once."""
-    command = [sys.executable, "-c", HELP, *module.split(), "--help"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    answer = python("-c", HELP, *module.split(), "--help")
     assert answer.returncode == 0, answer.stderr
     *text, count, packages = answer.stdout.splitlines()
     assert flag in "".join(text)

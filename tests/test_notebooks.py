@@ -1,7 +1,5 @@
 """The notebooks hold their outputs, and run from top to bottom without a network."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,16 +1,13 @@
 """Windows and macOS, simulated: no name that only POSIX has, and an output that knows few letters."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT, TINY, write_coco
+from tests.helpers import TINY, python, write_coco
 from util.errors import escape_unprintable, exit_status
 from util.misc import MetricLogger
 
@@ -54,12 +51,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     picture = next((root / "val2017").iterdir()).rename(folder / "蓝.jpg")
     (root / "val2017" / "000000000200.jpg").write_bytes(picture.read_bytes())
     flags = [TINY.split(), str(root), str(folder), str(picture)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_POSIX + COMMANDS, json.dumps(flags)],
-        cwd=ROOT, capture_output=True, check=True, timeout=300,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return done.stdout.decode("cp1252")
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    words = ("-c", WITHOUT_POSIX + COMMANDS, json.dumps(flags))
+    return python(*words, check=True, env=env, encoding="cp1252").stdout
 
 
 def test_each_command_runs_to_its_end(said: str) -> None:

@@ -1,7 +1,5 @@
 """Every recipe says what it is, parses, and builds its model; those whose data is there train two steps."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The comparison of fine-tuning with training from scratch: how it deals out a data set, and its table."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 
 from benchmarks import finetune
 from doctor.check import check_dataset, find_sources
-from models.finetune import match_classes
 from tests.helpers import CUSTOM_CATEGORIES, write_coco
 from util.errors import UserError
 
@@ -63,15 +60,6 @@ def test_objects_keep_their_class_and_box(whole: Path, tmp_path: Path) -> None:
             if not (one["image_id"] in first and CUSTOM_CATEGORIES[one["category_id"]] == RAREST[0])
         }
         assert dealt == expected
-
-
-def test_the_classes_of_both_are_matched(whole: Path, tmp_path: Path) -> None:
-    first, second = (
-        {one["id"]: one["name"] for one in content(root, "train")["categories"]}
-        for root in finetune.deal_out(whole, tmp_path)
-    )
-    rows = {row.name: (row.old_id, row.new_id) for row in match_classes(second, first, 7, 3)}
-    assert {name: rows[name] for name in CARRIED} == CARRIED and rows[RAREST[0]] == (None, RAREST[1])
 
 
 def test_one_class_is_too_few(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """benchmarks.gpu on a CPU, with small models: every part runs, a part that fails stops no other."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """benchmarks.published: evaluates through main.py, compares, and says what is missing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """benchmarks.scale, with a file of few images."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 import argparse
 import functools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,11 @@ import torch
 from d2.converter import convert, get_parser, main, to_detectron2, to_detr
 from main import get_args_parser
 from models import build_model
-from tests.helpers import assert_equal, assert_one_line
+from tests.helpers import ROOT, assert_equal, assert_one_line, python
 from util.checkpoint_file import load_checkpoint, model_state
 from util.coco_names import COCO_PANOPTIC, COCO_THINGS
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "--device cpu --backbone_weights none --hidden_dim 128 --dim_feedforward 32 --enc_layers 1 "
     "--dec_layers 1 --num_queries 5"
@@ -151,8 +148,7 @@ def test_a_dc5_model_is_not_given_to_detectron2s_resnet(tmp_path: Path, by: str)
 
 
 def test_the_command_writes_a_file_that_comes_back(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "d2" / "converter.py"), *files(tmp_path, "a.pth")]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    python(ROOT / "d2" / "converter.py", *files(tmp_path, "a.pth"), cwd=tmp_path, check=True)
     converted, back = str(tmp_path / "out.pth"), str(tmp_path / "back.pth")
     assert main(["--source_model", converted, "--output_model", back, "--to", "detr"]) == 0
     assert_equal(model_state(load_checkpoint(back)), model_state(load_checkpoint(tmp_path / "a.pth")))

@@ -1,13 +1,11 @@
 """Runs with_detectron2/ in processes of their own, where DETECTRON2_PATH names what setup.sh has made."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import python
+
 CHECKS = "tests/d2/with_detectron2/checks_{}.py"
 
 pytestmark = [
@@ -23,6 +21,5 @@ pytestmark = [
 def test_with_detectron2(names: str) -> None:
     paths = os.pathsep.join([os.environ["DETECTRON2_PATH"], os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [CHECKS.format(name) for name in names.split()]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    checks = [CHECKS.format(name) for name in names.split()]
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", *checks, env=environment, check=True, timeout=None)

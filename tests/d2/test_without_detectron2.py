@@ -2,16 +2,14 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers import ROOT, python
+
 yaml = pytest.importorskip("yaml")
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "d2" / "configs"
 BOXES = {
     "META_ARCHITECTURE": "Detr",
@@ -91,8 +89,8 @@ def test_the_other_configurations_change_what_their_name_says() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("detectron2") is not None, reason="detectron2 is installed")
 def test_train_net_says_how_to_install_detectron2() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "d2/train_net.py", "--config-file", "d2/configs/detr_256_6_6_torchvision.yaml"]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    words = ("d2/train_net.py", "--config-file", "d2/configs/detr_256_6_6_torchvision.yaml")
+    answer = python(*words, env=environment)
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: detectron2 is not installed: pip install ")
     assert answer.stderr.count("\n") == 1 and answer.stdout == ""

@@ -1,7 +1,5 @@
 """The training report's page: curves, pictures, tables, and what it leaves alone."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

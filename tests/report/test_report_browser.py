@@ -13,14 +13,12 @@ import pytest
 
 from datasets.shapes import write_shapes
 from tests.browser import Visit, chromium, visit
-from tests.helpers import ROOT, TINY_IMAGES, read_log, run
+from tests.helpers import read_log, run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
-
-CELLS = ROOT.parent / "shared" / "data" / "bccd"  # photographs of blood cells, in COCO's layout
 TRAIN, VAL = 80, 20
 SMALL = "--backbone_stages 3 --backbone_norm batch --lr 5e-4 --lr_backbone 5e-4 --batch_size 8 --dropout 0"
 
@@ -85,13 +83,6 @@ def figure(text: str) -> str:
     return format(float(text), ".3f") if text else "n/a"
 
 
-def assert_sound(seen: Visit) -> None:
-    assert seen.errors == []
-    assert seen.requests == []
-    assert seen.broken_images() == 0
-    assert seen.overflow() == 0
-
-
 def test_it_says_what_was_logged(browser: Browser, boxes_run: Path) -> None:
     lines = read_log(boxes_run)
     with visit(browser, (boxes_run / "report.html").as_uri()) as seen:
@@ -111,7 +102,7 @@ def test_it_says_what_was_logged(browser: Browser, boxes_run: Path) -> None:
         assert flags["--epochs"] == ("3", "300")
         assert "--seed" not in flags, "it has its default"
         assert seen.page.locator("#mistakes figure").count() > 3
-        assert_sound(seen)
+        seen.assert_sound()
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (400, False)])
@@ -122,7 +113,7 @@ def test_nothing_is_wider_than_the_window(
         with visit(browser, (folder / "report.html").as_uri(), width, dark=dark) as seen:
             background = seen.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
-            assert_sound(seen)
+            seen.assert_sound()
 
 
 def test_curves_show_their_values(browser: Browser, boxes_run: Path) -> None:
@@ -139,7 +130,7 @@ def test_curves_show_their_values(browser: Browser, boxes_run: Path) -> None:
         curve.focus()
         curve.press("ArrowLeft")
         assert card.locator("output").inner_text().startswith("epoch 1\n")
-        assert_sound(seen)
+        seen.assert_sound()
 
 
 def test_it_can_be_used(browser: Browser, boxes_run: Path) -> None:
@@ -170,7 +161,7 @@ def test_it_can_be_used(browser: Browser, boxes_run: Path) -> None:
         assert large["width"] > 1.5 * small["width"]
         dialog.click()
         assert page.locator("dialog[open]").count() == 0
-        assert_sound(seen)
+        seen.assert_sound()
 
 
 def sorted_table(seen: Visit) -> list[dict[str, str]]:
@@ -191,16 +182,4 @@ def test_panoptic_quality_of_each_class(browser: Browser, panoptic_run: Path) ->
             assert [row[k] for k in ("PQ", "SQ", "RQ")] == [figure(one[k]) for k in ("pq", "sq", "rq")]
         assert seen.page.locator("#pictures .picture").count() == 16
         assert shown(seen, "#pictures .region image") > 32, "masks of the ground truth at least"
-        assert_sound(seen)
-
-
-@pytest.mark.skipif(not CELLS.is_dir(), reason=f"no {CELLS}")
-def test_photographs(browser: Browser, tmp_path: Path) -> None:
-    images = TINY_IMAGES.replace("64", "96").split()
-    flags = ["--coco_path", CELLS, *SMALL.split(), *images, "--epochs", 1]
-    assert run(*flags, "--output_dir", tmp_path / "cells") == 0
-    with visit(browser, (tmp_path / "cells" / "report.html").as_uri()) as seen:
-        assert [row["class"] for row in table(seen, "classes")] == ["RBC", "WBC", "Platelets"]
-        assert seen.page.locator("#pictures .picture").count() == 16
-        assert seen.page.locator("#mistakes figure").count() > 3
-        assert_sound(seen)
+        seen.assert_sound()

@@ -1,7 +1,5 @@
 """What a training report says of detections: matching against pycocotools, mistakes of a known scene."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from pycocotools.coco import COCO

@@ -1,11 +1,6 @@
 """The training report of whole runs of main.py."""
 
-from __future__ import annotations
-
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +8,7 @@ import pytest
 from PIL import Image
 
 import main
-from tests.helpers import CUSTOM_CATEGORIES, ROOT, TINY, Prepared, assert_equal, load, read_log, run
+from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, assert_equal, load, read_log, run, torchrun
 
 
 def flags_of(prepared: Prepared, out: Path, *more: object) -> list[object]:
@@ -129,15 +124,7 @@ def test_resuming_keeps_the_curves(prepared: Prepared, tmp_path: Path) -> None:
 def test_two_processes_write_one_report(prepared: Prepared, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     words = [*TINY.split(), *flags_of(prepared, tmp_path, "--tensorboard", "--ema", 0.5)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = subprocess.run(
-        [*torchrun, "main.py", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ended = torchrun(2, "main.py", *words)
     assert ended.returncode == 0, ended.stderr
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count('class="card picture"') == 4, "those of the other process too"

@@ -4,10 +4,7 @@ They need a cluster of two nodes that this machine is a part of. `tests/slurm/cl
   export SLURM_ROOT=$(mktemp -d); eval "$(tests/slurm/cluster.sh start)"; pytest -m slow tests/slurm
 """
 
-from __future__ import annotations
-
 import functools
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, assert_equal, load, read_log
+from tests.helpers import ROOT, assert_equal, load, python, read_log
 
 MODEL = (
     "--dataset_file shapes --device cpu --scales 96 --eval_scale 96 --max_size 160"
@@ -52,14 +49,7 @@ def slurm(*words: object) -> str:
 
 def launch(*words: object) -> subprocess.CompletedProcess[str]:
     """run_with_submitit.py as a user calls it."""
-    return subprocess.run(
-        [sys.executable, "run_with_submitit.py", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return python("run_with_submitit.py", *words, timeout=SECONDS)
 
 
 class Job:
@@ -169,7 +159,6 @@ def test_plain_srun(data: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("Training time") == 1, "only rank 0 prints"

@@ -1,7 +1,5 @@
 """--amp: how far outputs and losses move, what stays in float32, and the scale of fp16."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,15 +34,13 @@ from tests.test_engine_failures import Spoilt, SpoiltGradient
 from tests.test_engine_failures import _BadGradient as BadGradient
 from util.amp import Precision, as_float32
 from util.errors import UserError
-from util.nested_tensor import nested_tensor_from_tensor_list
+from util.nested_tensor import NestedTensor, nested_tensor_from_tensor_list
 
 LIMITS = {"bf16": 2e-2, "fp16": 4e-3}
-SMALL_SIZES = [(64, 96), (96, 64)]
 
 
-def images(sizes: Any = SMALL_SIZES) -> Any:
-    draw = torch.Generator().manual_seed(3)
-    return nested_tensor_from_tensor_list([torch.randn(3, *size, generator=draw) for size in sizes])
+def images() -> NestedTensor:
+    return nested_tensor_from_tensor_list(mask_model.images())
 
 
 def tensors_of(outputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -309,13 +305,6 @@ def test_a_run_trains_and_evaluates_in_16_bits(
     checkpoint = load(tmp_path / kind / "checkpoint.pth")
     assert {value.dtype for value in checkpoint["model"].values()} <= {torch.float32, torch.int64}
     assert ("scaler" in checkpoint) == (kind == "fp16")
-
-
-def test_the_run_says_in_what_it_computes(
-    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("--coco_path", coco_root, "--epochs", 1, "--amp", "bf16") == 0
-    assert "computes in  bfloat16, heads and losses in float32\n" in capsys.readouterr().out
 
 
 def test_a_gpu_that_emulates_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import util.checkpoint_file
 from util.checkpoint_file import load_checkpoint, model_state, save_checkpoint, stored_flags
 from util.errors import UserError
 
@@ -380,21 +379,6 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch,
         assert "No space left on device" in str(caught.value)
     assert load_checkpoint(path)["epoch"] == 1
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pth"]
-
-
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pth"
-    save_checkpoint({"model": WEIGHTS, "epoch": 1}, path)
-    seen = []
-    replace = os.replace
-
-    def look(source, destination):
-        seen.append((load_checkpoint(path)["epoch"], torch.load(source, weights_only=True)["epoch"]))
-        replace(source, destination)
-
-    monkeypatch.setattr(util.checkpoint_file.os, "replace", look)
-    save_checkpoint({"model": WEIGHTS, "epoch": 2}, path)
-    assert seen == [(1, 2)] and load_checkpoint(path)["epoch"] == 2
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -1,26 +1,20 @@
 """What several processes agree on, and evaluation's figures on any number of them."""
 
-from __future__ import annotations
-
 import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import main
 from engine import evaluate
 from models import build_model
-from models.postprocess import PostProcess
 from run.data_parallel import broadcast_buffers, data_parallel, settle_buckets
 from run.resume import find_checkpoint
-from tests.helpers import CUSTOM_CATEGORIES, TINY, annotation, write_instances, write_pictures
+from tests.helpers import CUSTOM_CATEGORIES, TINY, Prepared, load
 from tests.ranks import ranks
 from tests.reference.settings import build, parse
-from tests.reference.streams import fill_state
 from util.distributed import (
     StepVote,
     all_gather,
@@ -30,7 +24,6 @@ from util.distributed import (
 from util.errors import UserError
 
 GRADIENTS = f"{TINY} --num_classes 5 --dropout 0"
-VAL_SIZES = ((96, 64), (64, 96), (64, 64), (120, 70), (80, 64), (64, 88), (100, 64))  # width, height
 
 
 # --- Votes ----------------------------------------------------------------------------------------------
@@ -119,21 +112,12 @@ def test_the_first_gradient_of_a_resumed_run_has_the_bits_of_any_later_one(more:
 # --- Evaluation -----------------------------------------------------------------------------------------
 
 
-def built(args: argparse.Namespace) -> tuple[torch.nn.Module, Any, Any]:
-    args = copy.deepcopy(args)
-    args.num_classes = max(CUSTOM_CATEGORIES) + 1
-    model, criterion, postprocessors = build_model(args)
-    fill_state(model, 0)
-    unknown = [i for i in range(max(CUSTOM_CATEGORIES)) if i not in CUSTOM_CATEGORIES]
-    model.class_embed.bias.data[unknown] -= 10  # type: ignore[union-attr, index, operator]
-    return model, criterion, postprocessors
-
-
-def figures(root: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+def figures(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
     """Statistics, figures of each class, and this rank's images."""
-    args = parse(TINY, f"--coco_path={root}", "--eval", "--eval_batch_size=2")
-    args.num_classes = max(CUSTOM_CATEGORIES) + 1
-    model, criterion, postprocessors = built(args)
+    classes = max(CUSTOM_CATEGORIES) + 1
+    args = parse(TINY, f"--coco_path={prepared.root}", "--eval_batch_size=1", f"--num_classes={classes}")
+    model, criterion, postprocessors = build_model(args)
+    model.load_state_dict(load(prepared.start)["model"])
     _, loader = main.build_data_loaders(args)
     base = main.ground_truth(args, loader.dataset)
     stats, evaluator = evaluate(
@@ -144,35 +128,12 @@ def figures(root: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]
     return stats, evaluator.per_class(), mine
 
 
-@pytest.fixture(scope="module")
-def seven_images(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Objects lie near those that the model sees, so that figures are neither 0 nor 1."""
-    root = tmp_path_factory.mktemp("seven")
-    images = write_pictures(root / "val2017", VAL_SIZES, 300)
-    write_instances(root, "val", images, [], CUSTOM_CATEGORIES)
-    args = parse(TINY, f"--coco_path={root}", "--eval")
-    args.num_classes, args.eval_batch_size = max(CUSTOM_CATEGORIES) + 1, 1
-    model, _, _ = built(args)
-    _, loader = main.build_data_loaders(args)
-    draw = np.random.default_rng(2)
-    objects: list[dict[str, Any]] = []
-    with torch.no_grad():
-        for samples, (target,) in loader:
-            found = PostProcess()(model.eval()(samples.to(torch.device("cpu"))), target["orig_size"][None])[0]
-            for i in found["scores"].argsort(descending=True)[: 1 + len(objects) % 4].tolist():
-                x0, y0, x1, y1 = found["boxes"][i].tolist()
-                moved = [v + float(draw.uniform(-3, 3)) for v in (x0, y0, x1 - x0, y1 - y0)]
-                image, label = int(target["image_id"]), int(found["labels"][i])
-                objects.append(annotation(len(objects) + 1, image, label, moved))
-    write_instances(root, "val", images, objects, CUSTOM_CATEGORIES)
-    return str(root)
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_evaluation_does_not_depend_on_the_number_of_processes(seven_images: str, world_size: int) -> None:
-    expected, per_class, every_image = figures(seven_images)
+def test_evaluation_does_not_depend_on_the_number_of_processes(prepared: Prepared, world_size: int) -> None:
+    """Four batches of one image, which three processes cannot share evenly."""
+    expected, per_class, every_image = figures(prepared)
     assert 0 < expected["coco_eval_bbox"][0] < 1, "the comparison has something to compare"
-    answers = ranks().run(world_size, figures, seven_images)
+    answers = ranks().run(world_size, figures, prepared)
     shares = [image for _, _, mine in answers for image in mine]
     assert sorted(shares) == every_image, "each image once"
     for stats, _, _ in answers:

@@ -7,30 +7,10 @@ import pytest
 import torch
 
 from tests.file_server import serving, url_without_server
+from tests.util.test_checkpoint_file import WEIGHTS, assert_weights, written
 from util.checkpoint_file import is_url, load_checkpoint, model_state
 from util.download import fetch
 from util.errors import UserError
-
-WEIGHTS = {"head.weight": torch.arange(12.0).view(3, 4), "head.bias": torch.tensor([1.0, -2.0, 0.5])}
-
-
-def written(path, content):
-    torch.save(content, path)
-    return path
-
-
-def assert_weights(checkpoint):
-    state = model_state(checkpoint)
-    assert list(state) == list(WEIGHTS)
-    assert all(torch.equal(state[name], value) for name, value in WEIGHTS.items())
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """torch.hub's cache folder, empty."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("no_proxy", "*")
-    return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture
@@ -52,7 +32,7 @@ def test_urls_are_no_paths():
     assert not is_url("a.pth") and not is_url("/http://a.pth") and not is_url(pathlib.Path("https.pth"))
 
 
-def test_a_download_is_verified_and_fetched_once(cache, shared):
+def test_a_download_is_verified_and_fetched_once(hub_cache, shared):
     name = hashed(shared)
     with serving(shared) as server:
         for _ in range(2):
@@ -61,13 +41,13 @@ def test_a_download_is_verified_and_fetched_once(cache, shared):
     assert_weights(load_checkpoint(f"{url_without_server()}/{name}"))  # no server needed any more
 
 
-def test_a_query_is_no_part_of_the_name(cache, shared):
+def test_a_query_is_no_part_of_the_name(hub_cache, shared):
     name = hashed(shared)
     with serving(shared) as server:
-        assert fetch(f"{server.url}/{name}?download=1") == cache / name
+        assert fetch(f"{server.url}/{name}?download=1") == hub_cache / name
 
 
-def test_two_places_with_one_file_name_are_two_files(cache, shared):
+def test_two_places_with_one_file_name_are_two_files(hub_cache, shared):
     """Every run calls its file checkpoint.pth: the weights of one must not stand in for those of another."""
     for run in ("first", "second"):
         (shared / run).mkdir()
@@ -78,15 +58,15 @@ def test_two_places_with_one_file_name_are_two_files(cache, shared):
             assert state["run"] == len(run)
 
 
-def test_a_download_with_another_hash_is_refused_and_not_kept(cache, shared):
+def test_a_download_with_another_hash_is_refused_and_not_kept(hub_cache, shared):
     name = hashed(shared, "0123abcd")
     with serving(shared) as server, pytest.raises(UserError, match=rf"{name}.*hash"):
         load_checkpoint(f"{server.url}/{name}")
-    assert list(cache.iterdir()) == []
+    assert list(hub_cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("named_by_hash", [True, False])
-def test_a_connection_that_breaks_leaves_nothing(cache, shared, named_by_hash):
+def test_a_connection_that_breaks_leaves_nothing(hub_cache, shared, named_by_hash):
     name = hashed(shared)
     if not named_by_hash:
         name = (shared / name).rename(shared / "checkpoint.pth").name
@@ -98,32 +78,31 @@ def test_a_connection_that_breaks_leaves_nothing(cache, shared, named_by_hash):
         assert_weights(load_checkpoint(f"{server.url}/{name}"))  # fetched anew
 
 
-def test_a_damaged_file_in_the_cache_is_refused(cache, shared):
+def test_a_damaged_file_in_the_cache_is_refused(hub_cache, shared):
     name = hashed(shared)
-    cache.mkdir(parents=True)
-    (cache / name).write_bytes(b"half of it")
+    (hub_cache / name).write_bytes(b"half of it")
     with pytest.raises(UserError, match=rf"{name}: .*hash.*delete"):
         load_checkpoint(f"https://host.invalid/{name}")
 
 
 @pytest.mark.parametrize("place", ["/missing.pth", "/", ":port/x.pth"])
-def test_what_cannot_be_fetched_says_how_to_go_on(cache, shared, place):
+def test_what_cannot_be_fetched_says_how_to_go_on(hub_cache, shared, place):
     with serving(shared) as server:
         url = f"http://127.0.0.1{place}" if place.startswith(":") else f"{server.url}{place}"
         with pytest.raises(UserError, match=url):
             load_checkpoint(url)
-    assert [each for each in cache.rglob("*") if each.is_file()] == []
+    assert [each for each in hub_cache.rglob("*") if each.is_file()] == []
 
 
-def test_no_network_says_how_to_go_on(cache):
+def test_no_network_says_how_to_go_on(hub_cache):
     url = f"{url_without_server()}/detr-r50-e632da11.pth"
-    message = f"{url}: could not be downloaded .*pass its path, or place it in {cache}"
+    message = f"{url}: could not be downloaded .*pass its path, or place it in {hub_cache}"
     with pytest.raises(UserError, match=message):
         load_checkpoint(url)
-    assert list(cache.iterdir()) == []
+    assert list(hub_cache.iterdir()) == []
 
 
-def test_a_date_in_a_name_is_no_hash(cache, shared):
+def test_a_date_in_a_name_is_no_hash(hub_cache, shared):
     written(shared / "detr-20240131.pth", {"model": WEIGHTS})
     with serving(shared) as server:
         assert_weights(load_checkpoint(f"{server.url}/detr-20240131.pth"))

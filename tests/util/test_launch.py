@@ -1,7 +1,5 @@
 """Rank, world size and meeting place from the environment of each launcher."""
 
-from __future__ import annotations
-
 import os
 
 import pytest
@@ -84,12 +82,9 @@ def test_the_shell_of_an_allocation_is_there_once() -> None:
     }
     assert find_place("env://", 1, on_login_node) is None
     pty = SLURM | {"SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000"}
-    assert find_place("env://", 1, pty | {"SLURM_TASK_PID": "1"}) is None, (
-        "a command typed into srun --pty bash"
-    )
-    assert find_place("env://", 1, pty | {"SLURM_TASK_PID": str(os.getpid())}) is not None, (
-        "srun --pty python"
-    )
+    typed, started = ({"SLURM_TASK_PID": pid} for pid in ("1", str(os.getpid())))
+    assert find_place("env://", 1, pty | typed) is None, "a command typed into srun --pty bash"
+    assert find_place("env://", 1, pty | started) is not None, "srun --pty python"
 
 
 def test_variables_that_another_command_left() -> None:

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import python
 from util.errors import UserError
 from util.plot_utils import draw_curves, main, plot_logs, plot_precision_recall, smooth
 from util.run_log import load_runs, read_evaluation, read_log
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -180,28 +177,14 @@ def test_figures_in_another_form_are_left_out(tmp_path):
 def test_a_panoptic_run_of_the_published_code(tmp_path):
     """Its log has NaN, masks and panoptic quality, and no entry that only this code writes."""
     quality = {"pq": 0.4, "sq": 0.7, "rq": 0.5, "n": 133}
-    epochs = [
-        {
-            "train_lr": 1e-4,
-            "train_class_error": float("nan"),
-            "train_loss": 9.0 - epoch,
-            "test_loss": 9.5 - epoch,
-            "test_class_error": 50.0,
-            "test_coco_eval_bbox": [0.1] * 12,
-            "test_coco_eval_masks": [0.2] * 12,
-            "test_PQ_all": quality,
-            "test_PQ_th": quality,
-            "test_PQ_st": quality,
-            "epoch": epoch,
-            "n_parameters": 7,
-        }
-        for epoch in range(2)
-    ]
+    more = {"train_class_error": math.nan, "test_coco_eval_masks": [0.2] * 12}
+    more |= {f"test_PQ_{kind}": quality for kind in ("all", "th", "st")}
+    epochs = [record(epoch) | more for epoch in range(2)]
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "log.txt").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     _, axs = plot_logs([folder], fields=("loss", "mAP", "mask AP", "PQ"))
-    assert [lines_of(axis)[0][2] for axis in axs] == [[9, 8], [0.1, 0.1], [0.2, 0.2], [0.4, 0.4]]
+    assert [lines_of(axis)[0][2] for axis in axs] == [[10, 9], [0, 0.15], [0.2, 0.2], [0.4, 0.4]]
     assert_is_a_picture(draw_curves([folder], tmp_path / "c.png"))
 
 
@@ -362,11 +345,8 @@ def test_dots_of_test_are_hollow(tmp_path, monkeypatch):
 def test_command_line_without_a_display(tmp_path):
     run = write_run(tmp_path / "run")
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND")}
-    command = [sys.executable, "-m", "util.plot_utils"]
-    done = subprocess.run(
-        [*command, str(run), "-o", str(tmp_path / "c.png"), "--smooth", "1"],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    words = ("-m", "util.plot_utils", run, "-o", tmp_path / "c.png", "--smooth", 1)
+    done = python(*words, env=environment, check=True)
     assert done.stdout.strip() == str(tmp_path / "c.png")
     assert_is_a_picture(tmp_path / "c.png")
 

@@ -1,7 +1,5 @@
 """Several processes of one run: how they meet, wait, fail and part, started by hand and by torchrun."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, TINY, TRAIN_SIZES, write_coco
+from tests.helpers import ROOT, TINY, TRAIN_SIZES, torchrun, write_coco
 
 SECONDS = 300  # far more than needed, far less than the 10 minutes that a hanging collective would take
 
@@ -54,7 +52,7 @@ def start(
     url = f"file://{folder / 'meeting'}"
     words = [sys.executable, *map(str, command), "--dist_url", url]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    environment |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             words,
@@ -153,15 +151,7 @@ def test_torchrun_ends_the_others_and_shows_the_error_that_came_first(tmp_path: 
     (root / "train2017" / name).write_bytes(b"not an image")
     flags = [*TINY.split(), "--coco_path", root, "--batch_size", 2, "--epochs", 1]
     flags += ["--check_data", "off"]  # which would find it before training
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]
-    answer = subprocess.run(
-        [*command, *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    answer = torchrun(2, "main.py", *flags)
     assert answer.returncode == 1
     assert [line for line in answer.stderr.splitlines() if line.startswith("error: ") and name in line]
     cause = answer.stderr.split("Root Cause")[1]

@@ -1,7 +1,5 @@
 """Random number generators continue where they were saved."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -89,12 +89,6 @@ def test_backbones_with_lateral_connections(masks: bool) -> None:
     assert len(found[0]["instances"]) and found[0]["instances"].has("pred_masks") == masks
 
 
-def test_a_resnet18_has_masks() -> None:
-    for own in ([], OWN):
-        losses = trained_on(build_model(config(*MASKS, *own)), [record((64, 96), 2, masks=True)])
-        assert losses["loss_dice"] > 0
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
