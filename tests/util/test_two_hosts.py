@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.shapes import write_shapes
 from tests.helpers import ROOT, read_log
 from tests.slurm.test_slurm import TINY
 
@@ -93,20 +94,6 @@ def hosts() -> Iterator[Hosts]:
         made.remove()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from datasets.shapes import write_shapes
-
-    folder = tmp_path_factory.mktemp("hosts") / "shapes"
-    write_shapes(folder, train=32, val=6)
-    return folder
-
-
-def train(hosts: Hosts, data: Path, out: Path, *words: object) -> list[subprocess.Popen[str]]:
-    flags = [*TINY, "--coco_path", data, "--output_dir", out, *words]
-    return [hosts.start(rank, *flags) for rank in (0, 1)]
-
-
 def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str]]]:
     """Wait for processes -> each one's status, stdout and lines of stderr."""
     answers = [process.communicate(timeout=SECONDS) for process in processes]
@@ -117,9 +104,10 @@ def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str
     ]
 
 
-def test_a_cut_cable_ends_both_in_time(hosts: Hosts, data: Path, tmp_path: Path) -> None:
-    flags = ["--epochs", 10_000, "--dist_timeout", TIMEOUT]
-    processes = train(hosts, data, tmp_path, *flags)
+def test_a_cut_cable_ends_both_in_time(hosts: Hosts, tmp_path: Path) -> None:
+    data = write_shapes(tmp_path / "shapes", train=32, val=6)
+    flags = [*TINY, "--coco_path", data, "--epochs", 10_000, "--dist_timeout", TIMEOUT]
+    processes = [hosts.start(rank, *flags, "--output_dir", tmp_path) for rank in (0, 1)]
     began = time.monotonic()
     while not ((tmp_path / "log.txt").exists() and read_log(tmp_path)):
         assert all(process.poll() is None for process in processes), end(processes)
