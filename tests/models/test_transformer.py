@@ -266,8 +266,8 @@ def test_a_subclass_may_have_other_initial_values():
 def test_layers_start_apart_from_one_another():
     model = Transformer(D, HEADS, 2, 2)
     for stack in (model.encoder, model.decoder):
-        first, second = stack.layers
-        assert not torch.equal(first.linear1.weight, second.linear1.weight)
+        first, second = (layer.get_parameter("linear1.weight") for layer in stack.layers)
+        assert not torch.equal(first, second)
 
 
 def test_clones_are_equal_and_apart():
