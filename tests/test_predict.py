@@ -18,6 +18,7 @@ from datasets.panoptic_png import read_ids
 from tests.doctor.red_rectangles import SPECIAL, save_special
 from tests.helpers import (
     CUSTOM_CATEGORIES,
+    ROOT,
     TINY_MODEL,
     VAL_SIZES,
     run,
@@ -307,3 +308,21 @@ def test_the_five_lines_of_python_in_the_documentation_work(checkpoint, tmp_path
     exec(code, names)
     assert (tmp_path / "found.jpg").stat().st_size > 1000
     assert names["found"].boxes.shape[1] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run_folder", ["demo", "demo-panoptic"])
+def test_what_the_demo_trained_finds_its_objects(run_folder: str, tmp_path: Path) -> None:
+    checkpoint, data = ROOT / run_folder / "run" / "checkpoint.pth", ROOT / "data" / "shapes"
+    if not checkpoint.exists() or not data.exists():
+        pytest.skip(f"{checkpoint.relative_to(ROOT)} is not there: `make {run_folder}` trains it")
+    pictures = sorted((data / "val2017").iterdir())[:20]
+    words = ["--resume", checkpoint, *pictures, "--boxes", "--json", "--output_dir", tmp_path]
+    assert predicted(*words, "--attention") == 0
+    assert len(list((tmp_path / "attention").iterdir())) >= 15
+    truth = json.loads((data / "annotations" / "instances_val2017.json").read_text())
+    kinds = {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
+    found = {(record["image_id"], record["category_id"]) for record in results(tmp_path)}
+    asked = {pair for pair in kinds if pair[0] in {int(path.stem) for path in pictures}}
+    assert len(asked & found) > 0.7 * len(asked)
+    assert len(asked & found) > 0.9 * len(found)

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from datasets.coco_eval import CocoEvaluator
 from tests.helpers import annotation, write_instances, write_pictures
 from util.errors import UserError
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 NAMES = {1: "c1", 2: "c2", 3: "c3"}
 
 
@@ -403,3 +405,19 @@ def test_ground_truth_for_the_evaluator(root):
     coco = get_coco_api_from_dataset(Subset(Subset(dataset, [0, 1, 2]), [1]))
     assert coco is dataset.coco and sorted(coco.imgs) == dataset.ids
     assert get_coco_api_from_dataset([1, 2]) is None
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+@pytest.mark.parametrize("name, masks", [("bccd", False), ("balloon", True), ("coco_panoptic", True)])
+def test_real_photographs(name, masks):
+    for image_set in ("train", "val"):
+        dataset = build_dataset(image_set, small(SHARED / name, masks=masks), False)
+        dataset.set_epoch(0)
+        for index in range(0, len(dataset), max(1, len(dataset) // 12)):
+            image, target = dataset[index]
+            crowds = [a["iscrowd"] for a in dataset.coco.imgToAnns[dataset.ids[index]]]
+            assert len(target["labels"]) <= len(crowds) - sum(crowds)
+            corners = target["boxes"][:, :2] - target["boxes"][:, 2:] / 2
+            assert (corners > -1e-6).all() and (target["boxes"] <= 1).all()
+            assert (target["boxes"][:, 2:] > 0).all()
+            assert not masks or target["masks"].shape == (len(corners), *image.shape[1:])

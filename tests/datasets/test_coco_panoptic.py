@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from datasets.panoptic_png import encode_png, read_ids
 from util.box_ops import masks_to_boxes
 from util.errors import UserError
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 CATEGORIES = [
     {"id": 9, "name": "nine", "isthing": 1},
     {"id": 2, "name": "two", "isthing": 0},
@@ -276,3 +278,28 @@ def test_a_wrong_folder_is_described(root, tmp_path):
             find_panoptic_files(*paths, "train")
         with pytest.raises(UserError, match=message):
             read_things(arguments(root, coco_path=paths[0], coco_panoptic_path=paths[1]))
+
+
+# ---- real data
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+@pytest.mark.parametrize("name", ["coco_panoptic", "panopticapi_samples"])
+def test_real_photographs(name):
+    for image_set in ("train", "val"):
+        args = arguments(SHARED / name, scales=[96], eval_scale=96, max_size=160)
+        if not (SHARED / name / f"{image_set}2017").is_dir():
+            continue
+        dataset = build_dataset(image_set, args, False)
+        dataset.set_epoch(0)
+        for index in range(0, len(dataset), max(1, len(dataset) // 12)):
+            image, target = dataset[index]
+            segments = dataset.annotations.annotations[index]["segments_info"]
+            assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+            assert target["masks"].sum(0).max() <= 1  # no pixel belongs to two
+            if image_set == "val":
+                assert target["labels"].tolist() == [segment["category_id"] for segment in segments]
+                share = target["masks"].flatten(1).sum(1) / target["masks"][0].numel()
+                areas = torch.tensor([float(segment["area"]) for segment in segments])
+                pixels = areas / target["orig_size"].prod()
+                assert (share - pixels).abs().max() < 0.01

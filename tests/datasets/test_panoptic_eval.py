@@ -25,6 +25,8 @@ from tests.helpers import python
 from tests.ranks import ranks
 from util.errors import UserError
 
+SHARED = Path(__file__).parents[3] / "shared" / "panoptic"
+
 
 class Files(NamedTuple):
     gt_json: Path
@@ -108,6 +110,14 @@ def test_panopticapi_counts_the_same(tmp_path):
     expected = official.pq_compute(*paths)
     expected["per_class"] = {str(key): value for key, value in expected["per_class"].items()}  # in JSON
     assert_same_figures(json.loads((tmp_path / "out.json").read_text()), expected, 1e-9)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+def test_what_panopticapi_says(tmp_path):
+    files = Files(SHARED / "gt.json", SHARED / "gt", SHARED / "pred.json", SHARED / "pred")
+    assert main(arguments(files, "--json", tmp_path / "out.json")) == 0
+    found, expected = (json.loads(p.read_text()) for p in (tmp_path / "out.json", SHARED / "expected.json"))
+    assert_same_figures(found, expected, 1e-9)
 
 
 # ---- errors

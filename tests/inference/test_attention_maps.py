@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.attention_maps import listening
-from tests.helpers import TINY_MODEL
+from inference.trained import load_trained
+from tests.helpers import ROOT, TINY_MODEL
 from tests.mask_model import SMALL as SMALL_MASKS
 from tests.mask_model import images
 from tests.reference.settings import build
@@ -136,3 +137,30 @@ def test_mistakes_are_refused() -> None:
         model(images())
     with pytest.raises(ValueError, match="no encoder"):
         heard.encoder(0, [(0.5, 0.5)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["demo", "demo-panoptic"])
+def test_a_trained_model_looks_at_its_objects(run: str) -> None:
+    """Inside the box lies at least three times the attention that its area would have by chance."""
+    from inference.pictures import find_pictures, read_pictures
+    from inference.predicting import predict
+
+    path, folder = ROOT / run / "run" / "checkpoint.pth", ROOT / "data/shapes/val2017"
+    if not path.exists() or not folder.exists():
+        pytest.skip(f"{path.relative_to(ROOT)} is not there: `make {run}` trains it")
+    trained = load_trained(path)
+    ratios = []
+    reads = (r for b in read_pictures(find_pictures([folder])[:40], 96, 96) for r in b)
+    for read in reads:
+        assert read.picture is not None and read.image is not None
+        height, width = read.picture.shape[1:]
+        with listening(trained.model) as heard:
+            (found,) = predict(trained, [read.image], [(height, width)], 0.9, "boxes")
+        maps = heard.over_picture(0, heard.decoder(0, found.queries).mean(1), (height, width))
+        for seen, box in zip(maps, found.boxes.round().long().clamp(min=0).tolist(), strict=True):
+            x0, y0, x1, y1 = box
+            inside = seen[y0:y1, x0:x1]
+            ratios.append(float(inside.sum() / seen.sum()) / (inside.numel() / seen.numel()))
+    assert sum(ratio >= 3 for ratio in ratios) >= 2
+    assert float(torch.tensor(ratios).median()) >= 3

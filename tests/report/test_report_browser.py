@@ -13,12 +13,13 @@ import pytest
 
 from datasets.shapes import write_shapes
 from tests.browser import Visit, chromium, visit
-from tests.helpers import read_log, run
+from tests.helpers import ROOT, TINY_IMAGES, read_log, run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
+CELLS = ROOT.parent / "shared" / "data" / "bccd"  # photographs of blood cells, in COCO's layout
 TRAIN, VAL = 80, 20
 SMALL = "--backbone_stages 3 --backbone_norm batch --lr 5e-4 --lr_backbone 5e-4 --batch_size 8 --dropout 0"
 
@@ -182,4 +183,16 @@ def test_panoptic_quality_of_each_class(browser: Browser, panoptic_run: Path) ->
             assert [row[k] for k in ("PQ", "SQ", "RQ")] == [figure(one[k]) for k in ("pq", "sq", "rq")]
         assert seen.page.locator("#pictures .picture").count() == 16
         assert shown(seen, "#pictures .region image") > 32, "masks of the ground truth at least"
+        seen.assert_sound()
+
+
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"no {CELLS}")
+def test_photographs(browser: Browser, tmp_path: Path) -> None:
+    images = TINY_IMAGES.replace("64", "96").split()
+    flags = ["--coco_path", CELLS, *SMALL.split(), *images, "--epochs", 1]
+    assert run(*flags, "--output_dir", tmp_path / "cells") == 0
+    with visit(browser, (tmp_path / "cells" / "report.html").as_uri()) as seen:
+        assert [row["class"] for row in table(seen, "classes")] == ["RBC", "WBC", "Platelets"]
+        assert seen.page.locator("#pictures .picture").count() == 16
+        assert seen.page.locator("#mistakes figure").count() > 3
         seen.assert_sound()
