@@ -11,19 +11,7 @@
 and the names of classes come from the checkpoint. A picture that cannot be read is named and skipped: the
 exit status is then 1. It is 2 after a mistake in the call.
 
-The same from Python:
-
-  from inference.pictures import prepare, read_picture
-  from inference.drawing import draw
-  from inference.predicting import predict
-  from inference.trained import load_trained
-  from inference.visualize import save_picture
-
-  trained = load_trained("detr_resnet50")           # or a checkpoint's path or URL
-  picture = read_picture("photo.jpg")               # uint8 [3, H, W]
-  image = prepare(picture, trained.args.eval_scale, trained.args.max_size)
-  (found,) = predict(trained, [image], [picture.shape[1:]])
-  save_picture(draw(picture, found, trained.names), "found.jpg")
+The same from Python: docs/predict.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starting from another model's weights: what fits is loaded, what does not starts anew, and both are listed.
 
-Most models are not trained from scratch: some hundred pictures are far too few for DETR. The classification
+Most models are not trained from scratch: a few hundred pictures are far too few for DETR. The classification
 head is carried over by name: a class `car` starts from the row of the checkpoint's `car`, whatever its id.
 """
 

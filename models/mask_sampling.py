@@ -1,4 +1,4 @@
-"""Masks at the size at which somebody wants them, never stretched by a batch's padding.
+"""Masks resized to the size at which they are wanted, never stretched by a batch's padding.
 
 A mask covers the padded batch, the canvas, at about a quarter of its size. It is enlarged to the canvas
 (bilinear), cropped to the image as the model saw it, and resized to the wanted size (nearest). Only the

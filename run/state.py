@@ -1,4 +1,4 @@
-"""What a run carries along beside its model: learning rates, and the best epoch."""
+"""The learning rates of a run, warmed up by step and dropped by epoch; and its best epoch so far."""
 
 from __future__ import annotations
 
