@@ -14,21 +14,16 @@ import numpy as np
 from datasets.images import find_picture, picture_name, what_lies_there
 from doctor.columns import RawFile, read_raw
 from doctor.correction import labels_of
-from doctor.formats.record import header_of, pictures_below
+from doctor.formats.record import Records, header_of, pictures_below
 from doctor.mend_ids import number_ids
 from doctor.mend_objects import make_plain
 from doctor.report import Report
-from doctor.splits import SPLITS, draw, split_of, split_of_folders
+from doctor.splits import split_of, split_of_folders
 from doctor.summary import Tally
 from util.errors import UserError
 
-Contents = dict[str, dict[str, Any]]
-Lost = list[tuple[str, Tally]]
 
-
-def read(
-    given: Mapping[str, Sequence[Path]], images: str | None, share: float | None, seed: int
-) -> tuple[Contents, dict[str, Tally], list[str], Lost]:
+def read(given: Mapping[str, Sequence[Path]], images: str | None) -> Records:
     """The annotations of files, joined, with integers for ids and paths of pictures for file names.
 
     Pictures that several files list become one, with the objects of all; classes are joined by name. Values
@@ -37,20 +32,13 @@ def read(
     Args:
         given: split -> files, or folders of files; '' for those that are named so, or are to be drawn.
         images: the folder of the pictures; None: near the files.
-        share, seed: see splits.draw.
-
-    Returns:
-        split -> its contents; split -> pictures and objects as the files have them; notes; what is left out.
 
     Raises:
         UserError: no file, one that is no COCO file, or no picture of one is found.
     """
-    notes: list[str] = []
-    files = [
-        (file, split) for split, places in given.items() for place in places for file in _files(place, notes)
-    ]
-    alone = len(files) == 1
-    joined, lost = _Joined(), []
+    joined = _Joined()
+    pairs = [(split, place) for split, places in given.items() for place in places]
+    files = [(file, split) for split, place in pairs for file in _files(place, joined.notes)]
     for file, split in files:
         report = Report()
         raw = read_raw(file, report)
@@ -58,25 +46,11 @@ def read(
             raise UserError(report.one_line())
         if raw.panoptic:
             raise UserError(f"{file}: a panoptic file; --dataset_file coco_panoptic trains on it as it is")
-        if not alone or split == "test":
+        if len(files) > 1 or split == "test":
             split = split or split_of(file.stem) or split_of_folders([file.parent.name])
         split = split or ("train" if given.get("val") else "")
-        lost += joined.add(raw, _locate(raw, file, Path(images) if images else None), "" if share else split)
-    splits, said = draw(joined.splits, [record["file_name"] for record in joined.images], share, seed)
-    notes += [said] if said else []
-    contents: Contents = {}
-    before: defaultdict[str, Tally] = defaultdict(Tally)
-    of_image = {}
-    for record, split in zip(joined.images, splits, strict=True):
-        of_image[record["id"]] = split
-        empty = {"images": [], "annotations": [], "categories": joined.categories}
-        contents.setdefault(split, {**joined.rest, **empty})["images"].append(record)
-        before[split] += Tally(1)
-    for record, label in zip(joined.annotations, joined.labels, strict=True):
-        split = of_image[record["image_id"]]
-        contents[split]["annotations"].append(record)
-        before[split].objects[label] += 1
-    return contents, {split: before[split] for split in SPLITS if split in before}, notes, lost
+        joined.add(raw, _locate(raw, file, Path(images) if images else None), split)
+    return joined
 
 
 def _files(place: Path, notes: list[str]) -> list[Path]:
@@ -125,29 +99,17 @@ def _locate(raw: RawFile, file: Path, images: Path | None) -> list[Path | None]:
     return found
 
 
-class _Joined:
-    """What several files hold, with one numbering of images, categories and annotations.
-
-    Attributes:
-        images, annotations, categories: of all files.
-        splits: of the images, '' for those that are to be drawn.
-        labels: names of the classes of the annotations.
-        rest: what else the first file holds.
-    """
+class _Joined(Records):
+    """What several files hold, with one numbering of images, categories and annotations."""
 
     def __init__(self) -> None:
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.categories: list[dict[str, Any]] = []
-        self.splits: list[str] = []
-        self.labels: list[str] = []
-        self.rest: dict[str, Any] = {}
+        super().__init__()
         self._by_path: dict[Path, dict[str, Any]] = {}
         self._taken: dict[str, set[int]] = {"images": set(), "categories": set(), "annotations": set()}
         self._classes: dict[tuple[Any, int], int] = {}
 
-    def add(self, raw: RawFile, paths: Sequence[Path | None], split: str) -> Lost:
-        """Add a file -> what of it is left out."""
+    def add(self, raw: RawFile, paths: Sequence[Path | None], split: str) -> None:
+        """Add a file."""
         labels = labels_of(raw)
         names = [name for record in raw.annotations for name in labels(record)]
         lost: defaultdict[str, Tally] = defaultdict(Tally)
@@ -192,7 +154,7 @@ class _Joined:
             ids["category_id"] = moved[record["category_id"]]
             self.annotations.append(make_plain({**record, **ids}))
             self.labels.append(label)
-        return list(lost.items())
+        self.lost += lost.items()
 
     def _number(self, section: str, wanted: int) -> int:
         """The id that is wanted, or a free one."""

@@ -26,6 +26,12 @@ class Object(NamedTuple):
     box: tuple[float, float, float, float]  # x, y of the top left corner, width, height
     polygon: list[float]  # x1, y1, x2, y2, …; empty where the format has boxes only
     keypoints: Sequence[float] = ()  # x1, y1, visibility, …; empty where the format has none
+    crowd: bool = False
+
+    @property
+    def label(self) -> str:
+        """The class as tallies count it."""
+        return f"{self.name} (crowd)" if self.crowd else self.name
 
 
 class Picture(NamedTuple):
@@ -37,9 +43,12 @@ class Picture(NamedTuple):
     split: str  # 'train', 'val' or 'test'; '' where the source does not say
 
 
+Lost = list[tuple[str, Tally]]  # why, and what, was left out
+
+
 @dataclass
 class Reading:
-    """What was read of a source.
+    """What was read of a source in one of the formats of single pictures.
 
     The names of classes are in the order of their ids; those of objects that are not among them follow.
     """
@@ -47,7 +56,24 @@ class Reading:
     pictures: list[Picture]
     names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # one line each on what the reader decided
-    lost: list[tuple[str, Tally]] = field(default_factory=list)  # why, and what, is not among the pictures
+    lost: Lost = field(default_factory=list)
+
+
+@dataclass
+class Records:
+    """A source of any format as COCO's records, before they are dealt out to splits.
+
+    The file_name of an image is the path of its picture. An annotation without id gets one in its split.
+    """
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)  # of the images, '' where the source does not say
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # of the annotations, as tallies count them
+    categories: list[dict[str, Any]] = field(default_factory=list)
+    rest: dict[str, Any] = field(default_factory=dict)  # what else a COCO file holds
+    notes: list[str] = field(default_factory=list)
+    lost: Lost = field(default_factory=list)
 
 
 def check_near(numbers: Any) -> None:
@@ -100,7 +126,7 @@ def as_seen(path: Path, header: Header, objects: list[Object], split: str) -> Pi
         points = np.reshape(one.keypoints, (-1, 3)).astype(float)
         seen = points[:, 2:] > 0
         points[:, :2] = np.where(seen, stored_points(points[:, :2], header), points[:, :2])
-        turned.append(Object(one.name, box, polygon, points.ravel().tolist()))
+        turned.append(Object(one.name, box, polygon, points.ravel().tolist(), one.crowd))
     return Picture(path, header.shown, turned, split)
 
 

@@ -440,6 +440,19 @@ def test_several_files(tmp_path: Path) -> None:
         said(convert, "coco", files[0], tmp_path / "none", "--images", tmp_path / "out" / "annotations")
 
 
+def test_pictures_of_a_test_file_are_never_drawn_for_training(tmp_path: Path) -> None:
+    for number in range(6):
+        save_picture(tmp_path / "images" / f"{number}.png", number)
+    for number in range(2):
+        write_json(tmp_path / f"{number}.json", coco_of(3, 3 * number))
+    words = ["--test", tmp_path / "1.json", "--split", 1]
+    said(convert, "coco", tmp_path / "0.json", tmp_path / "out", *words)
+    assert _splits(tmp_path / "out") == {
+        "train": {"0.png", "1.png", "2.png"},
+        "test": {"3.png", "4.png", "5.png"},
+    }
+
+
 def test_sizes_that_a_json_leaves_out(tmp_path: Path) -> None:
     """They are the picture's, in the frame of EXIF that boxes fit; where both fit, the doctor says so."""
     content = coco_of(10)
@@ -476,6 +489,45 @@ def test_coco_2014s_layout_keeps_its_splits(tmp_path: Path) -> None:
     assert landed(tmp_path / "out") == (1.0, 8) and "drawn" not in text
     assert {split: len(names) for split, names in _splits(tmp_path / "out").items()} == {"train": 4, "val": 4}
     assert "not read, since they hold no instances: captions_train2014.json, captions_val2014.json" in text
+
+
+# ---- LabelMe and OpenImages
+
+
+@pytest.mark.parametrize("shape_type", ["rectangle", "polygon", "mask"])
+def test_labelme(shape_type: str, tmp_path: Path) -> None:
+    for number in range(10):
+        save_picture(tmp_path / "set" / "images" / f"{number}.png", number, orientation=1 + number % 8)
+        x, y, w, h = box_of(number)
+        corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+        points = corners if shape_type == "polygon" else corners[::2]
+        shape = {"label": "thing", "shape_type": shape_type, "points": points}
+        content = {"shapes": [shape], "imagePath": f"..\\images\\{number}.png", "imageData": None}
+        write_json(tmp_path / "set" / "labels" / f"{number}.json", content)
+    assert said(convert, "labelme", tmp_path / "set", tmp_path / "out")[0] == 1  # names those of EXIF alone
+    assert landed(tmp_path / "out") == (1.0, 10)
+    content["shapes"] = [{**shape, "shape_type": "line"}]
+    write_json(tmp_path / "set" / "labels" / "0.json", content)
+    with pytest.raises(UserError, match=r"0\.json: shape 0 gives no object"):
+        said(convert, "labelme", tmp_path / "set" / "labels" / "0.json", tmp_path / "other")
+
+
+def test_openimages(tmp_path: Path) -> None:
+    head = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf"
+    for split, first in (("train", 0), ("validation", 4), ("test", 8)):
+        lines = [head, *(["gone,/m/1,0,1,0,1,0"] if split == "test" else [])]
+        for number in range(first, first + 4):
+            save_picture(tmp_path / "set" / split / f"{number}.png", number)
+            x, y, w, h = box_of(number)
+            lines.append(
+                f"{number},/m/1,{x / 120},{(x + w) / 120},{y / 80},{(y + h) / 80},{int(number == 3)}"
+            )
+        (tmp_path / "set" / f"{split}-annotations-bbox.csv").write_text("\n".join(lines))
+    (tmp_path / "set" / "class-descriptions-boxable.csv").write_text("/m/1,Tortoise\n")
+    _, text = said(convert, "openimages", tmp_path / "set", tmp_path / "out")
+    assert "train: 4 pictures, 4 objects (Tortoise 3, Tortoise (crowd) 1) before" in text
+    assert "left out: 1 picture, 1 object (Tortoise 1): pictures that are not there" in text
+    assert landed(tmp_path / "out", ("val", "test")) == (1.0, 8)
 
 
 # ---- pictures of other kinds
