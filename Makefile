@@ -45,10 +45,11 @@ $(READY_TO_TEST): $(READY) $(wildcard requirements-*.txt)
 	@$(INSTALL) --no-deps panopticapi-lite==0.2.0
 	@touch $@
 
-$(LOWEST)/ready: requirements-lowest.txt
+$(LOWEST)/ready: requirements.txt requirements-extra.txt requirements-test.txt
 	@echo "installing the lowest versions into $(LOWEST)"
 	@rm -rf $(LOWEST) && $(LOWEST_PYTHON) -m venv $(LOWEST)
-	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-lowest.txt
+	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' $^ > $(LOWEST)/requirements.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $(LOWEST)/requirements.txt
 	@touch $@
 
 demo: $(READY)
