@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ def find_picture(folder: Path, name: str) -> Path | None:
 def picture_name(image: Mapping[str, Any]) -> Any:
     """The file_name of an image's entry, or LVIS's URL in its place; None where there is neither."""
     return image.get("file_name") or image.get("coco_url") or image.get("flickr_url")
+
+
+def image_ids(paths: Sequence[Path]) -> list[int]:
+    """An image id for each picture: the number that its name is, as in COCO, if all are; else 1, 2, …"""
+    stems = [path.stem for path in paths]
+    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 19]
+    return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
 
 
 def last_part(name: str) -> str:
@@ -162,7 +169,7 @@ def read_image(
     try:
         with Image.open(path) as image:
             seen = ImageOps.exif_transpose(image) if as_shown else in_frame(image, stated)
-            return _as_rgb(seen, white_level)
+            return as_rgb(seen, white_level)
     except Exception as error:  # Pillow's readers of rarer formats fail in any way on spoiled files
         raise UserError(f"{path}{note}: cannot be read ({why_unreadable(error, path)})") from error
 
@@ -187,7 +194,8 @@ def why_unreadable(error: Exception, path: str | os.PathLike) -> str:
     return reason.splitlines()[0] if reason else type(error).__name__
 
 
-def _as_rgb(image: Image.Image, white_level: float | None) -> Image.Image:
+def as_rgb(image: Image.Image, white_level: float | None) -> Image.Image:
+    """What read_image makes of the pixels of a PIL image."""
     if image.mode in DEEP_MODES:
         scale = 255 / (white_level or default_white_level(image.mode))
         values = np.nan_to_num(np.asarray(image).astype(np.float64) * scale)

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from datasets.images import image_ids
 from datasets.masks import enclosed_area
 from doctor.check import check_dataset, find_sources
 from doctor.columns import RawFile
@@ -41,8 +42,7 @@ _WEIGHTS = PUBLISHED + HUB_MODELS["detr_resnet50"].file  # as in recipes/finetun
 def to_records(reading: Reading) -> Records:
     """The pictures of a reading as COCO's records, in the order of their names.
 
-    Image ids are the numbers that the files are called by, where all are called by different numbers;
-    otherwise 1, 2, … Categories are 1, 2, … in the order of the names.
+    Image ids are those of image_ids; categories are 1, 2, … in the order of the names.
     """
     records = Records(notes=reading.notes, lost=reading.lost)
     ordered = sorted(reading.pictures, key=lambda picture: (picture.path.name, str(picture.path)))
@@ -50,11 +50,7 @@ def to_records(reading: Reading) -> Records:
     names = [*reading.names, *sorted(found - set(reading.names))]
     classes = {name: number for number, name in enumerate(names, 1)}
     records.categories = [{"id": number, "name": name} for name, number in classes.items()]
-    stems = [picture.path.stem for picture in ordered]
-    numbered = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
-    ids = list(map(int, stems)) if numbered else []
-    if len(set(ids)) < len(ordered):
-        ids = list(range(1, len(ordered) + 1))
+    ids = image_ids([picture.path for picture in ordered])
     for picture, image_id in zip(ordered, ids, strict=True):
         width, height = picture.size
         entry = {"id": image_id, "file_name": str(picture.path), "width": width, "height": height}

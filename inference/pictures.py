@@ -80,14 +80,6 @@ def unique_stems(paths: Sequence[Path]) -> dict[Path, str]:
     return stems
 
 
-def image_ids(paths: Sequence[Path]) -> dict[Path, int]:
-    """An image id for each picture: the number that its name is, as in COCO, if all are; else 1, 2, …"""
-    numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
-    if len(set(numbers)) < len(paths):
-        numbers = list(range(1, len(paths) + 1))
-    return dict(zip(paths, numbers, strict=True))
-
-
 class View(NamedTuple):
     """How a picture is seen; see datasets.images.read_image.
 

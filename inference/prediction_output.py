@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.images import image_ids
 from datasets.panoptic_png import encode_png
 from inference.attention_maps import Attention
 from inference.drawing import draw, draw_attention
-from inference.pictures import Read, image_ids, unique_stems
+from inference.pictures import Read, unique_stems
 from inference.predicting import Found, coco_results, panoptic_results
 from inference.trained import TrainedModel
 from inference.visualize import save_picture
@@ -39,7 +40,7 @@ class Output:
         self.args = args
         self.folder = Path(args.output_dir)
         self.stems = unique_stems(paths)
-        self.ids = image_ids(paths) if ids is None else ids
+        self.ids = dict(zip(paths, image_ids(paths), strict=True)) if ids is None else ids
         originals = {path.resolve() for path in paths}
         for path in paths:
             drawing = [] if args.no_pictures else [self.drawing(path)]

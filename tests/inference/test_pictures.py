@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.coco import make_coco_transforms
+from datasets.images import image_ids
 from inference.pictures import (
     View,
     find_pictures,
-    image_ids,
     prepare,
     read_picture,
     read_pictures,
@@ -76,9 +76,9 @@ def test_names_are_unique_whatever_the_case_and_the_suffix() -> None:
 
 def test_ids_are_the_numbers_of_names_or_counted() -> None:
     coco = [Path("000000000139.jpg"), Path("000000000285.jpg")]
-    assert list(image_ids(coco).values()) == [139, 285]
-    assert list(image_ids([*coco, Path("x.jpg")]).values()) == [1, 2, 3]
-    assert list(image_ids([Path("a/7.jpg"), Path("b/07.jpg")]).values()) == [1, 2]
+    assert image_ids(coco) == [139, 285]
+    assert image_ids([*coco, Path("x.jpg")]) == [1, 2, 3]
+    assert image_ids([Path("a/7.jpg"), Path("b/07.jpg")]) == [1, 2]
 
 
 # --- Read ----------------------------------------------------------------------------------------------
