@@ -96,7 +96,7 @@ class RunReport:
         paths = {i: self.source.picture_file(i) for i in ids}
         for i in ids:
             if i not in self._pictures:
-                picture = read_picture(paths[i], stated=self.source.stated_size(i))
+                picture = read_picture(paths[i], self.source.stated_size(i), self.source.white_level)
                 self._pictures[i] = picture, self.source.truth(i)
         found = self.source.found(ids, evaluator, MOST_DETECTIONS)
         shown = [Shown(f"{paths[i].name}, id {i}", *self._pictures[i], found[i]) for i in ids]
@@ -163,7 +163,8 @@ def build_report(
         warn("no report: this data set does not tell where its pictures lie (`image_path`)")
         return None
     panoptic = args.masks and args.dataset_file == "coco_panoptic"
-    source = ReportSource(dataset, records.folder / "panoptic_eval" if panoptic else None)
+    folder = records.folder / "panoptic_eval" if panoptic else None
+    source = ReportSource(dataset, folder, args.white_level)
     name = "eval.html" if args.eval else "report.html"
     defaults = vars(get_args_parser().parse_args([]))
     loaders = [] if train_loader is None else [("train", train_loader)]

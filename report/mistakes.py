@@ -7,6 +7,7 @@ neither way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -178,11 +179,11 @@ class ClassCounts(NamedTuple):
 def count(found: Boxes, truth: Boxes, matches: Matches) -> dict[int, ClassCounts]:
     """What happened to each class that was looked for or found, by category id."""
     shown = found.score >= matches.threshold
-    right = _tally(found.label[shown & (matches.kind == RIGHT)])
-    wrong = _tally(found.label[shown & np.isin(matches.kind, WRONG)])
-    missed = _tally(truth.label[_missed(truth, matches)])
-    labels = sorted({*_tally(truth.label), *right, *wrong})
-    return {i: ClassCounts(right.get(i, 0), wrong.get(i, 0), missed.get(i, 0)) for i in labels}
+    right = Counter(found.label[shown & (matches.kind == RIGHT)].tolist())
+    wrong = Counter(found.label[shown & np.isin(matches.kind, WRONG)].tolist())
+    missed = Counter(truth.label[is_missed(truth, matches)].tolist())
+    labels = sorted({*truth.label.tolist(), *right, *wrong})
+    return {i: ClassCounts(right[i], wrong[i], missed[i]) for i in labels}
 
 
 def count_kinds(found: Boxes, matches: Matches) -> dict[str, int]:
@@ -216,7 +217,7 @@ def misses(
     found: Boxes, truth: Boxes, matches: Matches, names: Mapping[int, str], each: int
 ) -> list[Mistake]:
     """Of each class the largest objects that no detection above the threshold found, at most `each`."""
-    missed = np.flatnonzero(_missed(truth, matches))
+    missed = np.flatnonzero(is_missed(truth, matches))
     missed = missed[np.argsort(-truth.box[missed, 2:].prod(1), kind="stable")]
     mistakes = []
     for rank, row in _first_of_each(truth.label, missed, each):
@@ -246,13 +247,9 @@ def why_missed(
     return found.box[here[near | instead]], remark
 
 
-def _missed(truth: Boxes, matches: Matches) -> np.ndarray:
+def is_missed(truth: Boxes, matches: Matches) -> np.ndarray:
+    """bool [G]: which objects no detection above the threshold found."""
     return ~truth.crowd & (matches.score < matches.threshold)
-
-
-def _tally(labels: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(labels, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _name(label: np.integer, names: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.images import in_frame
+from datasets.images import as_rgb, in_frame
 from inference.picture_text import Rectangle, arrange_plates, load_font
 from inference.visualize import class_colour
 from report.html import escape, tag
@@ -39,8 +39,8 @@ class EmbeddedPicture(NamedTuple):
 Size = tuple[int | None, int | None]
 
 
-def read_picture(path: Path, longest: int = LONGEST, stated: Size | None = None) -> EmbeddedPicture:
-    """Read a picture in the frame whose width and height are stated, as training does, and shrink it.
+def read_picture(path: Path, stated: Size | None = None, white_level: float | None = None) -> EmbeddedPicture:
+    """Read a picture as training does, see datasets.images.read_image, and shrink it.
 
     Raises:
         OSError: it is missing or damaged.
@@ -48,20 +48,20 @@ def read_picture(path: Path, longest: int = LONGEST, stated: Size | None = None)
     with Image.open(path) as opened:
         image = in_frame(opened, stated)
         width, height = image.size
-        image.draft("RGB", (longest, longest))  # a JPEG is decoded at a half, a quarter or an eighth
-        small = image.convert("RGB")
-    small.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+        image.draft("RGB", (LONGEST, LONGEST))  # a JPEG is decoded at a half, a quarter or an eighth
+        small = as_rgb(image, white_level)
+    small.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR)
     return EmbeddedPicture(width, height, data_address(small, "WEBP"))
 
 
 def read_crop(
-    path: Path, box: Sequence[float], stated: Size | None = None
+    path: Path, box: Sequence[float], stated: Size | None = None, white_level: float | None = None
 ) -> tuple[EmbeddedPicture, tuple[float, float, float, float]]:
     """What surrounds a box.
 
     Args:
         box: x, y, width, height in pixels.
-        stated: see read_picture.
+        stated, white_level: see read_picture.
 
     Returns:
         The crop (its width and height in pixels of the file), and its left, top, right and bottom there.
@@ -75,17 +75,13 @@ def read_crop(
         left, top, right, bottom = surroundings(box, width, height)
         scale = min(1.0, CROP / max(right - left, bottom - top))
         image.draft("RGB", (round(width * scale) + 1, round(height * scale) + 1))
-        whole = image.convert("RGB")
+        whole = as_rgb(image, white_level)
     across, down = whole.width / width, whole.height / height
     shape = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     region = (left * across, top * down, right * across, bottom * down)
     crop = whole.resize(shape, Image.Resampling.BILINEAR, box=region, reducing_gap=2.0)
-    return EmbeddedPicture(round(right - left), round(bottom - top), data_address(crop, "WEBP")), (
-        left,
-        top,
-        right,
-        bottom,
-    )
+    place = left, top, right, bottom
+    return EmbeddedPicture(round(right - left), round(bottom - top), data_address(crop, "WEBP")), place
 
 
 def surroundings(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from report.html import escape, tag
-from report.mistakes import RIGHT, Matches, Mistake, count_kinds, false_positives, misses
+from report.mistakes import RIGHT, Matches, Mistake, count_kinds, false_positives, is_missed, misses
 from report.page import Section
 from report.pictures import EmbeddedPicture, definition, marked, marked_crop, read_crop
 from report.source import Boxes, Region, ReportSource
@@ -85,7 +85,7 @@ def mistakes_in_words(found: Boxes, truth: Boxes, matches: Matches) -> str:
     right = int(((found.score >= matches.threshold) & (matches.kind == RIGHT)).sum())
     kinds = ", ".join(f"{n:,} {name}" for name, n in count_kinds(found, matches).items() if n)
     objects = int((~truth.crowd).sum())
-    missed = int((~truth.crowd & (matches.score < matches.threshold)).sum())
+    missed = int(is_missed(truth, matches).sum())
     return (
         f"From a score of {matches.threshold:.2f}, {right:,} detections are right. Wrong: {kinds or 'none'}. "
         f"Of {objects:,} objects {missed:,} are missed. Shown of each class: the wrong detections of highest "
@@ -102,7 +102,8 @@ def crops_in_time(mistakes: Sequence[Mistake], source: ReportSource) -> list[tup
         if time.perf_counter() > end:
             break
         path = source.picture_file(mistake.image_id)
-        crop, place = read_crop(path, mistake.box.tolist(), source.stated_size(mistake.image_id))
+        stated = source.stated_size(mistake.image_id)
+        crop, place = read_crop(path, mistake.box.tolist(), stated, source.white_level)
         remark = tag("figcaption", escape(mistake.remark), title=f"{path.name}, id {mistake.image_id}")
         crops.append((mistake, tag("figure", marked_crop(crop, place, mistake), remark)))
     return crops

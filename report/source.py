@@ -60,10 +60,11 @@ class ReportSource:
     Args:
         dataset: CocoDetection or CocoPanoptic, of the validation split.
         panoptic_folder: where a PanopticEvaluator writes its predictions; None: there is none.
+        white_level: see datasets.images.read_image.
     """
 
-    def __init__(self, dataset: Any, panoptic_folder: Path | None = None):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, panoptic_folder: Path | None = None, white_level: float | None = None):
+        self.dataset, self.white_level = dataset, white_level
         self.panoptic_folder = panoptic_folder
         self._index = {image_id: index for index, image_id in enumerate(dataset.ids)}
         self._sizes: dict[int, tuple[int, int]] = {}  # width, height in pixels

@@ -84,6 +84,13 @@ def test_pictures_are_read_small_and_crops_show_the_place(tmp_path: Path) -> Non
     assert place == (0, 0, 9, 7), "what is smaller than a crop shows whole"
 
 
+def test_deep_pictures_are_seen_as_in_training(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 60), 2**15, np.uint16)).save(tmp_path / "a.png")
+    for level, grey in ((None, 128), (2.0**16 - 2, 128), (2.0**15, 255)):
+        seen = decoded(read_picture(tmp_path / "a.png", None, level).address)
+        assert np.asarray(seen.convert("L")).mean() == pytest.approx(grey, abs=2)
+
+
 def decoded(address: str) -> Image.Image:
     import base64
     import io
@@ -144,6 +151,8 @@ def test_curves_leave_out_what_was_not_evaluated() -> None:
 
 class Still:
     """A data set of one picture, and no evaluation of boxes."""
+
+    white_level = None
 
     def __init__(self, path: Path):
         self.path = path
