@@ -51,6 +51,8 @@ def check_at_start(
     if sum(file.stat().st_size for file in files if file.is_file()) >= LARGE:
         print("data: checking the annotation files (--check_data off leaves it out)", flush=True)
     report = check_dataset(sources, num_classes, decode=False, headers=HEADERS, masks=masks)
+    for line in report.sampled:
+        print(f"data: {line}", flush=True)
     faults, fatal = report.faults, {group.name for group in report.fatal}
     if not faults:
         return

@@ -39,6 +39,11 @@ def means_crowd(value: Any) -> bool:
     return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
 
 
+def _integers_of(section: str, key: str) -> cached_property[tuple[np.ndarray, np.ndarray]]:
+    """The property of a RawFile that holds a column of integers."""
+    return cached_property(lambda raw: integers(raw.column(section, key)))
+
+
 class RawFile:
     """The three lists of a COCO file, entries that are no objects left out, and their columns.
 
@@ -73,30 +78,12 @@ class RawFile:
         """bool [entries]: the entry has no such key, or null."""
         return np.array([record.get(key) is None for record in getattr(self, section)], dtype=bool)
 
-    @cached_property
-    def image_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [M] and which are valid."""
-        return integers(self.column("images", "id"))
-
-    @cached_property
-    def category_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [categories] and which are valid."""
-        return integers(self.column("categories", "id"))
-
-    @cached_property
-    def annotation_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [N] and which are valid."""
-        return integers(self.column("annotations", "id"))
-
-    @cached_property
-    def owners(self) -> tuple[np.ndarray, np.ndarray]:
-        """image_id of the annotations, int64 [N], and which are valid."""
-        return integers(self.column("annotations", "image_id"))
-
-    @cached_property
-    def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """category_id of the annotations, int64 [N], and which are valid."""
-        return integers(self.column("annotations", "category_id"))
+    # Ids and references, int64 [entries], and which of them are valid, bool [entries]
+    image_ids = _integers_of("images", "id")
+    category_ids = _integers_of("categories", "id")
+    annotation_ids = _integers_of("annotations", "id")
+    owners = _integers_of("annotations", "image_id")
+    labels = _integers_of("annotations", "category_id")
 
     @cached_property
     def boxes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +180,8 @@ def read_raw(path: str | Path, report: Report, split: str = "") -> RawFile | Non
     except (ValueError, RecursionError) as error:  # no UTF-8, or nested beyond all measure
         report.tell("unreadable_json", path, f"no JSON text: {show(str(error))}")
         return None
+    if _has_long_ids(content):
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         report.tell("not_coco", path, f"the file holds {type(content).__name__} {show(content, 40)}")
         return None
@@ -220,6 +209,13 @@ def read_raw(path: str | Path, report: Report, split: str = "") -> RawFile | Non
         ]
         report.add("broken_record", path, broken, text_finding)
     return RawFile(path, content)
+
+
+def _has_long_ids(content: Any) -> bool:
+    """Whether ids of images are integers of more than 64 bits, which orjson gives as rounded floats."""
+    images = content.get("images") if isinstance(content, dict) else None
+    ids = [one.get("id") for one in images if isinstance(one, dict)] if isinstance(images, list) else []
+    return any(type(value) is float and abs(value) >= 1 << 63 for value in ids)
 
 
 # ---- values that JSON gave, as columns

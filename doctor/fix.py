@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.images import picture_name
 from doctor import mend_ids, mend_objects, mend_pictures
 from doctor.check import check_raw
-from doctor.columns import SECTIONS, RawFile, read_raw
+from doctor.columns import SECTIONS, RawFile, means_crowd, read_raw
 from doctor.correction import Action, Correction, drop, each, tally_of
 from doctor.new_folder import NewFolder, names_inside
 from doctor.report import EXAMPLES, Group, Report, finding_line
@@ -26,11 +27,13 @@ Changes = dict[str, list[str]]  # what was done -> the findings that it was done
 # Kind of fault -> what is done about it, in the order in which that has to be: where anything of a stage is
 # found, the rest waits for the next round. Wrong boxes come before areas, by which boxes are judged, are
 # computed, and before objects are dropped.
-_CROWD = each("annotations", mend_objects.state_crowd, "1 where it said so, 0 otherwise")
-_EMPTIED = each("annotations", lambda record, _: record.update(segmentation=[]), "emptied the segmentation")
+_CROWD = each("annotations", lambda one, _: one.update(iscrowd=int(means_crowd(one.get("iscrowd")))),
+              "1 where it said so, 0 otherwise")  # fmt: skip
+_EMPTIED = each("annotations", lambda one, _: one.update(segmentation=[]), "emptied the segmentation")
 _FEWER = each("annotations", mend_objects.keep_good_polygons, "dropped the polygon")
 _CLAMPED = each("annotations", mend_objects.clamp_polygons, "clamped the points to the image")
-_TURNED = each("images", mend_pictures.swap_sides, "stated the other frame: swapped width and height")
+_TURNED = each("images", lambda one: one.update(width=one["height"], height=one["width"]),
+               "stated the other frame: swapped width and height")  # fmt: skip
 STAGES: tuple[dict[str, Action], ...] = (
     {"id_type": mend_ids.number_everything, "file_name_missing": mend_pictures.drop_images},
     {
@@ -146,7 +149,12 @@ def write_corrected(
     said = [*lost, "", *summary.lines()]
     folder.write("CHANGES.txt", "\n".join([*_listing(changes, None), *said, ""]))
     copy = f"the corrected copy in {folder.path}{', which lacks what cannot be corrected,' if lost else ''}"
-    return [*_listing(changes, EXAMPLES), *said, f"{copy} {_outcome(report)}"]
+    lines = [*_listing(changes, EXAMPLES), *said, f"{copy} {_outcome(report)}"]
+    missing = [split for split in ("train", "val") if not (folder.path / f"{split}2017").exists()]
+    if missing and not lost and not report.faults and not any(raw.panoptic for raw in raws.values()):
+        draws = f"python -m doctor.convert coco {shlex.quote(str(folder.path))} OUT"
+        lines.append(f"training needs {missing[0]} too: {draws} draws it from these pictures")
+    return lines
 
 
 def _outcome(report: Report) -> str:

@@ -135,11 +135,6 @@ def compute_area(correction: Correction, group: Group) -> str:
     return "computed from mask or box"
 
 
-def state_crowd(record: dict[str, Any], limit: np.ndarray) -> None:
-    """iscrowd as 0 or 1."""
-    record["iscrowd"] = int(means_crowd(record.get("iscrowd")))
-
-
 def keep_good_polygons(record: dict[str, Any], limit: np.ndarray) -> None:
     """Only the polygons that can be drawn."""
     record["segmentation"] = _good_polygons(record, limit)

@@ -77,11 +77,6 @@ def _scale(record: dict, ratio: np.ndarray) -> None:
         record["segmentation"] = []
 
 
-def swap_sides(record: dict) -> None:
-    """The other frame of a picture turned by EXIF."""
-    record["width"], record["height"] = record["height"], record["width"]
-
-
 # ---- panoptic
 
 

@@ -166,7 +166,7 @@ def check_pictures(
     rows = range(len(names))
     if headers and len(names) > headers:
         rows = np.linspace(0, len(names) - 1, headers).astype(int).tolist()
-        report.summary.append(f"{raw.path}: the headers of {headers} of its {len(names)} pictures were read")
+        report.sampled.append(f"{raw.path}: the headers of {headers} of its {len(names)} pictures were read")
     paths = {row: path for row in rows if (path := source.picture(names[row])) is not None}
     if headers:
         new = (path for path in paths.values() if path not in pictures)

@@ -69,12 +69,14 @@ class Report:
         files: the annotation files that were checked.
         groups: of findings, in the order in which they were found.
         summary: one line a file: what it holds.
+        sampled: one line a file of which only some pictures were looked at.
         masks: masks are to be trained, so that what is wrong with them is an error.
     """
 
     files: list[Path] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    sampled: list[str] = field(default_factory=list)
     masks: bool = False
 
     def add(
@@ -140,7 +142,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as text, worst first."""
-        lines = list(self.summary)
+        lines = [*self.summary, *self.sampled]
         for group in [*self.faults, *self.notes]:
             lines.append(f"\n{group.level.name.lower()}: {group.kind.title} ({group.count}) in {group.file}")
             lines.append(f"  {group.kind.why} {group.kind.advice}".rstrip())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from doctor.formats.record import lines_of
+from doctor.formats.record import Picture, lines_of
 
 SPLITS = ("train", "val", "test")
 _WORDS = {
@@ -56,6 +57,24 @@ def lists_of(source: Path) -> dict[str, list[str]]:
         if lists:
             return lists
     return {}
+
+
+def listed_splits(source: Path, stems: Iterable[str]) -> dict[str, str]:
+    """Which of these names of files, without endings, a list (see lists_of) names -> its split."""
+    known, listed = set(stems), dict[str, str]()
+    for split, lines in sorted(lists_of(source).items()):  # test first: train must not have its pictures
+        for line in lines:
+            names = [line, line.rpartition(" ")[0]]  # lists of a class end their lines with 1, 0 or -1
+            found = [Path(name.strip(' "')).name for name in names]
+            found += [os.path.splitext(name)[0] for name in found]
+            listed.setdefault(next((name for name in found if name in known), line), split)
+    return listed
+
+
+def as_listed(source: Path, pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures, those that a list names with its split."""
+    listed = listed_splits(source, (picture.path.stem for picture in pictures))
+    return [picture._replace(split=listed.get(picture.path.stem, picture.split)) for picture in pictures]
 
 
 def draw(

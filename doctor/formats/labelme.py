@@ -9,14 +9,13 @@ import numpy as np
 from datasets.images import find_picture, what_lies_there
 from datasets.layouts import read_json
 from doctor.columns import show
-from doctor.formats.record import Picture, Reading, as_seen, header_of, of_box, of_polygon, pictures_below
-from doctor.splits import split_of_folders
-from doctor.summary import Tally
+from doctor.formats.record import Picture, Reading, as_seen, header_of, of_box, of_polygon, pictures_without
+from doctor.splits import as_listed, split_of_folders
 from util.errors import UserError
 
 
 def read(source: Path) -> Reading:
-    """The pictures of a folder, or of one file; folders such as train/ and val/ are the splits.
+    """The pictures of a folder, or of one file; train.txt and the like or folders say the split.
 
     Raises:
         UserError: no files, one without its picture, a shape that has no area or no label.
@@ -24,9 +23,7 @@ def read(source: Path) -> Reading:
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     pictures = [_read_file(file, root) for file in files]
-    used = {picture.path.resolve() for picture in pictures}
-    others = sum(path.resolve() not in used for path in pictures_below(root))
-    return Reading(pictures, lost=[("pictures without a JSON file", Tally(others))] if others else [])
+    return Reading(as_listed(root, pictures), lost=pictures_without("a JSON file", root, pictures))
 
 
 def _read_file(file: Path, root: Path) -> Picture:

@@ -150,6 +150,13 @@ def pictures_below(folder: Path) -> list[Path]:
     return [path for path, linked in paths.items() if not linked or path.resolve() not in own]
 
 
+def pictures_without(what: str, folder: Path, pictures: Sequence[Picture]) -> Lost:
+    """The pictures below a folder that are not among those that were read, for they lack `what`."""
+    used = {picture.path.resolve() for picture in pictures}
+    others = sum(path.resolve() not in used for path in pictures_below(folder))
+    return [(f"pictures without {what}", Tally(others))] if others else []
+
+
 def read_text(path: Path) -> str:
     """The text of a file, without the mark that some editors begin it with; UserError where it is none."""
     try:

@@ -12,7 +12,7 @@ from datasets.images import find_picture, what_lies_there
 from datasets.layouts import read_json
 from doctor.columns import show
 from doctor.formats.record import Object, Picture, Reading, as_seen, check_near, header_of, of_box, of_polygon
-from doctor.splits import split_of_folders
+from doctor.splits import as_listed, split_of_folders
 from util.errors import UserError
 
 _CLASS_KEYS = ("name", "label", "class", "category", "type")  # attributes that usually hold the class
@@ -20,7 +20,7 @@ _CORNERS = 32  # of the polygon that stands for a circle or ellipse
 
 
 def read(source: Path, names: Sequence[str] = ()) -> Reading:
-    """The pictures of a project.
+    """The pictures of a project; train.txt and the like say the split.
 
     Args:
         source: a JSON file beside its pictures, or a folder of it; folders such as train/, val/ and test/
@@ -31,16 +31,17 @@ def read(source: Path, names: Sequence[str] = ()) -> Reading:
         UserError: no such file, an entry of another form, a region of a shape that has no area or without a
             class.
     """
-    if source.is_file():
-        return Reading(_read_file(source, "", names))
-    parts = {
-        folder: split_of_folders([folder.name]) for folder in sorted(source.iterdir()) if folder.is_dir()
-    }
-    folders = {folder: split for folder, split in parts.items() if split} or {source: ""}
-    files = [(file, split) for folder, split in folders.items() for file in sorted(folder.glob("*.json"))]
+    root, files = source.parent, [source]
+    if source.is_dir():
+        folders = [one for one in sorted(source.iterdir()) if one.is_dir() and split_of_folders([one.name])]
+        root, files = source, [file for one in folders or [source] for file in sorted(one.glob("*.json"))]
     if not files:
         raise UserError(f"{source}: no JSON file there, nor in train/, val/ and test/")
-    return Reading([picture for file, split in files for picture in _read_file(file, split, names)])
+    pictures = []
+    for file in files:
+        split = split_of_folders(file.parent.relative_to(root).parts)
+        pictures += _read_file(file, split, names)
+    return Reading(as_listed(root, pictures))
 
 
 def _read_file(file: Path, split: str, names: Sequence[str]) -> list[Picture]:

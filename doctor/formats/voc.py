@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from datasets.images import PICTURE_ENDINGS, find_picture
 from doctor.columns import show
-from doctor.formats.record import Picture, Reading, check_near, header_of, of_box, pictures_below, read_text
-from doctor.splits import lists_of, split_of_folders
-from doctor.summary import Tally
+from doctor.formats.record import Picture, Reading, check_near, header_of, of_box, pictures_without, read_text
+from doctor.splits import listed_splits, split_of_folders
 from util.errors import UserError
 
 
 def read(source: Path, one_based: bool = False) -> Reading:
     """The pictures of a folder.
 
-    Splits are those of ImageSets/Main, or of folders such as train/ and valid/.
+    Splits are those of ImageSets/Main or train.txt and the like, or of folders such as train/ and valid/.
 
     Args:
         source: holds Annotations/ and JPEGImages/ (and maybe ImageSets/Main/), or XML files beside pictures.
@@ -31,21 +29,12 @@ def read(source: Path, one_based: bool = False) -> Reading:
     files = sorted(below.rglob("*.xml"))
     if not files:
         raise UserError(f"{source}: no XML files there, nor in Annotations/")
-    listed: dict[str, str] = {}
-    known = {file.stem for file in files}
-    for split, lines in sorted(lists_of(source).items()):  # test first: train must not have its pictures
-        for line in lines:
-            names = [line, line.rpartition(" ")[0]]  # lists of a class end their lines with 1, 0 or -1
-            stems = [Path(name.strip(' "')).name for name in names]
-            stems += [os.path.splitext(stem)[0] for stem in stems]
-            listed.setdefault(next((stem for stem in stems if stem in known), line), split)
+    listed = listed_splits(source, (file.stem for file in files))
     pictures = []
     for file in files:
         split = listed.get(file.stem, "") or split_of_folders(file.relative_to(source).parts[:-1])
         pictures.append(_read_file(file, source, split, one_based))
-    used = {picture.path.resolve() for picture in pictures}
-    others = sum(path.resolve() not in used for path in pictures_below(source))
-    return Reading(pictures, lost=[("pictures without an XML file", Tally(others))] if others else [])
+    return Reading(pictures, lost=pictures_without("an XML file", source, pictures))
 
 
 def _read_file(file: Path, source: Path, split: str, one_based: bool) -> Picture:

@@ -124,7 +124,7 @@ def test_fix_is_recommended_only_where_it_helps(
 
 
 def test_headers_are_read_of_large_sets_those_of_a_sample(
-    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clean: CleanSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = spoil("picture resized", clean, tmp_path / "set")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
@@ -132,6 +132,7 @@ def test_headers_are_read_of_large_sets_those_of_a_sample(
         check_at_start("warn", "coco", made.root)
     monkeypatch.setattr(at_start, "HEADERS", 2)  # the first and the last; the resized one is the second
     check_at_start("warn", "coco", made.root)
+    assert "the headers of 2 of its 6 pictures were read" in capsys.readouterr().out
 
 
 def test_panoptic_sets(tmp_path: Path) -> None:

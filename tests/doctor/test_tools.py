@@ -184,6 +184,11 @@ def _half_text(content: dict[str, Any]) -> None:
     content["categories"][0]["id"] = "1"
 
 
+def _long_numbers(content: dict[str, Any]) -> None:
+    for place, image in enumerate(content["images"]):  # 128 bits, as a UUID's integer has
+        image["id"] = content["annotations"][place]["image_id"] = 10**36 + image["id"]
+
+
 def _same_number(content: dict[str, Any]) -> None:
     """'7' and 7 are different images here, and so are 'a' and what it would be numbered."""
     images, objects = content["images"], content["annotations"]
@@ -192,7 +197,7 @@ def _same_number(content: dict[str, Any]) -> None:
         images[place]["id"] = objects[place]["image_id"] = number
 
 
-@pytest.mark.parametrize("change", [_uuids, _names, _half_text, _same_number])
+@pytest.mark.parametrize("change", [_uuids, _names, _half_text, _long_numbers, _same_number])
 def test_ids_of_any_type(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
     root = write_coco(tmp_path / "set", change)
     said(run, root, "--fix", tmp_path / "fixed")
@@ -263,6 +268,20 @@ def test_splits_are_kept(form: str, tmp_path: Path) -> None:
     assert {split: {name.removeprefix("my ") for name in names} for split, names in splits} == EXPECTED
     assert "drawn" not in text
     assert landed(tmp_path / "out", ("train", "val", "test")) == (1.0, 9)
+
+
+def test_lists_split_a_project_of_via_too(tmp_path: Path) -> None:
+    for split, names in EXPECTED.items():
+        _write_others(tmp_path, "via", split, sorted(names))
+    files = {split: tmp_path / split / "via.json" for split in EXPECTED}
+    entries = {
+        f"{split}/{one['filename']}": one for split, file in files.items() for one in load(file).values()
+    }
+    write_json(tmp_path / "all.json", {name: {**one, "filename": name} for name, one in entries.items()})
+    for split, names in EXPECTED.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(f"{split}/{name}" for name in names))
+    said(convert, "via", tmp_path / "all.json", tmp_path / "out")
+    assert _splits(tmp_path / "out") == EXPECTED
 
 
 def _write_others(source: Path, form: str, split: str, names: list[str]) -> None:
