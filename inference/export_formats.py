@@ -86,7 +86,6 @@ class Onnx(Format):
         self.opset = opset
 
     def write(self, model: Exportable, example: Inputs, path: Path, metadata: Mapping[str, Any]) -> None:
-        """See Format.write."""
         from onnxscript import optimizer
 
         traced = _traced(model, example)
@@ -121,7 +120,6 @@ class Onnx(Format):
         program.save(path, external_data=False)
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
-        """See Format.load."""
         session = self._session(path)
         names = [output.name for output in session.get_outputs()]
 
@@ -132,7 +130,6 @@ class Onnx(Format):
         return run
 
     def metadata(self, path: Path) -> dict[str, Any]:
-        """See Format.metadata."""
         properties = self._session(path).get_modelmeta().custom_metadata_map
         return {name: json.loads(value) for name, value in properties.items()}
 
@@ -153,7 +150,6 @@ class TorchExport(Format):
     suffix = ".pt2"
 
     def write(self, model: Exportable, example: Inputs, path: Path, metadata: Mapping[str, Any]) -> None:
-        """See Format.write."""
         program = _traced(model, example)
         program.example_inputs = None  # they would be in the file
         # It warns where weights share memory and are not on the CPU, but they are.
@@ -161,12 +157,10 @@ class TorchExport(Format):
             torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
-        """See Format.load."""
         module = torch.export.load(path).module()
         return lambda inputs: module(*_arguments(inputs)[0], **_arguments(inputs)[1])
 
     def metadata(self, path: Path) -> dict[str, Any]:
-        """See Format.metadata."""
         files = {METADATA_FILE: ""}
         torch.export.load(path, extra_files=files)
         return json.loads(files[METADATA_FILE])
@@ -179,7 +173,6 @@ class TorchScript(Format):
     optional_mask = True
 
     def write(self, model: Exportable, example: Inputs, path: Path, metadata: Mapping[str, Any]) -> None:
-        """See Format.write."""
         try:
             with _quietly(), _in_memory(path) as buffer:  # --help says what the notice would
                 files = {METADATA_FILE: json.dumps(metadata)}
@@ -190,13 +183,11 @@ class TorchScript(Format):
             ) from error
 
     def load(self, path: Path) -> Callable[[Inputs], Outputs]:
-        """See Format.load."""
         with _quietly():  # --help says what the notice would
             module = torch.jit.load(str(path), map_location="cpu")
         return lambda inputs: module(**inputs)
 
     def metadata(self, path: Path) -> dict[str, Any]:
-        """See Format.metadata."""
         files = {METADATA_FILE: ""}
         with _quietly():  # --help says what the notice would
             torch.jit.load(str(path), _extra_files=files)

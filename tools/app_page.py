@@ -10,7 +10,6 @@ import html
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,6 @@ COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
 HOUR = 3600  # seconds after which a visitor's picture, and whatever was drawn of it, is forgotten
 
 
-@dataclass
-class Controls:
-    """What visitors set, and the buttons that give them files."""
-
-    given: gr.Image
-    kind: gr.Radio
-    threshold: gr.Slider
-    classes: gr.Dropdown
-    json: gr.DownloadButton
-    png: gr.DownloadButton
-
-
-@dataclass
-class Results:
-    """What they see."""
-
-    drawn: gr.Image
-    words: gr.Textbox
-    rows: gr.Dataframe
-    explained: gr.Column
-    attention: gr.Image
-
-
 def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
     """The page for a model; nothing is served yet."""
     title = "/".join(Path(trained.source).parts[-2:])
@@ -64,7 +40,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                controls = build_controls(trained, limits)
+                given, *controls = build_controls(trained, limits)
             with gr.Column(scale=5, min_width=400):
                 drawn = _picture("drawn")
                 words = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="words")
@@ -77,8 +53,8 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
             interactive=False,
             elem_id="rows",
         )
-        results = Results(drawn, words, rows, explained, attention)
-        connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
+        answers = Answers(trained, limits, drawn.GRADIO_CACHE)
+        connect(answers, look, given, controls, [drawn, words, rows], [explained, attention])
     return page
 
 
@@ -89,8 +65,8 @@ def _picture(name: str) -> gr.Image:
     )
 
 
-def build_controls(trained: TrainedModel, limits: Limits) -> Controls:
-    """What visitors set, as far as the model has a choice."""
+def build_controls(trained: TrainedModel, limits: Limits) -> tuple[Any, ...]:
+    """What visitors set: a picture, kind, threshold, classes; and the buttons for files, JSON and PNG."""
     kinds = kinds_of(trained)
     given = gr.Image(
         label=f"Picture, up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels",
@@ -119,28 +95,35 @@ def build_controls(trained: TrainedModel, limits: Limits) -> Controls:
     )
     json = gr.DownloadButton("Download JSON", interactive=False, elem_id="json")
     png = gr.DownloadButton("Download the segments' PNG", interactive=False, visible=False, elem_id="png")
-    return Controls(given, kind, threshold, classes, json, png)
+    return given, kind, threshold, classes, json, png
 
 
-def connect(answers: Answers, look: gr.State, controls: Controls, results: Results) -> None:
-    """Say what answers which component; the buttons' files are made after the picture is shown."""
-    choice = [look, controls.kind, controls.threshold, controls.classes]
-    buttons = [controls.json, controls.png]
-    shown = [results.drawn, results.words, results.rows, *buttons]
-    explained = [results.explained, results.attention]
+def connect(
+    answers: Answers, look: gr.State, given: Any, controls: list[Any], found: list[Any], explained: list[Any]
+) -> None:
+    """Say what answers which component; the buttons' files are made after the picture is shown.
+
+    Args:
+        given, controls: what build_controls gives.
+        found: the drawn picture, what was found in words, and as rows.
+        explained: what shows with the attention, and its picture.
+    """
+    (kind, threshold, classes), buttons = controls[:3], controls[3:]
+    choice, shown = [look, kind, threshold, classes], [*found, *buttons]
+    drawn, _, rows = found
     loud: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = {**loud, "show_progress": "hidden"}
 
-    seen = controls.given.input(
+    seen = given.input(
         answers.see,
-        [controls.given, *choice[1:]],
+        [given, *choice[1:]],
         [look, *shown, *explained],
         trigger_mode="always_last",
         **loud,
     )
-    other_kind = controls.kind.input(default_threshold, controls.kind, controls.threshold, **quiet)
+    other_kind = kind.input(default_threshold, kind, threshold, **quiet)
     drawn_anew = gr.on(
-        [controls.threshold.input, controls.classes.input],
+        [threshold.input, classes.input],
         answers.show,
         choice,
         shown,
@@ -149,8 +132,8 @@ def connect(answers: Answers, look: gr.State, controls: Controls, results: Resul
     )
     for event in (seen, other_kind.then(answers.show, choice, shown, **quiet), drawn_anew):
         event.then(answers.files, choice, buttons, **quiet)
-    results.drawn.select(answers.clicked, choice, explained, **loud)
-    results.rows.select(answers.chosen, choice, explained, **loud)
+    drawn.select(answers.clicked, choice, explained, **loud)
+    rows.select(answers.chosen, choice, explained, **loud)
 
 
 # --- Answers --------------------------------------------------------------------------------------------

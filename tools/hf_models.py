@@ -77,9 +77,20 @@ def load_hf(source: str) -> Any:
     """
     if not os.path.isdir(source) and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(f"{source}: neither a folder nor a name on the model hub (OWNER/NAME)")
+    import transformers
+
+    from tools.hf_config import settings_of
+
     try:
         with without_notices():
-            model, report = load_with_report(source)
+            config: Any = transformers.AutoConfig.from_pretrained(source)
+            kind = (config.architectures or ["DetrForObjectDetection"])[0]
+            if config.model_type != "detr" or kind not in ("DetrForObjectDetection", "DetrForSegmentation"):
+                exchanged = "DetrForObjectDetection and DetrForSegmentation"
+                raise UserError(f"{source}: a {kind}; exchanged are {exchanged}")
+            settings_of(config, source)  # one that is not ours is refused before its weights are read
+            options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+            model, report = getattr(transformers, kind).from_pretrained(source, **options)
     except ImportError as error:
         raise UserError(f"{source}: {TIMM}") from error
     except UserError:
@@ -91,22 +102,6 @@ def load_hf(source: str) -> Any:
     if lacking:
         raise UserError(f"{source}: {len(lacking)} weights are missing or do not fit, first {lacking[0]}")
     return model.eval()
-
-
-def load_with_report(source: str) -> tuple[Any, dict[str, Any]]:
-    """A model and what became of its weights; one that is not a DETR is refused before they are read."""
-    import transformers
-
-    from tools.hf_config import settings_of
-
-    config: Any = transformers.AutoConfig.from_pretrained(source)
-    kind = (config.architectures or ["DetrForObjectDetection"])[0]
-    if config.model_type != "detr" or kind not in ("DetrForObjectDetection", "DetrForSegmentation"):
-        raise UserError(f"{source}: a {kind}; exchanged are DetrForObjectDetection and DetrForSegmentation")
-    settings_of(config, source)
-    return getattr(transformers, kind).from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
-    )
 
 
 @contextlib.contextmanager
