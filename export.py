@@ -101,9 +101,7 @@ def export(
     """Write a model, and keep the file if it does what the model does.
 
     Args:
-        trained: what load_trained gives.
         path: where; its folder exists.
-        kind: one of inference.export_formats.FORMATS.
         postprocess: give scores, labels and boxes in pixels in place of logits and relative boxes.
         with_mask: take a mask of padding.
 

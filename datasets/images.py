@@ -21,7 +21,10 @@ from PIL import Image, ImageOps
 from util.errors import UserError
 from util.files import LONGEST, what_it_is
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+PICTURE_ENDINGS = (  # of what counts as a picture in a folder; a file that is named is always tried
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif", ".heic", ".heif"),
+)
 _SHOWN = 5  # names of what lies there instead
 
 EXIF_ORIENTATION = 0x0112

@@ -35,8 +35,6 @@ def check_at_start(
         dataset_file: 'coco', 'custom' or 'coco_panoptic'; others, such as the built-in pictures, are not
             checked.
         coco_path, panoptic_path: folders of the data set, as main's flags name them.
-        num_classes: of the model, None if it is inferred.
-        masks: masks are to be trained.
 
     Raises:
         UserError: a file is missing; training would stop, or learn something wrong; with 'error', any fault.

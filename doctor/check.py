@@ -56,8 +56,6 @@ def check_raw(
     """check_dataset on files that have been read.
 
     Args:
-        raws: name of the split -> its annotations.
-        report: the findings are added to it.
         files: pictures and PNGs that have been read, to which others are added; None: none is opened.
     """
     counts: dict[str, dict[str, int]] = {}

@@ -107,9 +107,7 @@ def write_corrected(
     """Write a corrected copy in COCO's layout to a new folder -> lines that list what was done.
 
     Args:
-        sources: name of the split -> its files.
         out: the new folder; CHANGES.txt in it lists every change.
-        num_classes: of the model, None if it does not matter.
         decode: read the pictures too; False: only the annotations are corrected.
         masks: masks are to be trained: objects without one are dropped, where others of the file have one.
         drop: drop whatever cannot be mended, however much it is.

@@ -9,14 +9,10 @@ from typing import NamedTuple
 class Level(IntEnum):
     """How bad a finding is; lower is worse."""
 
-    UNUSABLE = 0
-    """The file cannot be read as a COCO file."""
-    ERROR = 1
-    """Training would stop, or learn something wrong."""
-    WARNING = 2
-    """A fault that training survives: what is faulty is dropped, clamped or ignored."""
-    NOTE = 3
-    """Worth knowing; no fault."""
+    UNUSABLE = 0  # the file cannot be read as a COCO file
+    ERROR = 1  # training would stop, or learn something wrong
+    WARNING = 2  # a fault that training survives: what is faulty is dropped, clamped or ignored
+    NOTE = 3  # worth knowing; no fault
 
 
 class Kind(NamedTuple):

@@ -92,7 +92,6 @@ class Report:
 
         Args:
             among: how many objects the file has.
-            name, file, rows, describe, about: see Group.
         """
         if len(rows):
             level = KINDS[name].level

@@ -89,7 +89,6 @@ def draw(
         splits: of each picture, '' where the source does not say.
         names: of each picture; the draw depends on them and not on their order.
         share: of the pictures that go to train; None: 0.8 of those that are drawn.
-        seed: of the draw.
     """
     places = range(len(splits))
     free = [i for i in places if splits[i] != "test" and (share is not None or not splits[i])]

@@ -114,7 +114,6 @@ class Attention:
         """Attention weights, as `decoder` gives them, of the cells under some points.
 
         Args:
-            image: its place in the batch.
             points: (x, y), each in [0, 1) of the image's width and height.
 
         Raises:
@@ -157,9 +156,7 @@ class Attention:
         """Maps [..., h, w] as they lie over the picture, smooth between the centres of cells: [..., *size].
 
         Args:
-            image: its place in the batch.
             maps: what `decoder` or `encoder` gave for it.
-            size: the wanted height and width.
         """
         axes = []
         for pixels, cells, wanted in zip(self.image_size(image), self._grid, size, strict=True):

@@ -36,7 +36,6 @@ def draw(picture: Tensor, found: Found, names: Mapping[int, str]) -> Tensor:
 
     Args:
         picture: uint8 [3, H, W], of the size for which `found` was asked.
-        names: category id -> name.
     """
     if found.panoptic is not None:
         return draw_panoptic(picture, *found.panoptic, names)
@@ -55,10 +54,8 @@ def draw_attention(
 
     Args:
         picture: uint8 [3, H, W].
-        found: what was found in it.
         heard: what inference.attention_maps.listening heard meanwhile.
         place: of the picture in its batch.
-        names: category id -> name.
         points: (x, y) in pixels of the picture, whose self-attention in the encoder is drawn in place of
             the detections'.
 
@@ -93,10 +90,8 @@ GAP = 6  # pixels between the maps of heads
 class AttentionRow(NamedTuple):
     """What one row of a sheet shows."""
 
-    marked: Tensor
-    """The picture with what is asked about drawn in, uint8 [3, h, w]."""
-    maps: Tensor
-    """Attention weights by head, float [n, h, w], of any scale."""
+    marked: Tensor  # the picture with what is asked about drawn in, uint8 [3, h, w]
+    maps: Tensor  # attention weights by head, float [n, h, w], of any scale
     caption: str
 
 
@@ -118,7 +113,6 @@ def attention_sheet(image: Tensor, rows: Sequence[AttentionRow]) -> Tensor:
 
     Args:
         image: the picture as `panel` gives it, uint8 [3, h, w].
-        rows: at least one.
 
     Returns:
         uint8 [3, H, W], on white.

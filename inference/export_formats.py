@@ -24,22 +24,17 @@ from util.errors import UserError
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
 METADATA_FILE = "metadata.json"
-OPSET = 18
-"""The ONNX operator set that torch's exporter is written in; later ones are converted to."""
+OPSET = 18  # the ONNX operator set that torch's exporter is written in; later ones are converted to
 _FATAL = 4  # of onnxruntime's levels of logging
 
 
 class Format(ABC):
     """One kind of file."""
 
-    name: str
-    """What `--format` calls it."""
-    packages: tuple[str, ...] = ()
-    """What it needs besides the project's own requirements."""
-    suffix: str = ""
-    """How the names of its files must end."""
-    optional_mask = False
-    """That one file runs with a mask and without."""
+    name: str  # what `--format` calls it
+    packages: tuple[str, ...] = ()  # what it needs besides the project's own requirements
+    suffix: str = ""  # how the names of its files must end
+    optional_mask = False  # one file runs with a mask and without
 
     def check_packages(self) -> None:
         """Raise a UserError if a package is missing."""
@@ -52,7 +47,6 @@ class Format(ABC):
         """Write a model.
 
         Args:
-            model: what to write.
             example: inputs to trace it with. The file takes the inputs that are in it, with other lengths of
                 the axes in AXES.
             path: the file; an older one is replaced.
@@ -73,11 +67,7 @@ class Format(ABC):
 
 
 class Onnx(Format):
-    """ONNX, through torch.export and onnxscript. Metadata are in `metadata_props`, each value as JSON.
-
-    Args:
-        opset: version of the operator set.
-    """
+    """ONNX, through torch.export and onnxscript. Metadata are in `metadata_props`, each value as JSON."""
 
     name = "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")

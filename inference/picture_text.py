@@ -78,7 +78,6 @@ def arrange_plates(
     The first boxes choose first. A plate that finds no place is left out: a heap of plates says nothing.
 
     Args:
-        boxes: what the plates belong to.
         sizes: width and height of each plate.
         picture: width and height.
     """

@@ -21,16 +21,10 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.annotations import AnnotationFile, load_annotations
-from datasets.images import last_part, picture_name, read_image
+from datasets.images import PICTURE_ENDINGS, last_part, picture_name, read_image
 from datasets.transforms import resize
 from util.collector import leave_parents_objects
 from util.errors import UserError
-
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
-    + [".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif", ".heic", ".heif"]
-)
-"""What counts as a picture in a folder. A file that is named itself, or by a pattern, is always tried."""
 
 
 def find_pictures(sources: Iterable[str | os.PathLike]) -> list[Path]:
@@ -48,7 +42,7 @@ def find_pictures(sources: Iterable[str | os.PathLike]) -> list[Path]:
         path = Path(source)
         if path.is_dir():
             files = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
-            inside = [p for p in files if p.suffix.lower() in SUFFIXES]
+            inside = [p for p in files if p.suffix.lower() in PICTURE_ENDINGS]
             if not inside:
                 raise UserError(
                     f"{source}: no pictures in this folder (folders inside are not searched: "
@@ -145,19 +139,15 @@ class Read(NamedTuple):
     """A picture that was read, or why it could not be."""
 
     path: Path
-    picture: Tensor | None
-    """uint8 [3, H, W] as the user sees it; None if it could not be read."""
-    image: Tensor | None
-    """uint8 [3, h, w] as the model sees it."""
-    error: str
-    """One line that names the file; empty if all went well."""
+    picture: Tensor | None  # uint8 [3, H, W] as the user sees it; None if it could not be read
+    image: Tensor | None  # uint8 [3, h, w] as the model sees it
+    error: str  # one line that names the file; empty if all went well
 
 
 class Pictures(torch.utils.data.Dataset):
     """Reads and prepares pictures for the workers of a data loader; one that cannot be read stops nobody.
 
     Args:
-        paths: of the pictures.
         eval_scale, max_size: see prepare.
         views: how each is seen; those that are not among them as shown.
     """

@@ -28,18 +28,12 @@ THRESHOLD, PANOPTIC_THRESHOLD = 0.7, 0.85  # as published
 class Found:
     """What was found in one picture, most certain first. All tensors are on the CPU."""
 
-    scores: Tensor
-    """float32 [k], each detection's probability, above the threshold."""
-    labels: Tensor
-    """int64 [k], category ids."""
-    boxes: Tensor
-    """float32 [k, 4], x0 y0 x1 y1 in pixels of the picture; may reach beyond it."""
-    queries: Tensor
-    """int64 [k], which query found it."""
-    masks: Tensor | None = None
-    """bool [k, H, W], asked for masks; they may overlap."""
-    panoptic: PanopticMap | None = None
-    """Asked for panoptic segments: ids int64 [H, W], and what each id is."""
+    scores: Tensor  # float32 [k], each detection's probability, above the threshold
+    labels: Tensor  # int64 [k], category ids
+    boxes: Tensor  # float32 [k, 4], x0 y0 x1 y1 in pixels of the picture; may reach beyond it
+    queries: Tensor  # int64 [k], which query found it
+    masks: Tensor | None = None  # bool [k, H, W], asked for masks; they may overlap
+    panoptic: PanopticMap | None = None  # asked for panoptic segments: ids int64 [H, W], and what each id is
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -83,15 +77,11 @@ def predict(
     Masks are drawn for what is above the threshold alone.
 
     Args:
-        trained: what load_trained gives.
         images: uint8 [3, h, w], as inference.pictures.prepare makes them.
         sizes: (height, width) of the original pictures, in which boxes and masks are wanted.
         threshold: probabilities up to this one are left out; None: 0.7, and 0.85 for panoptic segments.
         kind: `boxes`, `masks` or `panoptic`; None: the richest that the model was trained for. A panoptic
             model's boxes and masks are those of things alone.
-
-    Returns:
-        For each picture what was found.
 
     Raises:
         UserError: the model cannot give that.
@@ -213,8 +203,6 @@ def naming_large_pictures(trained: TrainedModel, names: str, memory: str, positi
     """Say of pictures that are too large what helps.
 
     Args:
-        trained: the model that sees them.
-        names: of the pictures.
         memory, positions: what to do where memory, or the table of learned positions, is too small.
 
     Raises:

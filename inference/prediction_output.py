@@ -71,11 +71,8 @@ class Output:
         """Write what belongs to one picture -> its entries in the JSON file.
 
         Args:
-            read: the picture.
-            found: what was found in it.
             heard: the attention meanwhile, if it is to be drawn.
             place: of the picture in its batch.
-            names: category id -> name.
         """
         assert read.picture is not None
         if not self.args.no_pictures:

@@ -46,18 +46,12 @@ _OF_BACKBONE = ("backbone", "backbone_norm", "backbone_stages")
 class TrainedModel:
     """A model with what is known of it."""
 
-    model: nn.Module
-    """DETR or DETRsegm, in evaluation mode, without auxiliary outputs."""
-    postprocessors: dict[str, nn.Module]
-    """By name: `bbox`, with a mask head `segm`, trained on panoptic data `panoptic`."""
-    args: argparse.Namespace
-    """The flags it was trained with, as far as they are known, otherwise main.py's defaults."""
-    names: dict[int, str]
-    """Category id -> name; empty where nobody knows."""
-    is_thing: dict[int, bool] | None
-    """Category id -> whether it is a thing, of a panoptic model; None of any other."""
-    source: str
-    """What it was loaded from."""
+    model: nn.Module  # DETR or DETRsegm, in evaluation mode, without auxiliary outputs
+    postprocessors: dict[str, nn.Module]  # `bbox`, with a mask head `segm`, of panoptic data `panoptic`
+    args: argparse.Namespace  # the flags it was trained with, where they are not known main.py's defaults
+    names: dict[int, str]  # category id -> name; empty where nobody knows
+    is_thing: dict[int, bool] | None  # category id -> whether it is a thing; None where not panoptic
+    source: str  # what it was loaded from
 
     @property
     def device(self) -> torch.device:

@@ -43,10 +43,7 @@ class RunReport:
 
     Args:
         folder: the run's --output_dir.
-        source: the validation data.
         categories: id -> name.
-        splits: the data's figures.
-        args: every flag.
         defaults: of the flags; those that differ are listed first.
         board: a SummaryWriter of TensorBoard that gets the pictures and the figures of classes too, or None.
         name: of the file.
@@ -152,9 +149,7 @@ def build_report(
     """What writes a run's report.html, for an evaluation alone eval.html; None where pictures are unknown.
 
     Args:
-        args: every flag.
         records: of a process that writes.
-        categories: id -> name.
         train_loader, val_loader: of the splits; the former None for an evaluation alone.
     """
     assert records.folder is not None

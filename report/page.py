@@ -25,7 +25,6 @@ def page(title: str, remarks: Sequence[str], lead: str, sections: Sequence[Secti
     """The whole file.
 
     Args:
-        title: of the run.
         remarks: lines under the title.
         lead: HTML above the sections.
         sections: those without HTML are left out.

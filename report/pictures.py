@@ -119,7 +119,6 @@ def marked(
         name: of the picture in the page, where `definition` has put it.
         regions: those that come first get their labels first, of segments the largest; labels without a
             place are left out.
-        names: of categories.
         threshold: the score from which detections show at first, and whose labels must fit together.
     """
     width, height = view(picture)

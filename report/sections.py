@@ -30,7 +30,6 @@ def pictures_section(shown: Sequence[Shown], names: Mapping[int, str], threshold
     """Pictures with ground truth and, beside it, what was found.
 
     Args:
-        names: of categories.
         threshold: the score from which detections are shown until a user moves the slider.
     """
     has_scores = any(region.score is not None for one in shown for region in one.found)

@@ -32,9 +32,7 @@ def add_classes(
     """AP and PQ of each class, as `classes_bbox_AP/name`.
 
     Args:
-        board: a SummaryWriter.
         figures: see source.ReportSource.class_figures.
-        names: of categories.
     """
     keys = {"bbox": "AP", "segm": "AP", "panoptic": "pq"}
     for kind, rows in figures.items():
@@ -51,7 +49,6 @@ def add_pictures(
     """One sheet of pictures, ground truth beside what was found.
 
     Args:
-        board: a SummaryWriter.
         threshold: the score from which detections are drawn.
     """
     if not shown:

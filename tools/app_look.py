@@ -26,48 +26,33 @@ from models.selection import Outputs, confident_queries
 from util.errors import UserError
 from util.nested_tensor import ByteBatch
 
-LEAST = 0.05
-"""The lowest threshold: below it nothing of the model's answer is kept."""
-SHOWN_SIDE = 1600
-"""Pictures are drawn at no more pixels a side, so that a slider can be followed."""
+LEAST = 0.05  # the lowest threshold: below it nothing of the model's answer is kept
+SHOWN_SIDE = 1600  # pictures are drawn at no more pixels a side, so that a slider can be followed
 
 
 class Limits(NamedTuple):
     """How large a picture may be."""
 
-    megabytes: float = 20
-    """Of its file, in units of 2**20 bytes, as browsers count them."""
-    megapixels: float = 40
-    """Of all its pixels, in millions; what a decoder needs of memory depends on them, not on the file."""
+    megabytes: float = 20  # of its file, in units of 2**20 bytes, as browsers count them
+    megapixels: float = 40  # of all its pixels; what a decoder needs of memory depends on them
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
     """A picture, and all that the model said of it."""
 
-    name: str
-    """Of its file, without a folder."""
-    size: tuple[int, int]
-    """Height and width of the picture, upright."""
-    shown: Tensor
-    """uint8 [3, H, W], the picture or a smaller copy, in which boxes are drawn and clicks counted."""
-    image: Tensor
-    """uint8 [3, h, w]."""
+    name: str  # of its file, without a folder
+    size: tuple[int, int]  # height and width of the picture, upright
+    shown: Tensor  # uint8 [3, H, W], the picture or a smaller copy: boxes and clicks are in its pixels
+    image: Tensor  # uint8 [3, h, w]
     trained: TrainedModel
-    """The model."""
-    outputs: Outputs
-    """What it said: masks of whatever LEAST leaves."""
-    heard: Attention
-    """Its attention meanwhile."""
-    milliseconds: Mapping[str, float]
-    """How long reading, preprocessing and the model took."""
+    outputs: Outputs  # what it said: masks of whatever LEAST leaves
+    heard: Attention  # its attention meanwhile
+    milliseconds: Mapping[str, float]  # how long reading, preprocessing and the model took
 
 
 def refuse_large(path: str | os.PathLike, name: str, limits: Limits) -> None:
     """Stop before a picture is decoded whose file or pixels are too many; only its header is read.
-
-    Args:
-        name: by which the user knows it.
 
     Raises:
         UserError: it is too large.
@@ -93,9 +78,6 @@ def refuse_large(path: str | os.PathLike, name: str, limits: Limits) -> None:
 
 def look_at(trained: TrainedModel, path: str | os.PathLike, name: str, limits: Limits) -> Look:
     """Read a picture and ask the model.
-
-    Args:
-        name: by which the user knows the file.
 
     Raises:
         UserError: no picture, too large a one, or one that the model cannot see.

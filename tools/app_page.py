@@ -138,8 +138,7 @@ def connect(
 
 # --- Answers --------------------------------------------------------------------------------------------
 
-MOST = 0.99
-"""The highest threshold."""
+MOST = 0.99  # the highest threshold
 
 Values = tuple[Any, ...]
 
@@ -148,8 +147,6 @@ class Answers:
     """What visitors are answered; each visitor's picture is kept by gradio, not here.
 
     Args:
-        trained: the model.
-        limits: of the pictures it is given.
         cache: folder that gradio serves files from, and where it deletes old ones.
     """
 
@@ -174,11 +171,7 @@ class Answers:
     def show(
         self, look: Look | None, kind: str, threshold: float, classes: Sequence[int], reason: str = ""
     ) -> Values:
-        """What is found: drawn, in words, as a table; and two buttons that wait for their files.
-
-        Args:
-            reason: why there is no picture.
-        """
+        """What is found: drawn, in words, as a table; and two buttons that wait for their files."""
         waiting = gr.DownloadButton(interactive=False)
         if look is None:
             return None, reason, [], waiting, waiting

@@ -30,12 +30,9 @@ from util.errors import UserError
 class Choice(NamedTuple):
     """What somebody wants to see of a picture."""
 
-    kind: str
-    """boxes, masks or panoptic."""
-    threshold: float
-    """Probabilities up to this one are left out; not below LEAST."""
-    classes: frozenset[int] = frozenset()
-    """Category ids; none of them stands for all."""
+    kind: str  # boxes, masks or panoptic
+    threshold: float  # probabilities up to this one are left out; not below LEAST
+    classes: frozenset[int] = frozenset()  # category ids; none of them stands for all
 
 
 def find(look: Look, choice: Choice, whole: bool = False) -> Found:

@@ -53,7 +53,6 @@ def config_of(
 
     Args:
         args: the flags of main.py, complete enough for build_model.
-        names: category id -> name; empty where nobody knows.
         is_thing: category id -> whether it is a thing, of panoptic models.
         counters: of ordinary batch norms; see hf_names.counters_of.
 
@@ -117,9 +116,6 @@ def uses_timm(config: DetrConfig) -> bool:
 
 def settings_of(config: DetrConfig, source: str) -> dict[str, Any]:
     """The flags of main.py that a configuration decides, where weights do not.
-
-    Args:
-        source: where it was found, for messages.
 
     Raises:
         UserError: it describes a model that this project has not.

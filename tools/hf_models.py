@@ -149,9 +149,6 @@ def differences(ours: nn.Module, theirs: Any) -> dict[str, float]:
 def checked(ours: nn.Module, theirs: Any, target: str) -> dict[str, float]:
     """`differences`, which are small.
 
-    Args:
-        target: what is not to be written otherwise, for messages.
-
     Raises:
         UserError: one is more than TOLERANCE.
     """

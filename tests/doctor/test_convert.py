@@ -275,15 +275,11 @@ def test_names_of_data_yaml(text, with_yaml, coco, tmp_path):
             "names: {x: bolt}",
             "data.yaml: names must be a list, or numbers from 0 with names, not {'x': 'bolt'}",
         ),
-        ("names: {.inf: bolt}", "data.yaml: names must be a list, or numbers from 0 with names, not {inf"),
         ("names: {-1: bolt}", "data.yaml: names must be a list, or numbers from 0 with names, not {-1"),
-        ("names: {0: bolt, '0': nut}", "data.yaml: names must be a list, or numbers from 0 with names"),
         ("names: []", "data.yaml has no names of classes: pass --names"),
         ("names: [2020-99-99]", "data.yaml is no valid YAML: month must be in"),
-        (f"names: [{'9' * 5000}]", "data.yaml is no valid YAML: "),
         ("[" * 700, "data.yaml is no valid YAML: .*recursion"),
         ("names: 3", "no data.yaml with names"),
-        ("only text", "no data.yaml with names"),
     ],
 )
 def test_a_faulty_data_yaml(text, message, with_yaml, tmp_path):
@@ -340,22 +336,14 @@ def test_mistakes_are_named(form, damage, message, coco, tmp_path):
     "part, value, message",
     [
         ("regions", None, r"p\.json: the regions of 000000000007\.jpg must be a list, .*, not None"),
-        ("regions", "abc", "must be a list, .*, not 'abc'"),
         ("regions", 3, "must be a list, .*, not 3"),
         ("regions", [None], "7.jpg, region 0: it must be a JSON object, not None"),
-        ("regions", {"0": "x"}, "7.jpg, region 0: it must be a JSON object, not 'x'"),
         ("filename", None, "the filename of 'k' must be that of a picture, not None"),
-        ("filename", 7, "the filename of 'k' must be that of a picture, not 7"),
-        ("filename", "", "the filename of 'k' must be that of a picture, not ''"),
         ("filename", "a\nb.jpg", "the filename of 'k' must be that of a picture, not 'a.nb.jpg'"),
         ("shape_attributes", None, "region 0 has no shape_attributes: draw it anew"),
         ("shape_attributes", "rect", "region 0: its shape_attributes must be a JSON object, not 'rect'"),
-        ("shape_attributes", [1], r"region 0: its shape_attributes must be a JSON object, not \[1\]"),
         ("region_attributes", None, "region 0 has no class in its attributes: pass --names"),
         ("region_attributes", "a", "region 0: its region_attributes must be a JSON object, not 'a'"),
-        ("region_attributes", ["a"], "region 0: its region_attributes must be a JSON object"),
-        ("region_attributes", 7, "region 0: its region_attributes must be a JSON object, not 7"),
-        ("region_attributes", {"label": None}, "region 0 has no class in its attributes"),
         ("region_attributes", {"label": ["a"]}, "region 0 has no class in its attributes"),
         ("region_attributes", {"label": "\ud800"}, "'.ud800' is no UTF-8 text"),
     ],
@@ -382,12 +370,8 @@ def assert_refused(part, value, message, tmp_path):
     [
         ({"name": "rect", "x": math.nan, "y": 2, "width": 3, "height": 4}, "'rect' .*must be numbers of at"),
         ({"name": "rect", "x": 10**400, "y": 2, "width": 3, "height": 4}, "'rect' .*OverflowError"),
-        ({"name": "rect", "x": 1, "y": 2, "width": 1e200, "height": 1e200}, "'rect' .*must be numbers of at"),
         ({"name": "polygon", "all_points_x": [1, None, 3], "all_points_y": [1, 2, 3]}, "'polygon' gives no"),
-        ({"name": "polygon", "all_points_x": [[1, 2]], "all_points_y": [[1, 2]]}, "'polygon' .*of points"),
         ({"name": "polygon", "all_points_x": [], "all_points_y": []}, "'polygon' .*list of points"),
-        ({"name": "polygon", "all_points_x": [1, 10**400, 3], "all_points_y": [1, 2, 3]}, "OverflowError"),
-        ({"name": "circle", "cx": 1, "cy": 2, "r": 10**400}, "'circle' .*OverflowError"),
         ({"name": "circle", "cx": 1, "cy": 2, "r": [1] * 32}, "'circle' .*not 'list'"),
         ({"name": "ellipse", "cx": 1, "cy": 2, "rx": 3, "ry": 4, "theta": math.inf}, "'ellipse' .*at most"),
         ({"name": None}, "a None gives no object"),
@@ -423,9 +407,9 @@ def write_one_voc(folder, width="40", xmin="1"):
 @pytest.mark.parametrize(
     "message, key, value",
     [("width and height must be numbers of pixels", "width", width)
-     for width in ("abc", "nan", "inf", "-40", "1e300", "40,5", "40px")]
+     for width in ("abc", "nan", "-40", "1e300")]
     + [("the bndbox of an object 'a' must be four numbers of pixels", "xmin", corner)
-       for corner in ("", "a", "nan", "-inf", "1e400", "-1e200")],
+       for corner in ("", "a", "nan", "1e400")],
 )  # fmt: skip
 def test_numbers_of_voc_that_are_no_numbers_of_pixels(message, key, value, tmp_path):
     write_one_voc(tmp_path / "source", **{key: value})
