@@ -71,6 +71,8 @@ def draw_detections(
     Returns:
         A new picture, uint8 [3, k·H, k·W] with k = enlargement(H, W).
     """
+    from torchvision.utils import draw_bounding_boxes
+
     _check_image(image)
     classes = torch.as_tensor(labels).tolist()
     confidences = torch.as_tensor(scores).tolist() if scores is not None else None
@@ -86,7 +88,10 @@ def draw_detections(
     corners = pixel_corners(boxes, factor, *canvas.shape[1:])  # [N, 4]
     areas = (corners[:, 2:] - corners[:, :2]).prod(1)
     order = areas.argsort(descending=True, stable=True).tolist()  # small boxes lie on top
-    canvas = draw_boxes(canvas, corners[order], [class_colour(classes[index]) for index in order])
+    colours, width = [class_colour(classes[index]) for index in order], line_width(canvas)
+    rims = corners[order] + torch.tensor([-1, -1, 1, 1])  # a dark rim shows a bright line on any background
+    canvas = draw_bounding_boxes(canvas, rims, colors="black", width=width + 2)
+    canvas = draw_bounding_boxes(canvas, corners[order], colors=list(colours), width=width)
     if confidences is not None:
         order = torch.tensor(confidences).argsort(descending=True, stable=True).tolist()
     known = names or {}
@@ -199,16 +204,6 @@ def save_picture(image: Tensor, path: str | os.PathLike) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written ({reason})") from error
-
-
-def draw_boxes(canvas: Tensor, corners: Tensor, colours: Sequence[Colour]) -> Tensor:
-    """A picture with rectangles, given by their first and last pixels [N, 4], in these colours."""
-    from torchvision.utils import draw_bounding_boxes
-
-    width = line_width(canvas)
-    rims = corners + torch.tensor([-1, -1, 1, 1])  # a dark rim shows a bright line on any background
-    canvas = draw_bounding_boxes(canvas, rims, colors="black", width=width + 2)
-    return draw_bounding_boxes(canvas, corners, colors=list(colours), width=width)
 
 
 def pixel_corners(boxes: Tensor, factor: int, height: int, width: int) -> Tensor:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,11 +49,6 @@ def train(recipe: str, run: Path, *flags: str) -> None:
     command = ["main.py", f"@recipes/{recipe}.args", "--output_dir", os.path.relpath(run, ROOT), *flags]
     print("$ " + " ".join(["python", *command]), flush=True)
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-
-
-def final_figures(run: Path) -> dict[str, Any]:
-    """The last line of a run's log."""
-    return json.loads((run / "log.txt").read_text().splitlines()[-1])
 
 
 def draw_detections_beside_truth(run: Path, output: Path) -> Path:
@@ -132,7 +127,7 @@ def main() -> int:
         drawn = panoptic(folder, SHORT_TRAIN if options.short else PANOPTIC_TRAIN)
     elif not options.check:
         drawn = detection(folder, *(SHORT_EPOCHS if options.short else ()))
-    figures = final_figures(folder / "run")
+    figures = json.loads((folder / "run" / "log.txt").read_text().splitlines()[-1])
     ap, ap50 = figures["test_coco_eval_bbox"][:2]
     if options.panoptic:
         value, least = figures["test_PQ_all"]["pq"], LEAST_PQ

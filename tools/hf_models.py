@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ TIMM = "this backbone is timm's in transformers: pip install timm"
 
 
 def import_transformers() -> Any:
-    """transformers, without its progress bars.
+    """transformers, without its progress bars and its notices: one line of ours says what does not fit.
 
     The folder `datasets` here has the name of a library that transformers looks for. Only its Trainer and its
     model cards use that; nothing that is imported here does.
@@ -39,6 +38,7 @@ def import_transformers() -> Any:
     if int(transformers.__version__.split(".")[0]) < 5:
         raise UserError(f"transformers {transformers.__version__} is too old: {NEEDS}")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     with contextlib.suppress(ImportError):  # its retries without a network are 11 lines before ours
         from huggingface_hub.utils import logging
 
@@ -82,15 +82,15 @@ def load_hf(source: str) -> Any:
     from tools.hf_config import settings_of
 
     try:
-        with without_notices():
-            config: Any = transformers.AutoConfig.from_pretrained(source)
-            kind = (config.architectures or ["DetrForObjectDetection"])[0]
-            if config.model_type != "detr" or kind not in ("DetrForObjectDetection", "DetrForSegmentation"):
-                exchanged = "DetrForObjectDetection and DetrForSegmentation"
-                raise UserError(f"{source}: a {kind}; exchanged are {exchanged}")
-            settings_of(config, source)  # one that is not ours is refused before its weights are read
-            options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-            model, report = getattr(transformers, kind).from_pretrained(source, **options)
+        config: Any = transformers.AutoConfig.from_pretrained(source)
+        kind = (config.architectures or ["DetrForObjectDetection"])[0]
+        if config.model_type != "detr" or kind not in ("DetrForObjectDetection", "DetrForSegmentation"):
+            raise UserError(
+                f"{source}: a {kind}; exchanged are DetrForObjectDetection and DetrForSegmentation"
+            )
+        settings_of(config, source)  # one that is not ours is refused before its weights are read
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, report = getattr(transformers, kind).from_pretrained(source, **options)
     except ImportError as error:
         raise UserError(f"{source}: {TIMM}") from error
     except UserError:
@@ -102,19 +102,6 @@ def load_hf(source: str) -> Any:
     if lacking:
         raise UserError(f"{source}: {len(lacking)} weights are missing or do not fit, first {lacking[0]}")
     return model.eval()
-
-
-@contextlib.contextmanager
-def without_notices() -> Iterator[None]:
-    """Without transformers' table of weights that do not fit: one line says it."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 # --- How far both are apart ------------------------------------------------------------------------------
