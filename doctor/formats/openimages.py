@@ -6,8 +6,6 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from doctor.formats.record import Object, Picture, Reading, as_seen, header_of, of_box, pictures_below
 from doctor.splits import split_of
 from doctor.summary import Tally
@@ -52,7 +50,8 @@ def read(source: Path) -> Reading:
             lost += Tally(1, Counter(one.label for one in objects))
             continue
         header = header_of(paths[image])
-        sides = np.tile(header.shown, 2)
-        sized = [one._replace(box=tuple((one.box * sides).tolist())) for one in objects]
+        width, height = header.shown
+        boxes = [(x * width, y * height, w * width, h * height) for _, (x, y, w, h), *_ in objects]
+        sized = [one._replace(box=box) for one, box in zip(objects, boxes, strict=True)]
         pictures.append(as_seen(paths[image], header, sized, splits[image]))
     return Reading(pictures, lost=[("pictures that are not there", lost)] if lost.pictures else [])
