@@ -45,11 +45,10 @@ $(READY_TO_TEST): $(READY) $(wildcard requirements-*.txt)
 	@$(INSTALL) --no-deps panopticapi-lite==0.2.0
 	@touch $@
 
-$(LOWEST)/ready: requirements.txt requirements-extra.txt requirements-test.txt
+$(LOWEST)/ready: requirements-lowest.txt
 	@echo "installing the lowest versions into $(LOWEST)"
 	@rm -rf $(LOWEST) && $(LOWEST_PYTHON) -m venv $(LOWEST)
-	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' $^ > $(LOWEST)/requirements.txt
-	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $(LOWEST)/requirements.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-lowest.txt
 	@touch $@
 
 demo: $(READY)
