@@ -25,7 +25,7 @@ MODEL = (
 )
 TINY = MODEL.split()
 EPOCHS = 6  # of 8 steps each: 32 images on two processes
-SECONDS = 240  # the longest that any of the jobs may take
+SECONDS = 600  # the longest that any of the jobs may take
 
 
 @functools.cache
