@@ -10,6 +10,7 @@ import html
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,29 @@ COLUMNS = ["#", "class", "probability", "x", "y", "width", "height"]
 HOUR = 3600  # seconds after which a visitor's picture, and whatever was drawn of it, is forgotten
 
 
+@dataclass
+class Controls:
+    """What visitors set, and the buttons that give them files."""
+
+    given: gr.Image
+    kind: gr.Radio
+    threshold: gr.Slider
+    classes: gr.Dropdown
+    json: gr.DownloadButton
+    png: gr.DownloadButton
+
+
+@dataclass
+class Results:
+    """What they see."""
+
+    drawn: gr.Image
+    words: gr.Textbox
+    rows: gr.Dataframe
+    explained: gr.Column
+    attention: gr.Image
+
+
 def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
     """The page for a model; nothing is served yet."""
     title = "/".join(Path(trained.source).parts[-2:])
@@ -40,7 +64,7 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                given, *controls = build_controls(trained, limits)
+                controls = build_controls(trained, limits)
             with gr.Column(scale=5, min_width=400):
                 drawn = _picture("drawn")
                 words = gr.Textbox(label=f"Found by {title}", lines=3, interactive=False, elem_id="words")
@@ -53,8 +77,8 @@ def build_page(trained: TrainedModel, limits: Limits) -> gr.Blocks:
             interactive=False,
             elem_id="rows",
         )
-        answers = Answers(trained, limits, drawn.GRADIO_CACHE)
-        connect(answers, look, given, controls, [drawn, words, rows], [explained, attention])
+        results = Results(drawn, words, rows, explained, attention)
+        connect(Answers(trained, limits, drawn.GRADIO_CACHE), look, controls, results)
     return page
 
 
@@ -65,8 +89,8 @@ def _picture(name: str) -> gr.Image:
     )
 
 
-def build_controls(trained: TrainedModel, limits: Limits) -> tuple[Any, ...]:
-    """What visitors set: a picture, kind, threshold, classes; and the buttons for files, JSON and PNG."""
+def build_controls(trained: TrainedModel, limits: Limits) -> Controls:
+    """What visitors set, as far as the model has a choice."""
     kinds = kinds_of(trained)
     given = gr.Image(
         label=f"Picture, up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels",
@@ -95,35 +119,28 @@ def build_controls(trained: TrainedModel, limits: Limits) -> tuple[Any, ...]:
     )
     json = gr.DownloadButton("Download JSON", interactive=False, elem_id="json")
     png = gr.DownloadButton("Download the segments' PNG", interactive=False, visible=False, elem_id="png")
-    return given, kind, threshold, classes, json, png
+    return Controls(given, kind, threshold, classes, json, png)
 
 
-def connect(
-    answers: Answers, look: gr.State, given: Any, controls: list[Any], found: list[Any], explained: list[Any]
-) -> None:
-    """Say what answers which component; the buttons' files are made after the picture is shown.
-
-    Args:
-        given, controls: what build_controls gives.
-        found: the drawn picture, what was found in words, and as rows.
-        explained: what shows with the attention, and its picture.
-    """
-    (kind, threshold, classes), buttons = controls[:3], controls[3:]
-    choice, shown = [look, kind, threshold, classes], [*found, *buttons]
-    drawn, _, rows = found
+def connect(answers: Answers, look: gr.State, controls: Controls, results: Results) -> None:
+    """Say what answers which component; the buttons' files are made after the picture is shown."""
+    choice = [look, controls.kind, controls.threshold, controls.classes]
+    buttons = [controls.json, controls.png]
+    shown = [results.drawn, results.words, results.rows, *buttons]
+    explained = [results.explained, results.attention]
     loud: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = {**loud, "show_progress": "hidden"}
 
-    seen = given.input(
+    seen = controls.given.input(
         answers.see,
-        [given, *choice[1:]],
+        [controls.given, *choice[1:]],
         [look, *shown, *explained],
         trigger_mode="always_last",
         **loud,
     )
-    other_kind = kind.input(default_threshold, kind, threshold, **quiet)
+    other_kind = controls.kind.input(default_threshold, controls.kind, controls.threshold, **quiet)
     drawn_anew = gr.on(
-        [threshold.input, classes.input],
+        [controls.threshold.input, controls.classes.input],
         answers.show,
         choice,
         shown,
@@ -132,8 +149,8 @@ def connect(
     )
     for event in (seen, other_kind.then(answers.show, choice, shown, **quiet), drawn_anew):
         event.then(answers.files, choice, buttons, **quiet)
-    drawn.select(answers.clicked, choice, explained, **loud)
-    rows.select(answers.chosen, choice, explained, **loud)
+    results.drawn.select(answers.clicked, choice, explained, **loud)
+    results.rows.select(answers.chosen, choice, explained, **loud)
 
 
 # --- Answers --------------------------------------------------------------------------------------------
@@ -147,6 +164,8 @@ class Answers:
     """What visitors are answered; each visitor's picture is kept by gradio, not here.
 
     Args:
+        trained: the model.
+        limits: of the pictures it is given.
         cache: folder that gradio serves files from, and where it deletes old ones.
     """
 
@@ -171,7 +190,11 @@ class Answers:
     def show(
         self, look: Look | None, kind: str, threshold: float, classes: Sequence[int], reason: str = ""
     ) -> Values:
-        """What is found: drawn, in words, as a table; and two buttons that wait for their files."""
+        """What is found: drawn, in words, as a table; and two buttons that wait for their files.
+
+        Args:
+            reason: why there is no picture.
+        """
         waiting = gr.DownloadButton(interactive=False)
         if look is None:
             return None, reason, [], waiting, waiting
