@@ -132,8 +132,8 @@ def run(words: Sequence[str] | None = None) -> int:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{ascii(text)} is no UTF-8 text: rename that file, folder or class") from None
-    paths_of = [Path(image["file_name"]) for image in records.images]
-    splits, drawn = draw(records.splits, [path.name for path in paths_of], args.split, args.seed)
+    names = [Path(image["file_name"]).name for image in records.images]
+    splits, drawn = draw(records.splits, names, args.split, args.seed)
     raws, before = deal_out(records, splits)
     notes = [*records.notes, *filter(None, [drawn])]
     sources = {}
